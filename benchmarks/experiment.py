@@ -10,7 +10,7 @@ over padded rows, scikit-learn's TSNE (its default, Barnes-Hut) for each split a
 space and kind of labels, F1 of the best cluster, adjusted Rand index and adjusted mutual information, and the ten
 nearest training instances with the share of the same task and the accuracy of a vote.
 
-What the peer leaves out, and ours does: the test split; centred and averaged states; shuffled and regrouped labels;
+What the peer leaves out, and ours does: centred and averaged states; shuffled and regrouped labels;
 four of the seven scores; ties, other values of K and neighbours restricted to other inputs and distributions; linear
 probe, explained variances and the surface of the text; hard examples; layouts to look at; checkpoints and resuming.
 
@@ -59,7 +59,7 @@ from nucleate.model.training import cosine  # noqa: E402
 from nucleate.runs import load_run  # noqa: E402
 
 KINDS = ("task", "distribution", "distribution_mapping")
-MEASURED = ("subset", "validation")
+MEASURED = ("subset", "validation", "test")
 
 
 def main() -> int:

@@ -138,13 +138,15 @@ def test_surface_symbols_are_told_apart_by_case():
 # --- what is in the states
 
 
-@pytest.mark.parametrize(("n", "width"), [(300, 20), (300, 299), (120, 400)])
-def test_linear_probe_is_scikit_learns_ridge_classifier_on_standardised_features(n, width):
+@pytest.mark.parametrize(("n", "width", "share"), [(300, 20, 1), (300, 299, 1), (120, 400, 1), (600, 200, 0.03)])
+def test_linear_probe_is_scikit_learns_ridge_classifier_on_standardised_features(n, width, share):
     rng = np.random.default_rng(width)
     task, test_task = rng.integers(0, 6, n), rng.integers(0, 6, 200)
     centres = rng.normal(size=(6, width)) * 0.15
     states = (centres[task] + rng.normal(size=(n, width))) * rng.uniform(0.01, 100, width) + 5
     test = (centres[test_task] + rng.normal(size=(200, width))) * states.std(axis=0) + 5
+    if share < 1:  # as with n-grams of a text
+        states, test = (np.where(rng.random(some.shape) < share, some, 0) for some in (states, test))
     scaler = StandardScaler().fit(states)
     peer = RidgeClassifier(alpha=RIDGE * n).fit(scaler.transform(states), task)
     expected = peer.score(scaler.transform(test), test_task)

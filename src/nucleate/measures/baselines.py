@@ -15,6 +15,7 @@ import numpy as np
 from numba import njit
 from scipy.linalg import cho_factor, cho_solve
 from scipy.linalg.blas import dsyrk
+from scipy.sparse import csr_array
 from scipy.stats import t as student
 from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -22,6 +23,7 @@ from nucleate.refusal import Refused
 
 MOST_FEATURES = 4096
 RIDGE = 0.01  # the probe's penalty, as a share of the mean eigenvalue of the features' correlation matrix, which is 1
+_SPARSE = 0.05  # share of numbers that are not 0 up to which the zeros are worth leaving out
 _NUMBERS_AT_ONCE = 2**21  # of states turned to double precision: 16 MiB
 
 
@@ -146,12 +148,9 @@ class LinearProbe:
         intercept = targets.mean(axis=0)
         penalty = RIDGE * n
         if width <= n:
-            product, answer = np.zeros((width, width), order="F"), np.zeros((width, len(classes)))
-            for rows in _blocks(states):
-                block = states[rows] - mean
-                block *= scale
-                product = dsyrk(1.0, block.T, 1.0, product, overwrite_c=True)  # the upper triangle, in place
-                answer += block.T @ (targets[rows] - intercept)
+            targets -= intercept
+            few = np.count_nonzero(states) < _SPARSE * states.size
+            product, answer = (_sparse_products if few else _products)(states, mean, scale, targets)
             product[np.diag_indices(width)] += penalty
             weights = cho_solve(cho_factor(product, overwrite_a=True), answer, overwrite_b=True)
         else:
@@ -173,6 +172,32 @@ class LinearProbe:
         )
         guessed = np.concatenate([self.classes[np.argmax(one, axis=1)] for one in answers])
         return float(np.mean(guessed == task))
+
+
+def _products(
+    states: np.ndarray, mean: np.ndarray, scale: np.ndarray, targets: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(width, width), whose upper triangle counts, and (width, class): the standardised features with themselves and
+    with the centred targets."""
+    width = len(mean)
+    product, answer = np.zeros((width, width), order="F"), np.zeros((width, targets.shape[1]))
+    for rows in _blocks(states):
+        block = states[rows] - mean
+        block *= scale
+        product = dsyrk(1.0, block.T, 1.0, product, overwrite_c=True)  # the upper triangle, in place
+        answer += block.T @ targets[rows]
+    return product, answer
+
+
+def _sparse_products(
+    states: np.ndarray, mean: np.ndarray, scale: np.ndarray, targets: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same by way of the few numbers that are not 0: n-grams of a text, where it takes a hundredth of the time."""
+    few = csr_array(states, dtype=np.float64)
+    product = np.asfortranarray((few.T @ few).toarray())
+    product -= len(states) * np.outer(mean, mean)
+    product *= np.outer(scale, scale)
+    return product, scale[:, None] * (few.T @ targets)  # the targets sum to 0, so that the means drop out
 
 
 def linear_probe(
