@@ -1,0 +1,174 @@
+"""Whatever holds a table (a file, a folder, a data frame, a list) opened as named columns, or refused in one line."""
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from nucleate.data.dataset import DESCRIPTION, SPLITS, TABLE, Dataset, load_dataset
+from nucleate.data.natural import GROUPS, natural_dataset
+from nucleate.refusal import Refused
+
+_READABLE = (
+    "data is a .jsonl, .csv or .parquet file, a folder of `nucleate data` or of Hugging Face datasets "
+    f"(save_to_disk), or one of {', '.join(GROUPS)}"
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Named columns of any source; a cell is still whatever the source holds."""
+
+    title: str  # what a refusal calls it
+    columns: tuple[str, ...]
+    places: Sequence[int]  # (row,) the line or row that a refusal names
+    cells: Callable[[str], Sequence[Any]]  # column -> (row,) values
+    unit: str = "row"
+
+    def at(self, place: int) -> str:
+        return f"{self.title}, {self.unit} {place}"
+
+
+def open_source(source: Any) -> tuple[str, Dataset | Table]:
+    """The name of the data, and the data: as a dataset where it is one of ours."""
+    if isinstance(source, str) and source in GROUPS:
+        return source, natural_dataset(source)
+    if isinstance(source, str | Path):
+        return _open_path(Path(source))
+    if isinstance(source, Dataset):
+        return str(source.settings.get("group", "dataset")), source
+    if isinstance(source, pl.DataFrame):
+        return "prompts", frame_table(source, "the data frame")
+    if hasattr(source, "notna") and hasattr(source, "to_dict"):  # a pandas data frame; its nulls have many faces
+        source = source.astype(object).where(source.notna(), None).to_dict("records")
+    if not isinstance(source, Iterable) or isinstance(source, Mapping):
+        raise Refused(f"a {type(source).__name__} is no table of prompts; give a list of rows, each a dict")
+    rows = list(source)
+    return "prompts", _row_table(rows, range(len(rows)), "the list of prompts", "row")
+
+
+def _open_path(path: Path) -> tuple[str, Dataset | Table]:
+    name = path.stem if path.is_file() else path.resolve().name
+    if not path.exists():
+        raise Refused(f"{path} does not exist; mend the path: {_READABLE}")
+    if path.is_dir():
+        if (path / DESCRIPTION).is_file():
+            return name, load_dataset(path)
+        if (path / TABLE).is_file():
+            return name, _open_path(path / TABLE)[1]
+        return name, frame_table(_read_datasets_folder(path), str(path))
+    match path.suffix.lower():
+        case ".jsonl":
+            return name, _read_jsonl(path)
+        case ".csv":
+            return name, _read_csv(path)
+        case ".parquet":
+            return name, frame_table(_read_frame(pl.read_parquet, path), str(path))
+    raise Refused(f"{path} has the unknown extension {path.suffix!r}; {_READABLE}")
+
+
+def frame_table(frame: pl.DataFrame, title: str) -> Table:
+    return Table(title, tuple(frame.columns), range(frame.height), lambda column: frame[column].to_list())
+
+
+def _row_table(rows: Sequence[Any], places: Sequence[int], title: str, unit: str) -> Table:
+    for place, row in zip(places, rows, strict=True):
+        if not isinstance(row, Mapping):
+            raise Refused(f"{title}, {unit} {place}: no object with named columns; give each prompt as one")
+    columns = tuple(dict.fromkeys(column for row in rows for column in row))
+    return Table(title, columns, places, lambda column: [row.get(column) for row in rows], unit)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+        return content.decode("utf-8-sig")
+    except OSError as error:
+        raise Refused(f"{path} cannot be read ({error.strerror}); make it readable") from None
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise Refused(
+            f"{path}, line {line}: byte {content[error.start]:#x} is no UTF-8; save the file as UTF-8"
+        ) from None
+
+
+def _read_jsonl(path: Path) -> Table:
+    rows, lines = [], []
+    for line, text in enumerate(_read_text(path).split("\n"), start=1):
+        if not text.strip():
+            continue
+        try:
+            rows.append(json.loads(text))
+        except (ValueError, RecursionError) as error:
+            what = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else error
+            raise Refused(f"{path}, line {line}: no whole JSON ({what}); write one object a line") from None
+        lines.append(line)
+    return _row_table(rows, lines, str(path), "line")
+
+
+def _read_csv(path: Path) -> Table:
+    reader = csv.reader(StringIO(_read_text(path), newline=""), strict=True)
+    header: list[str] = []
+    rows, lines, line = [], [], 1
+    try:
+        for cells in reader:
+            if cells and not header:
+                header = cells
+                if len(set(header)) < len(header):
+                    raise Refused(f"{path}, line {line}: two columns have the same name; rename one: {header}")
+            elif cells:
+                if len(cells) != len(header):
+                    raise Refused(
+                        f"{path}, line {line}: {len(cells)} cells under {len(header)} columns; "
+                        "put cells that hold commas into double quotes"
+                    )
+                rows.append(dict(zip(header, cells, strict=True)))
+                lines.append(line)
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise Refused(f"{path}, line {line}: no valid CSV ({error}); mend its quotes") from None
+    return _row_table(rows, lines, str(path), "line")
+
+
+def _read_frame(read: Callable[[Path], pl.DataFrame], path: Path) -> pl.DataFrame:
+    try:
+        return read(path)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise Refused(f"{path} is no whole {path.suffix[1:]} file ({reason}); write it again") from None
+
+
+def _read_datasets_folder(folder: Path) -> pl.DataFrame:
+    """What `save_to_disk` of Hugging Face datasets wrote; the parts of a DatasetDict become the column `split`."""
+    if (folder / "dataset_dict.json").is_file():
+        splits = _read_key(folder, "dataset_dict", "splits")
+        for split in splits:
+            if split not in SPLITS:
+                raise Refused(f"{folder} has the split {split!r}, none of {', '.join(SPLITS)}; name {folder / split}")
+        frames = [_read_datasets_folder(folder / split).with_columns(split=pl.lit(split)) for split in splits]
+        return pl.concat(frames, how="diagonal_relaxed")
+    if not (folder / "state.json").is_file():
+        raise Refused(f"{folder} holds no data that can be read; {_READABLE}")
+    files = [folder / one["filename"] for one in _read_key(folder, "state", "_data_files")]
+    frame = pl.concat([_read_frame(pl.read_ipc_stream, one) for one in files])
+    for column, feature in _read_key(folder, "dataset_info", "features").items():
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":  # numbers for names; -1 for none
+            named = dict(enumerate(feature["names"]))
+            frame = frame.with_columns(pl.col(column).replace_strict(named, default=None, return_dtype=pl.String))
+    return frame
+
+
+def _read_key(folder: Path, file: str, key: str) -> Any:
+    path = folder / f"{file}.json"
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))[key]
+    except (OSError, ValueError, KeyError, TypeError):
+        value = None
+    if not value:
+        raise Refused(f"{path} does not tell {key!r}; save the dataset again")
+    return value
