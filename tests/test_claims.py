@@ -180,9 +180,10 @@ def test_sizes_and_settings_are_judged_apart(tmp_path):
     assert "--set training.packing=rows --seed 0..4" in found[2].command
 
 
-def test_a_usual_setting_makes_no_group_of_its_own(tmp_path):
+def test_a_usual_setting_or_one_that_no_number_depends_on_makes_no_group_of_its_own(tmp_path):
+    usual = '[training]\npacking = "tree"\nepochs = 500\n[measure]\ndisplay_iterations = 7\n'
     given = runs(tmp_path / "a", "learn", [True] * 3)
-    given += runs(tmp_path / "b", "learn", [True] * 2, first=3, settings='[training]\npacking = "tree"\nepochs = 500\n')
+    given += runs(tmp_path / "b", "learn", [True] * 2, first=3, settings=usual)
     (found,) = judge(given, [BY_ID["C1"]])
     assert (found.size, found.verdict) == ("narrow", "holds")
 

@@ -28,6 +28,7 @@ Quantity = Callable[[pl.DataFrame, str], float | None]  # of a run's long table 
 
 JUDGED_SEEDS = range(5)
 LEAST_SEEDS = 5
+_NO_MATTER = ("seed", "device", "measure.display_iterations")  # runs that differ in these are the same experiment
 
 
 def judge(runs: Sequence[Run], claims: Sequence["Claim"] | None = None) -> list["Judgement"]:
@@ -610,11 +611,12 @@ def _groups(runs: Sequence[Run]) -> list[_Group]:
 
 
 def _changes(config: Mapping[str, Any], size: str) -> tuple[tuple[str, str], ...]:
-    """Settings of a run that its size has otherwise; seed and device make no other experiment."""
+    """Settings of a run that its size has otherwise; seed, device and what is only looked at make no other
+    experiment."""
     if size not in SIZES:
         return ()
     usual = _flat(asdict(configure(size)))
-    here = {key: value for key, value in _flat(config).items() if key in usual and key not in ("seed", "device")}
+    here = {key: value for key, value in _flat(config).items() if key in usual and key not in _NO_MATTER}
     return tuple((key, str(value)) for key, value in sorted(here.items()) if value != usual[key])
 
 
