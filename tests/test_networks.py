@@ -1,13 +1,15 @@
 """The paper's networks have its parameter counts; folders load with the ordinary tools; nothing unsafe is opened."""
 
+import copy
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from nucleate.model.networks import gpt2, load_network, save_network, word_tokenizer
+from nucleate.model.networks import as_network, gpt2, load_network, save_network, untrained, word_tokenizer
 from nucleate.refusal import Refused
 
 SYMBOLS = ["a", "B", "é", "7", "ж"]
@@ -211,3 +213,92 @@ def test_a_width_that_the_heads_do_not_divide_is_refused():
         "30",
         "8",
     )
+
+
+def write_gguf(file):
+    """A tiny Llama as llama.cpp stores one: quarter-size weights of its own, a tokenizer of bytes."""
+    gguf = pytest.importorskip("gguf")
+    rng = np.random.default_rng(0)
+    tokens = [*"abcdefgh", "Ġ", "ab", "<s>", "</s>"]
+    writer = gguf.GGUFWriter(file, "llama")
+    for add, value in (
+        (writer.add_block_count, 1),
+        (writer.add_context_length, 32),
+        (writer.add_embedding_length, 32),
+        (writer.add_feed_forward_length, 64),
+        (writer.add_head_count, 4),
+        (writer.add_head_count_kv, 2),
+        (writer.add_vocab_size, len(tokens)),
+        (writer.add_layer_norm_rms_eps, 1e-5),
+        (writer.add_tokenizer_model, "gpt2"),
+        (writer.add_token_list, tokens),
+        (writer.add_token_merges, ["a b"]),
+        (writer.add_token_types, [1] * 10 + [3] * 2),
+        (writer.add_bos_token_id, 10),
+        (writer.add_eos_token_id, 11),
+    ):
+        add(value)
+    shapes = {"token_embd": (12, 32), "output_norm": (32,), "blk.0.attn_norm": (32,), "blk.0.ffn_norm": (32,)}
+    shapes |= {"blk.0.attn_q": (32, 32), "blk.0.attn_k": (16, 32), "blk.0.attn_v": (16, 32)}
+    shapes |= {"blk.0.attn_output": (32, 32), "blk.0.ffn_gate": (64, 32), "blk.0.ffn_up": (64, 32)}
+    shapes |= {"blk.0.ffn_down": (32, 64)}
+    values = {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
+    for name, value in values.items():
+        kind = gguf.GGMLQuantizationType.Q8_0 if value.ndim == 2 else gguf.GGMLQuantizationType.F32
+        data = gguf.quants.quantize(value, kind)
+        writer.add_tensor(f"{name}.weight", data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return values
+
+
+def test_a_gguf_file_becomes_an_ordinary_network(tmp_path, capsys):
+    values = write_gguf(tmp_path / "tiny.gguf")
+    model, tokenizer = load_network(tmp_path / "tiny.gguf")
+    assert capsys.readouterr().err == "" and model.dtype == torch.float32 and not model.training
+    found = model.model.layers[0].mlp.up_proj.weight.detach().numpy()
+    np.testing.assert_allclose(found, values["blk.0.ffn_up"], atol=0.02)
+    ids = tokenizer("ab c", return_tensors="pt")["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(ids[0]) == ["ab", "Ġ", "c"]
+    save_network(copy.deepcopy(model), tokenizer, tmp_path / "net")
+    again, _ = load_network(tmp_path / "net")
+    with torch.no_grad():
+        torch.testing.assert_close(again(ids).logits, model(ids).logits)
+
+
+def test_a_gguf_file_without_its_packages_or_cut_short_is_refused_in_one_line(tmp_path, monkeypatch):
+    write_gguf(tmp_path / "tiny.gguf")
+    for end in (2, 300, 1500, -9):
+        (tmp_path / "cut.gguf").write_bytes((tmp_path / "tiny.gguf").read_bytes()[:end])
+        one_line(lambda: load_network(tmp_path / "cut.gguf"), "cut.gguf", "cannot be loaded")
+    one_line(lambda: load_network(tmp_path / "none.gguf"), "none.gguf", "does not exist")
+    monkeypatch.setattr("nucleate.model.networks.find_spec", lambda name: None if name == "gguf" else name)
+    one_line(lambda: load_network(tmp_path / "tiny.gguf"), "needs gguf: pip install 'nucleate[gguf]'")
+
+
+def test_a_loaded_network_stays_as_it_is_and_brings_its_tokenizer_or_is_given_one(folder):
+    model, tokenizer = load_network(folder)
+    model.train()
+    same, found = as_network(model)
+    assert same is model and model.training and found("a B")["input_ids"] == [2, 3]
+    assert as_network(model, tokenizer)[1] is tokenizer
+    assert as_network(folder, dtype="bfloat16")[0].dtype == torch.bfloat16
+    one_line(lambda: as_network(small()), "without a tokenizer")
+    one_line(lambda: as_network(3), "a int is no network")
+
+
+def test_fresh_weights_keep_the_architecture_and_leave_the_callers_random_state(folder):
+    model, _ = load_network(folder, dtype="bfloat16")
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    fresh, again, other = untrained(model, 1), untrained(model, 1), untrained(model, 2)
+    assert torch.equal(torch.rand(4), expected)
+    assert fresh.dtype == torch.bfloat16 and type(fresh) is type(model) and not fresh.training
+    assert fresh.lm_head.weight is fresh.transformer.wte.weight
+    for (name, x), y in zip(fresh.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(x, y), name
+    assert not torch.equal(fresh.transformer.wte.weight, other.transformer.wte.weight)
+    assert not torch.equal(fresh.transformer.wte.weight, model.transformer.wte.weight)

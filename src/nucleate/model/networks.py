@@ -4,10 +4,14 @@ What we train and what others publish travels the same road: weights as safetens
 Nothing here opens a pickle, and code that comes with a model runs only where the caller asks for it by name.
 """
 
+import copy
+import io
 import os
 import shutil
+import struct
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,13 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_TEXT_ENCODING_MAPPING,
+    AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
+    AutoModelForTextEncoding,
     AutoTokenizer,
     GPT2Config,
     GPT2LMHeadModel,
@@ -30,6 +40,8 @@ from nucleate.refusal import Refused
 
 PAD, UNKNOWN = "<pad>", "<unk>"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+# What transformers raises for whatever cannot be loaded; the last two come from a GGUF file that was cut short.
+_TROUBLE = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, IndexError, struct.error)
 
 
 def gpt2(
@@ -99,7 +111,7 @@ def save_network(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fol
     folder = Path(folder)
     new, old = _beside(folder, "new"), _beside(folder, "old")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    _put_back(folder)
+    finish_replacement(folder)
     shutil.rmtree(new, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
     try:
@@ -110,7 +122,7 @@ def save_network(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fol
             os.rename(folder, old)
         os.rename(new, folder)
     finally:
-        _put_back(folder)
+        finish_replacement(folder)
         shutil.rmtree(new, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
 
@@ -118,68 +130,171 @@ def save_network(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fol
 def load_network(
     path: str | Path,
     *,
+    tokenizer: Any = None,
     device: str | torch.device = "cpu",
     dtype: str = "float32",
     revision: str | None = None,
     trust_remote_code: bool = False,
     **loading: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Network, in eval mode, and tokenizer from a local folder or a hub id; whatever is cached or local needs no
-    network.
+    """Network, in eval mode, and tokenizer (its own unless one is given) from a local folder, a GGUF file or a hub id;
+    what is local or cached needs no connection. Causal language models come with their head, all others bare.
 
     `dtype` is the precision that the weights are cast to (`auto`: as stored). `loading` goes to `from_pretrained`:
     `device_map`, `quantization_config`, `gguf_file`, `attn_implementation`, … (`device` is not used with the first
     two)."""
-    name = str(path)
-    local = Path(path).expanduser()
-    _put_back(local)
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise Refused(f"dtype {dtype!r} is none of torch's: take float32, bfloat16, float16 or auto")
-    if local.is_dir():
-        name = str(local)
-        _look_at(local, "gguf_file" in loading)
-    elif isinstance(path, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1 or local.exists():
-        what = "is no folder" if local.exists() else "does not exist"
-        raise Refused(f"model {name}: {what}: give a folder with config.json and *.safetensors, or a hub id")
-
-    common: dict[str, Any] = {"revision": revision} if revision else {}
-    common["trust_remote_code"] = trust_remote_code
-    if "gguf_file" in loading:
-        common["gguf_file"] = loading.pop("gguf_file")
-    else:
+    name, gguf = str(path), loading.pop("gguf_file", None)
+    folder, common = _locate(path, gguf_file=gguf, revision=revision, trust_remote_code=trust_remote_code)
+    if "gguf_file" not in common:
         loading.setdefault("use_safetensors", True)
-    loaded: Any
-    with _quiet():
+        _look_at(Path(folder))
+    with _quiet(gguf="gguf_file" in common):
         try:
-            loaded = AutoModelForCausalLM.from_pretrained(
-                name, dtype=dtype, output_loading_info=True, **common, **loading
-            )
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+            kind: Any = AutoModelForCausalLM
+            if not _adapter(Path(folder)):
+                config = AutoConfig.from_pretrained(folder, **common)
+                kind = _kind(config)
+                if "gguf_file" in common:
+                    loading["config"] = config  # to parse it once more takes seconds
+            model, report = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True, **common, **loading)
+        except _TROUBLE as error:
             raise Refused(_reason(name, error, trust_remote_code)) from error
-        model, report = loaded
-        if report["missing_keys"]:  # transformers would fill them at random
-            missing = sorted(report["missing_keys"])
-            raise Refused(
-                f"model {name}: holds no weights for {missing[0]} (and {len(missing) - 1} more): save all of it"
-            )
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(name, **common)
-        except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError) as error:
-            if "trust_remote_code" in str(error) and not trust_remote_code:
-                raise Refused(_reason(name, error, trust_remote_code)) from error
-            raise Refused(
-                f"model {name}: has no tokenizer that can be loaded ({_first_line(error)}): save one beside the weights"
-            ) from error
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what a missing tokenizer is silently replaced by
-        raise Refused(f"model {name}: has no tokenizer: save one beside the weights")
+        if tokenizer is None:
+            tokenizer = _load_tokenizer(folder, name, common)
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))  # which is never asked
+    if missing:  # transformers would fill them at random
+        raise Refused(f"model {name}: holds no weights for {missing[0]} (and {len(missing) - 1} more): save all of it")
+    if "gguf_file" in common:
+        _forget_gguf(model)
     if "device_map" not in loading and "quantization_config" not in loading:
         model.to(torch.device(device))
     return model.eval(), tokenizer
 
 
-def _look_at(folder: Path, gguf: bool) -> None:
+def as_network(model: Any, tokenizer: Any = None, **loading: Any) -> tuple[Any, Any]:
+    """Network and tokenizer from a path, a hub id or a loaded network. The latter stays as it is, and its tokenizer is
+    sought where it was loaded from unless one is given."""
+    if isinstance(model, str | Path):
+        return load_network(model, tokenizer=tokenizer, **loading)
+    if not hasattr(model, "config") or not hasattr(model, "parameters"):
+        raise Refused(f"a {type(model).__name__} is no network: give a path, a hub id or a transformers model")
+    if tokenizer is None:
+        source = getattr(model, "name_or_path", "")
+        if not source:
+            raise Refused(f"this {type(model).__name__} comes without a tokenizer: give it as tokenizer=…")
+        tokenizer = _load_tokenizer(source, source, {"trust_remote_code": loading.get("trust_remote_code", False)})
+    return model, tokenizer
+
+
+def network_shape(model: Any, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The network of a path, a hub id, a GGUF file or a configuration, without weights: its settings are enough."""
+    if hasattr(model, "parameters"):
+        return model
+    with _quiet():
+        try:
+            config = model
+            if isinstance(model, str | Path):
+                folder, common = _locate(model, revision=revision, trust_remote_code=trust_remote_code)
+                config = AutoConfig.from_pretrained(folder, **common)
+            with torch.device("meta"):
+                return _kind(config).from_config(config, trust_remote_code=trust_remote_code)
+        except _TROUBLE as error:
+            raise Refused(_reason(str(model), error, trust_remote_code)) from error
+
+
+def untrained(model: Any, seed: int) -> Any:
+    """The same architecture with fresh weights, in eval mode, on the same device and in the same precision. Equal
+    seeds give equal weights."""
+    own = model.get_base_model() if hasattr(model, "get_base_model") else model
+    config = copy.deepcopy(own.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    reference = next(p for p in own.parameters() if p.is_floating_point())
+    with torch.random.fork_rng(devices=[]), torch.no_grad():  # drawn on the CPU, whatever device they go to
+        torch.default_generator.manual_seed(seed % 2**63)
+        fresh = type(own)(config)
+    return fresh.to(device=reference.device, dtype=reference.dtype).eval()
+
+
+def looks_local(path: str | Path) -> bool:
+    """Does this name a place on this machine (there or not), rather than a hub id?"""
+    name = str(path)
+    local = isinstance(path, Path) or name.startswith((".", "/", "~")) or name.endswith(".gguf")
+    return local or name.count("/") > 1 or Path(name).exists()
+
+
+def finish_replacement(folder: Path) -> None:
+    """Put back what a process that died in the middle of a replacement had set aside."""
+    old = _beside(folder, "old")
+    if old.is_dir() and not folder.exists():
+        os.rename(old, folder)
+
+
+def _locate(
+    path: str | Path, *, gguf_file: str | None = None, revision: str | None, trust_remote_code: bool
+) -> tuple[str, dict[str, Any]]:
+    """The folder or hub id to load from, and what every loading function is told."""
+    local = Path(path).expanduser()
+    finish_replacement(local)
+    common: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if revision:
+        common["revision"] = revision
+    if local.is_file() and local.suffix == ".gguf":
+        local, gguf_file = local.parent, local.name
+    elif not local.is_dir() and looks_local(path):
+        what = "is no folder" if local.exists() else "does not exist"
+        raise Refused(f"model {path}: {what}: give a folder with config.json and *.safetensors, or a hub id")
+    if gguf_file:
+        missing = [package for package in ("gguf", "accelerate") if find_spec(package) is None]
+        if missing:
+            raise Refused(f"model {path}: a GGUF file needs {' and '.join(missing)}: pip install 'nucleate[gguf]'")
+        common["gguf_file"] = gguf_file
+    return str(local) if local.is_dir() else str(path), common
+
+
+def _kind(config: Any) -> Any:
+    """The class that loads it: with a head where it is a causal language model, else the bare network, and of T5 and
+    its kin the encoder alone."""
+    if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
+        return AutoModelForCausalLM
+    causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and not config.is_encoder_decoder
+    masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    if causal and not masked:
+        return AutoModelForCausalLM
+    return AutoModelForTextEncoding if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING else AutoModel
+
+
+def _adapter(folder: Path) -> bool:
+    return (folder / "adapter_config.json").exists()
+
+
+def _load_tokenizer(folder: str, name: str, common: dict[str, Any]) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **common)
+    except (*_TROUBLE, TypeError, AttributeError) as error:
+        if "trust_remote_code" in str(error) and not common["trust_remote_code"]:
+            raise Refused(_reason(name, error, False)) from error
+        raise Refused(
+            f"model {name}: has no tokenizer that can be loaded ({_first_line(error)}): save one beside the weights"
+        ) from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what a missing tokenizer is silently replaced by
+        raise Refused(f"model {name}: has no tokenizer: save one beside the weights")
+    return tokenizer
+
+
+def _forget_gguf(model: Any) -> None:
+    """The weights are ordinary ones now; while the network says otherwise, it can be neither saved nor copied."""
+    model.hf_quantizer, model.is_quantized = None, False
+    for holder, name in ((model.config, "quantization_config"), (model, "quantization_method")):
+        if hasattr(holder, name):
+            delattr(holder, name)
+
+
+def _look_at(folder: Path) -> None:
     """Refuse a local folder that cannot hold a network, before anything is opened."""
-    if gguf or (folder / "adapter_config.json").exists():
+    if not folder.is_dir() or _adapter(folder):
         return
     if not (folder / "config.json").exists():
         raise Refused(f"model {folder}: holds no config.json: give the folder of a Hugging Face model")
@@ -210,20 +325,15 @@ def _beside(folder: Path, what: str) -> Path:
     return folder.parent / f".{folder.name}.{what}"
 
 
-def _put_back(folder: Path) -> None:
-    """Finish what a process that died in the middle of a replacement left behind."""
-    old = _beside(folder, "old")
-    if old.is_dir() and not folder.exists():
-        os.rename(old, folder)
-
-
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' progress bars: the library is silent, the command line draws its own."""
+def _quiet(gguf: bool = False) -> Iterator[None]:
+    """Without transformers' progress bars: the library is silent, the command line draws its own. The bar of a GGUF
+    file knows no switch."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        yield
+        with redirect_stderr(io.StringIO()) if gguf else nullcontext():
+            yield
     finally:
         if shown:
             logging.enable_progress_bar()

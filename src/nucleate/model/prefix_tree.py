@@ -24,7 +24,7 @@ from nucleate.refusal import Refused
 
 # A place costs as much in attention as in the rest of a layer when its row is about this long (one thread: 70 at
 # width 32, 270 at 256); below _SHORTEST_ROW nothing is gained by shorter rows. Both move time only, never a number.
-_HALF_COST = 200
+HALF_COST = 200
 _SHORTEST_ROW = 32
 
 
@@ -291,7 +291,11 @@ def position_limit(model: nn.Module) -> int | None:
     """How many tokens a text may have; None where the network sets no limit (state-space models, ALiBi)."""
     config = text_config(model)
     limit = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))
-    return limit if isinstance(limit, int) and limit > 0 else None
+    if not isinstance(limit, int) or limit <= 0:
+        return None
+    tables = [m for name, m in model.named_modules() if name.endswith("position_embeddings")]
+    padding = getattr(tables[0], "padding_idx", None) if tables else None
+    return limit if padding is None else limit - padding - 1  # RoBERTa and its kin count from there
 
 
 def takes_positions(model: Any) -> bool:
@@ -365,7 +369,7 @@ def _arrange(sizes: list[int], rows: int | None) -> tuple[np.ndarray, np.ndarray
             row[i], start[i] = r, used
             heapq.heapreplace(room, (used + sizes[i], r))
         places = max(used for used, _ in room)
-        cost = count * places * (1 + places / _HALF_COST)
+        cost = count * places * (1 + places / HALF_COST)
         if best is None or cost < best[0]:
             best = (cost, row, start, count, places)
     assert best is not None

@@ -1,0 +1,143 @@
+"""Which models were meant: single ones, or folders of checkpoints as a series in order, each known by its weights."""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import constants
+from huggingface_hub.file_download import try_to_load_from_cache
+
+from nucleate.model.networks import finish_replacement, looks_local
+from nucleate.refusal import Refused
+
+_CHECKPOINT = re.compile(r"(?P<unit>checkpoint|epoch|step)[-_]?(?P<number>\d+)")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model to be read."""
+
+    name: str  # the shortest tail of its path that no other has
+    path: str  # a folder, a GGUF file or a hub id
+    revision: str | None = None
+    epoch: int | None = None  # whole epochs done, where the checkpoint tells
+    step: int | None = None
+    checksum: str | None = None  # of its weights; None where they are not on this machine yet
+
+
+def find_models(arguments: Sequence[str | Path], revisions: Sequence[str] = ()) -> list[Source]:
+    """All models that the arguments name, in order. A folder that has no weights of its own but folders `epoch-…` or
+    `checkpoint-…` (as it is, or in `checkpoints/`) stands for these, the earliest first. With `revisions`, each hub id
+    stands for so many models. Two with the same weights are refused: one of them is not what it says."""
+    found: list[tuple[str, str | None]] = []
+    for argument in arguments:
+        local = Path(argument).expanduser()
+        if not looks_local(argument):
+            found += [(str(argument), revision) for revision in revisions] if revisions else [(str(argument), None)]
+            continue
+        if revisions:
+            raise Refused(f"model {argument}: a local folder has no revisions: give a hub id, or leave them out")
+        finish_replacement(local)
+        if not local.exists():
+            raise Refused(f"model {argument}: does not exist: give a folder with weights, a GGUF file or a hub id")
+        found += [(str(one), None) for one in ([local] if _is_model(local) else _checkpoints(local))]
+    names = _names([(*_parts(path), *([revision] if revision else [])) for path, revision in found])
+    sources = []
+    for name, (path, revision) in zip(names, found, strict=True):
+        epoch, step = _age(Path(path), revision)
+        sources.append(Source(name, path, revision, epoch, step, checksum(path, revision)))
+    refuse_twins({one.name: one.checksum for one in sources})
+    return sources
+
+
+def checksum(path: str | Path, revision: str | None = None) -> str | None:
+    """sha256 of the bytes of its *.safetensors (or of the GGUF file); None for a hub id that is not on this machine."""
+    place = Path(path).expanduser()
+    if not place.exists():
+        cached = try_to_load_from_cache(str(path), "config.json", revision=revision or constants.DEFAULT_REVISION)
+        if not isinstance(cached, str):
+            return None
+        place = Path(cached).parent
+    files = _weights(place)
+    if not files:
+        return None
+    digest = hashlib.sha256()
+    for file in files:
+        with open(file, "rb") as stream:
+            while block := stream.read(2**22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def refuse_twins(checksums: Mapping[str, str | None]) -> None:
+    """Refuse two models with the same weights: published series have held the wrong ones."""
+    first: dict[str, str] = {}
+    for name, value in checksums.items():
+        if value is not None and first.setdefault(value, name) != name:
+            raise Refused(
+                f"models {first[value]} and {name} have the same weights: one of them is not what its name says; "
+                "leave one out"
+            )
+
+
+def _is_model(place: Path) -> bool:
+    return bool(_weights(place)) or (place / "config.json").exists() or (place / "adapter_config.json").exists()
+
+
+def _weights(place: Path) -> list[Path]:
+    return [place] if place.is_file() else sorted(place.glob("*.safetensors"))
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    inside = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
+    numbered = [
+        (int(match["number"]), one)
+        for one in inside.iterdir()
+        if one.is_dir() and (match := _CHECKPOINT.fullmatch(one.name)) and match["unit"] != "step"
+    ]
+    if not numbered:
+        raise Refused(
+            f"model {folder}: holds neither config.json with *.safetensors nor folders checkpoint-… or epoch-…: "
+            "give the folder of a model or of its checkpoints"
+        )
+    empty = next((one for _, one in sorted(numbered) if not _is_model(one)), None)
+    if empty is not None:
+        raise Refused(f"model {empty}: holds no weights: remove this checkpoint, or save it again")
+    return [one for _, one in sorted(numbered)]
+
+
+def _age(path: Path, revision: str | None) -> tuple[int | None, int | None]:
+    """Epoch and step, from the name and from what Hugging Face's Trainer writes beside the weights."""
+    match = _CHECKPOINT.search(revision) if revision else _CHECKPOINT.fullmatch(path.name)
+    if match is None:
+        return None, None
+    number = int(match["number"])
+    if match["unit"] == "epoch":
+        return number, None
+    try:
+        epoch = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))["epoch"]
+        return int(epoch + 1e-6), number
+    except (OSError, ValueError, KeyError, TypeError):
+        return None, number
+
+
+def _parts(path: str) -> tuple[str, ...]:
+    place = Path(path).expanduser()
+    return place.resolve().parts if place.exists() else tuple(path.split("/"))
+
+
+def _names(paths: Iterable[tuple[str, ...]]) -> list[str]:
+    """The shortest tail of each path that is none of another."""
+    paths = list(paths)
+    twice = next((parts for parts, count in Counter(paths).items() if count > 1), None)
+    if twice is not None:
+        raise Refused(f"model {'/'.join(twice)}: is given twice: leave one out")
+    tails = Counter(parts[k:] for parts in paths for k in range(len(parts)))
+    return [
+        "/".join(next((parts[-n:] for n in range(1, len(parts) + 1) if tails[parts[-n:]] == 1), parts)).strip("/")
+        for parts in paths
+    ]
