@@ -6,7 +6,7 @@ A trained network, an untrained one and the bare surface of the text all go thro
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from operator import attrgetter
@@ -26,6 +26,7 @@ from nucleate.measures.baselines import (
 from nucleate.measures.clustering import KMeansJob, kmeans_many
 from nucleate.measures.neighbours import (
     Labels,
+    Neighbours,
     TaskDeals,
     find_neighbours_many,
     hard_shares,
@@ -36,6 +37,7 @@ from nucleate.measures.scores import ClusterScores, ari_within, cluster_scores_m
 from nucleate.measures.tsne import Embedding, tsne
 
 KINDS = ("task", "distribution", "distribution_mapping")
+SPACES = ("raw", "tsne", "centred", "averaged")
 _SCORES = tuple(field.name for field in fields(ClusterScores))
 _all_scores = attrgetter(*_SCORES)
 
@@ -62,8 +64,13 @@ class Cohort:
     pairs: np.ndarray  # (pair, 2) positions of a hard instance and of its original; none where they are not both here
 
     def classes(self, kind: str) -> np.ndarray:
-        """(instance,) codes of one kind of labels."""
+        """(instance,) codes of one kind of labels; -1 where they are unknown."""
         return {"task": self.labels.task, "distribution": self.labels.distribution}.get(kind, self.mapping)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of labels that every instance has."""
+        return tuple(kind for kind in KINDS if (self.classes(kind) >= 0).all())
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +93,7 @@ class Placing:
                 "none": classes[np.newaxis],
                 "shuffled": shuffled_labels(classes, instruction, **dealing),
             }
-            if kind == "task":
+            if kind == "task" and "distribution" in cohort.kinds:
                 deals[kind]["regrouped"] = regrouped_tasks(classes, distribution, **dealing)
         return cls(members, point_of, deals)
 
@@ -104,38 +111,51 @@ class Cast:
     probed: frozenset[str]  # splits without any instruction of the training set: only for them is there a linear probe
 
 
-def cast(cohorts: Sequence[Cohort], reference: Cohort, *, seed: int, repeats: int = 20) -> Cast:
+def cast(
+    cohorts: Sequence[Cohort],
+    reference: Cohort,
+    *,
+    seed: int,
+    repeats: int = 20,
+    spaces: Collection[str] = SPACES,
+) -> Cast:
     """Deal the labels of the controls. Shuffled: between instructions, each side for itself. Regrouped: distributions
-    to tasks at random, the same deal on both sides, sizes kept."""
+    to tasks at random, the same deal on both sides, sizes kept; not where some instance's distribution is unknown.
+    Only `spaces` will be looked at."""
     deals: dict[tuple[str, str], dict[str, TaskDeals]] = {}
     places: dict[tuple[str, str], Placing] = {}
     for cohort in cohorts:
         for space, place in _places(cohort, reference, seed=seed, repeats=repeats):
-            places[cohort.split, space] = place
+            if space in spaces:
+                places[cohort.split, space] = place
         for space in ("raw", "centred"):
+            if space not in spaces:
+                continue
             query, candidate = cohort.labels, reference.labels
             if space == "centred":
                 query, candidate = (one[_shared_inputs(one, reference.labels)] for one in (query, candidate))
             if not len(query) or not len(candidate):
                 continue
-            tasks, distributions = (
-                np.concatenate([getattr(one, name) for one in (query, candidate)]) for name in ("task", "distribution")
-            )
-            regrouped = regrouped_tasks(tasks, distributions, seed=_seed(seed, "regrouped"), repeats=repeats)
             shuffled = [
-                shuffled_labels(one.task, one.instruction, seed=_seed(seed, "shuffled", split), repeats=repeats)
+                shuffled_labels(one.task, one.instruction, seed=derived_seed(seed, "shuffled", split), repeats=repeats)
                 for one, split in ((query, cohort.split), (candidate, "train"))
             ]
             deals[cohort.split, space] = {
                 "none": TaskDeals.of(query, candidate),
                 "shuffled": TaskDeals.of(query, candidate, query_tasks=shuffled[0], candidate_tasks=shuffled[1]),
-                "regrouped": TaskDeals.of(
+            }
+            if "distribution" in cohort.kinds and "distribution" in reference.kinds:
+                tasks, distributions = (
+                    np.concatenate([getattr(one, name) for one in (query, candidate)])
+                    for name in ("task", "distribution")
+                )
+                regrouped = regrouped_tasks(tasks, distributions, seed=derived_seed(seed, "regrouped"), repeats=repeats)
+                deals[cohort.split, space]["regrouped"] = TaskDeals.of(
                     query,
                     candidate,
                     query_tasks=regrouped[:, : len(query)],
                     candidate_tasks=regrouped[:, len(query) :],
-                ),
-            }
+                )
     known = reference.labels.instruction
     probed = frozenset(one.split for one in cohorts if not np.isin(one.labels.instruction, known).any())
     kept = _shared_inputs(reference.labels, reference.labels)
@@ -144,42 +164,46 @@ def cast(cohorts: Sequence[Cohort], reference: Cohort, *, seed: int, repeats: in
 
 def _places(cohort: Cohort, reference: Cohort, *, seed: int, repeats: int) -> Iterator[tuple[str, Placing]]:
     """raw; tsne; centred: less what the input alone says; averaged: one point per instruction."""
-    dealing = {"seed": _seed(seed, "clusters", cohort.split), "repeats": repeats}
+    dealing = {"seed": derived_seed(seed, "clusters", cohort.split), "repeats": repeats}
     everyone = np.arange(len(cohort.labels))
-    placing = Placing.of(cohort, everyone, everyone, KINDS, **dealing)
+    placing = Placing.of(cohort, everyone, everyone, cohort.kinds, **dealing)
     yield "raw", placing
     yield "tsne", placing
     kept = _shared_inputs(cohort.labels, reference.labels)
     if not kept.any():
         return  # nothing can be told apart from the input
     members = np.flatnonzero(kept)
-    yield "centred", Placing.of(cohort, members, np.where(kept, np.cumsum(kept) - 1, -1), KINDS, **dealing)
+    yield "centred", Placing.of(cohort, members, np.where(kept, np.cumsum(kept) - 1, -1), cohort.kinds, **dealing)
     instructions = cohort.labels.instruction[members]
     first = members[np.sort(np.unique(instructions, return_index=True)[1])]
     point = {instruction: number for number, instruction in enumerate(cohort.labels.instruction[first])}
     point_of = np.array([point.get(instruction, -1) for instruction in cohort.labels.instruction])
     # One point stands for all mappings of its instruction.
-    yield "averaged", Placing.of(cohort, first, point_of, ("task", "distribution"), **dealing)
+    kinds = [kind for kind in cohort.kinds if kind != "distribution_mapping"]
+    yield "averaged", Placing.of(cohort, first, point_of, kinds, **dealing)
 
 
 def _shared_inputs(labels: Labels, reference: Labels) -> np.ndarray:
     pairs = np.unique(np.stack([reference.input, reference.task]), axis=1)
     inputs, tasks = np.unique(pairs[0], return_counts=True)
-    return np.isin(labels.input, inputs[tasks >= 2])
+    return np.isin(labels.input, inputs[(tasks >= 2) & (inputs >= 0)])
 
 
 @dataclass(frozen=True)
 class Survey:
-    """The rows of one moment, and the t-SNE embeddings that were scored."""
+    """The rows of one moment, and what they were counted from."""
 
     rows: list[Row]
-    embeddings: dict[tuple[str, int], Embedding]  # (split, layer)
+    embeddings: dict[tuple[str, int], Embedding]  # (split, layer): the t-SNE that was scored
+    neighbours: dict[tuple[str, int, str], Mapping[str, Neighbours]]  # (split, layer, space) -> search -> found
+    clusters: dict[tuple[str, int, str, str], np.ndarray]  # (split, layer, space, kind of labels) -> (point,)
 
 
 def survey(
     cast: Cast,
     states: Mapping[str, np.ndarray],  # split -> (layer, instance, width), the training set among them
     *,
+    layers: Sequence[int] | None = None,  # their numbers in the rows; None: 0, 1, ...
     components: int = 3,
     perplexity: float = 10,
     iterations: int = 2000,
@@ -189,31 +213,49 @@ def survey(
     """All measures of all splits and layers at one moment, under control none, shuffled and regrouped.
 
     The same rows in the same order for any number of threads."""
-    layers = range(len(states[cast.reference.split]))
-    places = [(cohort, layer) for layer in layers for cohort in cast.cohorts]
+    if layers is None:
+        layers = range(len(states[cast.reference.split]))
+    by_layer = [{split: some[place] for split, some in states.items()} for place in range(len(layers))]
+    shown = [
+        (cohort, layer, here[cohort.split])
+        for layer, here in zip(layers, by_layer, strict=True)
+        for cohort in cast.cohorts
+        if (cohort.split, "tsne") in cast.places
+    ]
     # The last bits of a matrix product depend on BLAS's threads; ours are put to whole layers instead.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
         embedded = tsne(
-            [states[cohort.split][layer] for cohort, layer in places],
+            [points for _, _, points in shown],
             components=components,
             perplexity=perplexity,
             iterations=iterations,
-            seed=_seed(cast.seed, "tsne"),
+            seed=derived_seed(cast.seed, "tsne"),
             threads=threads,
         )
-        embeddings = {(cohort.split, layer): one for (cohort, layer), one in zip(places, embedded, strict=True)}
-        by_layer = [{split: some[layer] for split, some in states.items()} for layer in layers]
-        looks = [pool.submit(look, cast, n, by_layer[n]) for n in layers for look in (_look_at_raw, _look_at_centred)]
+        embeddings = {(cohort.split, layer): one for (cohort, layer, _), one in zip(shown, embedded, strict=True)}
+        looks = [
+            pool.submit(look, cast, layer, here)
+            for layer, here in zip(layers, by_layer, strict=True)
+            for look in (_look_at_raw, _look_at_centred)
+        ]
         rows: list[Row] = []
         views: list[_View] = []
+        neighbours: dict[tuple[str, int, str], Mapping[str, Neighbours]] = {}
         for layer, raw, centred in zip(layers, looks[::2], looks[1::2], strict=True):
             for cohort in cast.cohorts:
-                shown = _View(cohort, layer, "tsne", embeddings[cohort.split, layer].embedding)
-                for found in (raw.result()[cohort.split], _Looked([shown], []), centred.result().get(cohort.split)):
-                    rows += found.rows if found else []
-                    views += found.views if found else []
-        rows += _cluster_rows(cast, views, initialisations=initialisations, threads=threads, pool=pool)
-    return Survey(rows, embeddings)
+                place = (cohort.split, layer)
+                embedding = [_View(cohort, layer, "tsne", embeddings[place].embedding)] if place in embeddings else []
+                for found in (
+                    raw.result().get(cohort.split),
+                    _Looked(embedding, [], {}),
+                    centred.result().get(cohort.split),
+                ):
+                    if found is not None:
+                        rows += found.rows
+                        views += found.views
+                        neighbours |= {(*place, space): one for space, one in found.neighbours.items()}
+        scored, clusters = _cluster_rows(cast, views, initialisations=initialisations, threads=threads, pool=pool)
+    return Survey(rows + scored, embeddings, neighbours, clusters)
 
 
 # --- spaces ----------------------------------------------------------------------------------------------------------
@@ -238,21 +280,25 @@ class _Looked:
 
     views: list[_View]
     rows: list[Row]
+    neighbours: dict[str, Mapping[str, Neighbours]]  # space -> search -> found
 
 
 def _look_at_raw(cast: Cast, layer: int, states: Mapping[str, np.ndarray]) -> dict[str, _Looked]:
     """Neighbours, linear probe and explained variances of the states as they are, by split."""
+    cohorts = [cohort for cohort in cast.cohorts if (cohort.split, "raw") in cast.places]
+    if not cohorts:
+        return {}
     known = cast.reference
-    views = [_View(cohort, layer, "raw", states[cohort.split]) for cohort in cast.cohorts]
+    views = [_View(cohort, layer, "raw", states[cohort.split]) for cohort in cohorts]
     neighbours = _neighbour_rows(cast, views, states[known.split], np.arange(len(known.labels)))
     probe = LinearProbe.fit(states[known.split], known.labels.task) if cast.probed else None
     looked = {}
-    for view, rows in zip(views, neighbours, strict=True):
+    for view, (rows, found) in zip(views, neighbours, strict=True):
         rows = _variance_rows(view) + rows
         if probe is not None and view.cohort.split in cast.probed:
             accuracy = probe.accuracy(view.points, view.cohort.labels.task)
             rows.append(view.row("task", "none", "linear_accuracy", accuracy))
-        looked[view.cohort.split] = _Looked([view], rows)
+        looked[view.cohort.split] = _Looked([view], rows, {"raw": found})
     return looked
 
 
@@ -274,10 +320,13 @@ def _look_at_centred(cast: Cast, layer: int, states: Mapping[str, np.ndarray]) -
         points, _ = averaged(points, cohort.labels.instruction[members])
         averages.append(_View(cohort, layer, "averaged", points))
     looked = {}
-    for view, average, rows in zip(views, averages, _neighbour_rows(cast, views, reference, place), strict=True):
+    neighbours = _neighbour_rows(cast, views, reference, place)
+    for view, average, (rows, found) in zip(views, averages, neighbours, strict=True):
         split = view.cohort.split
         kept = float((cast.places[split, "centred"].point_of >= 0).mean())
-        looked[split] = _Looked([view, average], [view.row(None, "none", "centred_kept", kept), *rows])
+        rows = [view.row(None, "none", "centred_kept", kept), *rows]
+        here = [one for one in (view, average) if (split, one.space) in cast.places]
+        looked[split] = _Looked(here, rows, {"centred": found})
     return looked
 
 
@@ -286,19 +335,23 @@ def _look_at_centred(cast: Cast, layer: int, states: Mapping[str, np.ndarray]) -
 
 def _cluster_rows(
     cast: Cast, views: Sequence[_View], *, initialisations: int, threads: int, pool: ThreadPoolExecutor
-) -> list[Row]:
+) -> tuple[list[Row], dict[tuple[str, int, str, str], np.ndarray]]:
     """k-means with as many clusters as there are classes, scored against true, shuffled and regrouped labels."""
     tried = [(view, kind) for view in views for kind in cast.places[view.cohort.split, view.space].deals]
     jobs = []
     for view, kind in tried:
         (classes,) = cast.places[view.cohort.split, view.space].deals[kind]["none"]
-        seed = _seed(cast.seed, view.cohort.split, view.layer, view.space, kind)
+        seed = derived_seed(cast.seed, view.cohort.split, view.layer, view.space, kind)
         jobs.append(KMeansJob(view.points, len(np.unique(classes)), seed))
     found = kmeans_many(jobs, initialisations=initialisations, threads=threads)
     scored = [
         pool.submit(_score_rows, cast, view, kind, one.clusters) for (view, kind), one in zip(tried, found, strict=True)
     ]
-    return [row for rows in scored for row in rows.result()]
+    clusters = {
+        (view.cohort.split, view.layer, view.space, kind): one.clusters
+        for (view, kind), one in zip(tried, found, strict=True)
+    }
+    return [row for rows in scored for row in rows.result()], clusters
 
 
 def _score_rows(cast: Cast, view: _View, kind: str, clusters: np.ndarray) -> list[Row]:
@@ -329,7 +382,7 @@ def _score_rows(cast: Cast, view: _View, kind: str, clusters: np.ndarray) -> lis
 
 def _neighbour_rows(
     cast: Cast, views: Sequence[_View], reference: np.ndarray, reference_members: np.ndarray
-) -> list[list[Row]]:
+) -> list[tuple[list[Row], Mapping[str, Neighbours]]]:
     """Whose neighbours the points of each view are among the training instances in the same space: one search for all
     splits and controls."""
     candidate = cast.reference.labels[reference_members]
@@ -338,7 +391,7 @@ def _neighbour_rows(
     searched = find_neighbours_many(
         [(view.points, query) for view, query in zip(views, queries, strict=True)], reference, candidate
     )
-    rows = []
+    looked: list[tuple[list[Row], Mapping[str, Neighbours]]] = []
     for view, some, query, found in zip(views, members, queries, searched, strict=True):
         here = [
             view.row("task", control, measure, value)
@@ -350,8 +403,9 @@ def _neighbour_rows(
         origin = np.full(len(labels), -1)
         origin[pairs[:, 0]] = labels.task[pairs[:, 1]]
         measures |= hard_shares(found[""], query.task, candidate.task, origin_task=origin[some])
-        rows.append(here + [view.row("task", "none", measure, value) for measure, value in measures.items()])
-    return rows
+        here += [view.row("task", "none", measure, value) for measure, value in measures.items()]
+        looked.append((here, found))
+    return looked
 
 
 def _variance_rows(view: _View) -> list[Row]:
@@ -359,10 +413,12 @@ def _variance_rows(view: _View) -> list[Row]:
     shares = {
         name: explained_variance(view.points, codes)
         for name, codes in {"input": labels.input, "task": labels.task, "output": labels.output}.items()
+        if (codes >= 0).all()
     }
     return [view.row(None, "none", f"variance_{name}", share) for name, share in shares.items() if share is not None]
 
 
-def _seed(seed: int, *names: object) -> int:
+def derived_seed(seed: int, *names: object) -> int:
+    """A seed of its own for every use, from what it is for and never from the order of uses."""
     text = "/".join(str(name) for name in (seed, *names))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

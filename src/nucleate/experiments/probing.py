@@ -1,0 +1,622 @@
+"""Any model, any labelled prompts: at which layer are the tasks separate, which are confused, which labels look wrong?
+
+The paper's realistic setting (§3.4, Table 1) for any network and any prompts. `_probe` is the whole story of one model:
+read the prompts, measure every layer, choose the best on one half of the instructions and report it on the other, and
+give every control the same treatment. What it comes to in words stands in `measures/findings.py`.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any, Self
+from weakref import finalize
+
+import numpy as np
+import polars as pl
+
+from nucleate.config import differing
+from nucleate.data.dataset import Dataset, Instance
+from nucleate.data.prompts import Prompts, read_prompts
+from nucleate.experiments.groundwork import Progress, device_for
+from nucleate.measures.baselines import surface_features
+from nucleate.measures.findings import best_layer_of, change, deciding_measure, difference, headline, summary_lines
+from nucleate.measures.held_out import held_out_units, sides_of
+from nucleate.measures.neighbours import Labels
+from nucleate.measures.prompt_tables import coordinate_frame, layout_frame, suspicious_frame
+from nucleate.measures.separation import doubts
+from nucleate.measures.sweep import (
+    MOST_SHOWN,
+    Effort,
+    Panel,
+    Rows,
+    Sweep,
+    Tell,
+    confusion_frame,
+    interval_rows,
+    look_closer,
+    margins,
+    sweep,
+    task_frame,
+)
+from nucleate.model.batches import layers_of
+from nucleate.model.estimate import estimate
+from nucleate.model.networks import as_network, untrained
+from nucleate.model.prompts import PromptReading, read_prompts_states
+from nucleate.model.series import find_models
+from nucleate.model.training import stream
+from nucleate.refusal import Refused, nearest
+from nucleate.runs import RunWriter, load_run, open_run, thread_count, write_whole
+
+TABLES = ("tasks", "confusion", "suspicious", "coordinates")
+NEUTRAL = "Answer:"  # an instruction that says nothing
+_DEEP = 5  # layers that are looked at more closely
+_Frames = dict[str, pl.DataFrame]
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """How to probe."""
+
+    columns: Mapping[str, str] | None = None  # {ours: theirs}
+    limit: int | None = None  # prompts
+    template: str | None = None
+    chat: bool = False
+    layers: Sequence[int] | None = None  # None: all
+    revisions: Sequence[str] = ()
+    dtype: str = "float32"
+    device: str = "auto"
+    trust_remote_code: bool = False
+    thorough: bool = False  # every read, space and control at every layer
+    seed: int = 100
+    perplexity: float = 10
+    iterations: int = 1000  # of t-SNE
+    initialisations: int = 10  # of k-means
+    repeats: int = 20  # deals of the labels
+
+    def to_toml(self, **leading: object) -> str:
+        """As the settings of a run."""
+        values = {**leading, **asdict(self)}
+        values["columns"] = [f"{ours}={theirs}" for ours, theirs in (self.columns or {}).items()]
+        return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items() if value is not None)
+
+
+def probe(
+    model: Any,
+    data: Any,
+    *,
+    tokenizer: Any = None,
+    base: Any = None,
+    progress: Progress = lambda text, fraction: None,
+    **options: Any,
+) -> "ProbeResult":
+    """Does a model separate the tasks of labelled prompts, where, and which not?
+
+    `model` is a path, a hub id or a loaded network (with its `tokenizer`), or a list of such; a folder of checkpoints
+    is a series. `data` is a file, a table, a list of dicts, a Dataset, or `natural`. `base` is the model before its
+    fine-tuning, to compare with. `options` are the fields of `ProbeSettings`."""
+    place = Path(mkdtemp(prefix="nucleate-probe-"))
+    try:
+        probe_into(place / "run", model, data, tokenizer=tokenizer, base=base, progress=progress, **options)
+        result = load_probe(place / "run")
+    except BaseException:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
+    finalize(result, shutil.rmtree, place, ignore_errors=True)  # the folder lives as long as the result
+    return result
+
+
+def probe_into(
+    folder: Path,
+    model: Any,
+    data: Any,
+    *,
+    tokenizer: Any = None,
+    base: Any = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress = lambda text, fraction: None,
+    **options: Any,
+) -> bool:
+    """`probe` into a run folder, a part for each model. False where the run is finished and nothing was done."""
+    settings = settings_of(options)
+    study = _Study.of(read_prompts(data, columns=settings.columns, limit=settings.limit), settings)
+    subjects, compared = _subjects(model, base, tokenizer, settings)
+    dataset = Dataset(study.prompts.instances, {}, {}, {}, {})
+    what = {"verb": "probe", "size": study.prompts.name, "models": [one.name for one in subjects], "base": compared}
+    same = {"data_hash": dataset.content_hash(), "weights": [one.checksum or "" for one in subjects]}
+    opening = open_run(
+        folder,
+        settings=settings.to_toml(**what, **same),
+        differing=differing,
+        resume=resume,
+        overwrite=overwrite,
+        facts={"seeds": {"root": settings.seed}, "device": device_for(settings.device), **same},
+    )
+    with opening as run:
+        if run is None:
+            return False
+        for sentence in study.notes:
+            progress(sentence, None)
+        write_whole(run.folder / "data" / "dataset.parquet", dataset.frame().write_parquet)
+        surface = _surface(study, run, progress)
+        for subject in subjects:
+            if not (run.folder / "parts" / f"{subject.part}.parquet").is_file():
+                _probe(study, subject, run, surface, progress)
+        _finish(run, subjects, compared, study.notes)
+    return True
+
+
+def settings_of(options: Mapping[str, Any]) -> ProbeSettings:
+    """The settings; a misspelt one is refused with the nearest."""
+    for name in options:
+        if name not in ProbeSettings.__dataclass_fields__:
+            raise Refused(f"probe: option {name!r} is unknown{nearest(name, ProbeSettings.__dataclass_fields__)}")
+    return ProbeSettings(**options)
+
+
+def budget(model: Any, data: Any, *, base: Any = None, tokenizer: Any = None, **options: Any) -> list[str]:
+    """A sentence per model: what probing it will take, from its settings alone."""
+    settings = settings_of(options)
+    prompts = read_prompts(data, columns=settings.columns, limit=settings.limit)
+    count, has_inputs = len(prompts.instances), prompts.has_inputs
+    shared = {one.instruction for one in prompts.instances}
+    tokens = round(sum(map(len, shared)) / 4 + sum(len(one.input) / 3 + 1 for one in prompts.instances))
+    sentences = []
+    for subject in _subjects(model, base, tokenizer, settings)[0]:
+        own: dict[str, Any] = {"revision": subject.revision} if subject.revision else {}
+        needed = estimate(
+            subject.what,
+            count,
+            tokens,
+            layers=None if settings.layers is None else len(settings.layers),
+            dtype=settings.dtype,
+            device=device_for(settings.device),
+            trust_remote_code=settings.trust_remote_code,
+            **own,
+        )
+        passes = 2.5 if has_inputs else 2  # trained, untrained, and the few distinct neutral prompts
+        measuring = needed.state_bytes / 4 * (count * _SECONDS_A_PAIR + _SECONDS_A_NUMBER) / thread_count()
+        sentences.append(
+            f"{subject.name}: {needed.parameters / 1e6:,.0f} million parameters, {count:,} prompts of about "
+            f"{tokens:,} tokens; {needed.peak_bytes / 2**30:.1f} GiB of memory ({needed.weight_bytes / 2**30:.1f} of "
+            f"weights, {needed.state_bytes / 2**30:.1f} of states), about "
+            f"{_duration(needed.seconds * passes)} to read and {_duration(measuring)} to measure"
+        )
+    return sentences
+
+
+_SECONDS_A_PAIR, _SECONDS_A_NUMBER = 2.5e-10, 2e-6  # of each number of a state: times the prompts, and once
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} seconds" if seconds < 100 else f"{seconds / 60:.0f} minutes"
+
+
+def _probe(
+    study: "_Study", subject: "_Subject", run: RunWriter, surface: Mapping[str, np.ndarray], progress: Progress
+) -> None:
+    """One model, from its weights to its tables."""
+    network, tokenizer = subject.load()
+    layers = _layers(network, study.settings.layers)
+    deep = layers if study.settings.thorough else _spread(layers)
+    main, told = study.main, _telling(progress, subject.name)
+    spill = run.folder / "spill"
+    reads = {main: layers, **{read: deep for read in study.other_reads}}
+    reading = study.read(network, tokenizer, study.prompts, reads, progress, spill=spill)
+    panel, states = study.panel.only(reading.kept), reading.states[main]
+
+    swept = sweep(panel, states, layers, told)
+    best = swept.best_layer
+    at_best = np.array(states[layers.index(best)])
+    closer = sorted({*deep, best})
+    near = look_closer(panel, states[[layers.index(layer) for layer in closer]], closer, told)
+    rows = _settled(swept.rows + interval_rows(panel, swept, at_best) + near.rows, read=main)
+    for read in study.other_reads:
+        rows += _settled(sweep(panel, reading.states[read], deep, told).rows, read=read)
+    if study.prompts.has_inputs:
+        rows += _settled(_neutral(study, panel, network, tokenizer, deep, progress, told), read=main, control="neutral")
+    fresh = _untrained(study, panel, network, tokenizer, deep, progress, told)
+    rows += _settled([*fresh.rows, _best_row(fresh)], read=main, control="untrained")
+    rows += _settled(_answer_rows(panel, reading))
+
+    controls = {"untrained": fresh.shares["test", fresh.best_layer], **surface}
+    found = {layer: margins(panel, swept, layer, controls) for layer in layers}
+    rows += _settled([row for one in found.values() for row in one.rows], read=main)
+    texts = _texts(study, reading.kept)
+    doubted = doubts(at_best, panel.labels.task, texts["prompt"].to_numpy(), seed=panel.seed_of("doubts"))
+    frames = {
+        "tasks": task_frame(panel, swept, found, _right(reading)),
+        "confusion": confusion_frame(panel, swept, closer),
+        "suspicious": suspicious_frame(panel, texts, doubted, best),
+        "coordinates": coordinate_frame(panel, texts, swept, at_best, near, doubted),
+    }
+    facts = (pl.lit(subject.name).alias("model"), *(pl.lit(v, pl.Int32).alias(n) for n, v in subject.age.items()))
+    for name, frame in frames.items():
+        whole = frame.select(*facts, pl.all())
+        write_whole(run.folder / "pieces" / f"{subject.part}-{name}.parquet", whole.write_parquet)
+    layout = layout_frame(texts["instance"].to_numpy(), states, layers, near)
+    write_whole(run.folder / "layouts" / f"{subject.file}.parquet", layout.write_parquet)
+    known = {"model": subject.name, **subject.age}
+    run.write_part(subject.part, [study.complete({**row, **known}) for row in rows])
+    remarks = _remarks(study, reading)
+    for sentence in remarks:
+        progress(f"{subject.name}: {sentence}", None)
+    run.log("probed", model=subject.name, remarks=remarks)
+    del reading, states
+    shutil.rmtree(spill, ignore_errors=True)
+
+
+# --- what is probed --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A model, not loaded yet."""
+
+    name: str
+    what: Any  # a path, a hub id, or a network
+    tokenizer: Any
+    loading: Mapping[str, Any]
+    revision: str | None = None
+    epoch: int | None = None
+    step: int | None = None
+    checksum: str | None = None
+
+    @property
+    def file(self) -> str:
+        """Its name, fit for a file."""
+        return self.name.replace("/", "--")
+
+    @property
+    def part(self) -> str:
+        return f"model-{self.file}"
+
+    @property
+    def age(self) -> dict[str, int | None]:
+        return {"epoch": self.epoch, "step": self.step}
+
+    def load(self) -> tuple[Any, Any]:
+        """Network and tokenizer."""
+        own = {"revision": self.revision} if self.revision else {}
+        return as_network(self.what, self.tokenizer, **self.loading, **own)
+
+
+def _subjects(model: Any, base: Any, tokenizer: Any, settings: ProbeSettings) -> tuple[list[_Subject], str | None]:
+    """All models in order, the base last unless it is among them; and the base's name."""
+    asked = list(model) if isinstance(model, list | tuple) else [model]
+    place = next((n for n, one in enumerate(asked) if one is base or (isinstance(one, str) and one == base)), None)
+    if base is not None and place is None:
+        place = len(asked)
+        asked.append(base)
+    loading = {name: getattr(settings, name) for name in ("dtype", "trust_remote_code")}
+    loading["device"] = device_for(settings.device)
+    paths = [one for one in asked if isinstance(one, str | Path)]
+    found = iter(find_models(paths, settings.revisions) if paths else [])
+    listed = list(found)
+    series = len(listed) != len(paths)
+    subjects = [_Subject(s.name, s.path, tokenizer, loading, s.revision, s.epoch, s.step, s.checksum) for s in listed]
+    if series and base is not None:
+        raise Refused("--base: a series stands for several models; compare single models, or name its checkpoints")
+    for number, one in enumerate(asked):
+        if not isinstance(one, str | Path):
+            name = Path(getattr(one, "name_or_path", "") or type(one).__name__).name
+            while any(subject.name == name for subject in subjects):
+                name += "'"
+            subjects.insert(number if not series else len(subjects), _Subject(name, one, tokenizer, loading))
+    return subjects, None if base is None or place is None else subjects[place].name
+
+
+@dataclass(frozen=True, eq=False)
+class _Study:
+    """What is asked of every model."""
+
+    prompts: Prompts
+    settings: ProbeSettings
+    panel: Panel
+    notes: tuple[str, ...]
+    known: dict[str, Sweep] = field(default_factory=dict)  # untrained networks, by their architecture
+
+    @classmethod
+    def of(cls, prompts: Prompts, settings: ProbeSettings) -> Self:
+        instances = prompts.instances
+        units, by_instruction = held_out_units(*_columns(instances, "instruction", "input", "task"))
+        names = ("output", "task", "distribution", *(["input"] if prompts.has_inputs else []))
+        table = dict(zip(names, _columns(instances, *names), strict=True))
+        (labels,) = Labels.coded({"instruction": units, **table})
+        pairs = list(zip(*_columns(instances, "distribution", "mapping"), strict=True))
+        book = {pair: code for code, pair in enumerate(sorted(pair for pair in set(pairs) if None not in pair))}
+        mapping = np.array([book.get(pair, -1) for pair in pairs])
+        groups = [(one.task, one.distribution) for one in instances]
+        sides = sides_of(units, groups, [one.split for one in instances], seed=settings.seed)
+        for side in sides:
+            if len(set(labels.task[side.members])) < 2 or len(set(labels.instruction[side.members])) < 4:
+                raise Refused(
+                    f"{prompts.name}: too few different prompts to measure {side.split} ({len(side.members)}); "
+                    "give at least four of each task"
+                )
+        notes = [*prompts.warnings]
+        if not by_instruction and prompts.has_inputs:
+            notes.append("there are hardly more instructions than tasks, so whole prompts are held out instead")
+        effort = Effort(
+            settings.perplexity, settings.iterations, settings.initialisations, settings.repeats, thread_count()
+        )
+        panel = Panel.of(labels, mapping, sorted(set(table["task"])), sides, seed=settings.seed, effort=effort)
+        return cls(prompts, settings, panel, tuple(notes))
+
+    @property
+    def main(self) -> str:
+        """The token that is read at every layer."""
+        return "input" if self.prompts.has_inputs else "answer_start"
+
+    @property
+    def other_reads(self) -> tuple[str, ...]:
+        """Tokens beside it that are not the same one."""
+        if not self.prompts.has_inputs:
+            return ()
+        same = not self.settings.chat and (self.settings.template or "{input}").endswith("{input}")
+        return ("instruction_end",) if same else ("instruction_end", "answer_start")
+
+    def read(
+        self,
+        network: Any,
+        tokenizer: Any,
+        prompts: Prompts,
+        reads: Mapping[str, Sequence[int]],
+        progress: Progress,
+        *,
+        spill: Path | None = None,
+    ) -> PromptReading:
+        """States and answers of the prompts; to disk where they would take a quarter of the memory."""
+        width, count = network.config.get_text_config().hidden_size, sum(len(layers) for layers in reads.values())
+        return read_prompts_states(
+            network,
+            tokenizer,
+            prompts.instances,
+            reads=reads,
+            template=self.settings.template,
+            messages=prompts.messages,
+            chat=self.settings.chat,
+            spill=spill if 4 * width * count * len(prompts.instances) > _memory() / 4 else None,
+            progress=progress,
+        )
+
+    def complete(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """A row with the columns that a whole run shares."""
+        return {"experiment": "probe", "arm": "main", "seed": self.settings.seed, **row}
+
+
+def _memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _texts(study: _Study, kept: np.ndarray) -> pl.DataFrame:
+    """instance, prompt (equal numbers for equal prompts) and what a reader wants to see of it."""
+    frame = Dataset(_kept(study.prompts, kept).instances, {}, {}, {}, {}).frame()
+    text = pl.concat_str("instruction", "input", separator=" ").str.strip_chars().alias("text")
+    prompt = pl.struct("instruction", "input").rank("dense").cast(pl.Int64).alias("prompt")
+    return frame.select("instance", prompt, text, "instruction", "input", "task", "distribution")
+
+
+def _columns(instances: Sequence[Instance], *names: str) -> list[list[Any]]:
+    return [[getattr(one, name) for one in instances] for name in names]
+
+
+def _kept(prompts: Prompts, places: np.ndarray) -> Prompts:
+    messages = None if prompts.messages is None else tuple(prompts.messages[place] for place in places)
+    return replace(prompts, instances=tuple(prompts.instances[place] for place in places), messages=messages)
+
+
+def _layers(network: Any, asked: Sequence[int] | None) -> list[int]:
+    return sorted(set(layers_of(network.get_encoder() if network.config.is_encoder_decoder else network, asked)))
+
+
+def _spread(layers: Sequence[int]) -> list[int]:
+    """Five of the layers, first and last among them."""
+    return [layers[n] for n in sorted(set(np.linspace(0, len(layers) - 1, _DEEP).round().astype(int).tolist()))]
+
+
+def _remarks(study: _Study, reading: PromptReading) -> list[str]:
+    """What a user has to know about how the prompts were read."""
+    remarks = []
+    if reading.dropped:
+        place, why = reading.dropped[0]
+        remarks.append(f"{len(reading.dropped)} prompts were left out; the first is {place}: {why}")
+    if reading.unknown_words:
+        remarks.append(f"{reading.unknown_words} words are unknown to the tokenizer")
+    if len(reading.kept) > MOST_SHOWN:
+        remarks.append(f"t-SNE shows at most {MOST_SHOWN} of the prompts, whole instructions of them")
+    return remarks + ([reading.note] if reading.note else [])
+
+
+def _telling(progress: Progress, model: str) -> Tell:
+    return lambda what, done, of: progress(f"{model}: {what}", min(done / of, 0.99))  # 1 is the end of the run
+
+
+# --- controls --------------------------------------------------------------------------------------------------------
+
+
+def _neutral(
+    study: _Study, panel: Panel, network: Any, tokenizer: Any, layers: Sequence[int], progress: Progress, told: Tell
+) -> Rows:
+    """The same inputs after an instruction that says nothing: what is left is the input's own doing."""
+    asked = _kept(study.prompts, panel.kept)
+    asked = replace(asked, instances=tuple(replace(one, instruction=NEUTRAL) for one in asked.instances))
+    reading = study.read(network, tokenizer, asked, {study.main: layers}, progress)
+    return sweep(panel.only(reading.kept), reading.states[study.main], layers, told).rows
+
+
+def _untrained(
+    study: _Study, panel: Panel, network: Any, tokenizer: Any, layers: Sequence[int], progress: Progress, told: Tell
+) -> Sweep:
+    """The same architecture with fresh weights; models of one architecture share it."""
+    settings = {name: v for name, v in network.config.to_dict().items() if not name.startswith("_")}
+    key = json.dumps([settings, list(layers), panel.kept.tolist()], sort_keys=True, default=str)
+    if key not in study.known:
+        fresh = untrained(network, stream(study.settings.seed, "untrained"))
+        reading = study.read(fresh, tokenizer, _kept(study.prompts, panel.kept), {study.main: layers}, progress)
+        study.known[key] = sweep(panel, reading.states[study.main], layers, told)
+    return study.known[key]
+
+
+def _surface(study: _Study, run: RunWriter, progress: Progress) -> dict[str, np.ndarray]:
+    """What the text alone gives, as if its n-grams were states: control -> (prompt,) the deciding share on test."""
+    texts = {"surface_prompt": [f"{one.instruction} {one.input}".strip() for one in study.prompts.instances]}
+    if study.prompts.has_inputs:
+        texts["surface_instruction"] = [one.instruction for one in study.prompts.instances]
+    rows, shares = [], {}
+    for control, column in texts.items():
+        for side in study.panel.sides:  # the n-grams are those of the other half
+            features = surface_features([column[place] for place in side.against], column)
+            panel = replace(study.panel, sides=(side,))
+            found = sweep(panel, features[np.newaxis], [0], _telling(progress, control))
+            rows += _settled([{**row, "layer": None} for row in found.rows], control=control)
+            if side.split == "test":
+                shares[control] = found.shares["test", 0]
+    run.write_part("surface", [study.complete(row) for row in rows])
+    return shares
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def _settled(rows: Sequence[Mapping[str, Any]], *, read: str | None = None, control: str = "none") -> Rows:
+    """Rows with their read; those of a control without shuffled and regrouped labels of its own."""
+    kept = [row for row in rows if control == "none" or row.get("control", "none") == "none"]
+    return [
+        {"control": control, **row, "read": read} | ({"control": control} if control != "none" else {}) for row in kept
+    ]
+
+
+def _best_row(swept: Sweep) -> dict[str, Any]:
+    place = {"split": "validation", "labels": "task", "space": "raw", "layer": None}
+    return {**place, "measure": "best_layer", "value": float(swept.best_layer)}
+
+
+def _right(reading: PromptReading) -> dict[str, np.ndarray]:
+    """measure -> (instance,) 1 where the answer is right, NaN where there is none to compare with."""
+    found = {"accuracy": reading.predicted, "accuracy_whole": reading.whole, "accuracy_restricted": reading.restricted}
+    scored = reading.scored
+    if scored is None:
+        return {}
+    return {name: np.where(scored, one, np.nan) for name, one in found.items() if one is not None}
+
+
+def _answer_rows(panel: Panel, reading: PromptReading) -> Rows:
+    return [
+        {"split": side.split, "measure": measure, "value": float(np.nanmean(right[side.members]))}
+        for measure, right in _right(reading).items()
+        for side in panel.sides
+        if not np.isnan(right[side.members]).all()
+    ]
+
+
+# --- the run folder --------------------------------------------------------------------------------------------------
+
+
+def _finish(run: RunWriter, subjects: Sequence[_Subject], compared: str | None, notes: Sequence[str]) -> None:
+    """The parts as whole tables, the differences to the base, and the answer in words."""
+    pieces = run.folder / "pieces"
+    run.finish(["surface", *(subject.part for subject in subjects)])
+    tables = {n: pl.concat([pl.read_parquet(pieces / f"{s.part}-{n}.parquet") for s in subjects]) for n in TABLES}
+    if compared is not None:
+        metrics = pl.read_parquet(run.folder / "metrics.parquet")
+        gained = [_over_base(tables, metrics, one, compared) for one in subjects if one.name != compared]
+        tables["tasks"] = pl.concat([tables["tasks"], *gained])
+    for name, frame in tables.items():
+        write_whole(run.folder / f"{name}.parquet", frame.write_parquet)
+    run.record(verdict=load_probe(run.folder).verdicts, notes=list(notes))
+    shutil.rmtree(pieces)
+
+
+def _over_base(tables: _Frames, metrics: pl.DataFrame, subject: _Subject, compared: str) -> pl.DataFrame:
+    """Rows of `tasks`: by how much the deciding share exceeds the base's, each model at its own best layer."""
+    coordinates, measure = tables["coordinates"], f"{deciding_measure(metrics)}_over_base"
+    here, there = (coordinates.filter(pl.col("model") == name) for name in (subject.name, compared))
+    found = difference(here, there).rename({"difference": measure, "low": f"{measure}_low", "high": f"{measure}_high"})
+    long = found.drop("share", "base_share").unpivot(index="task", variable_name="measure").drop_nulls("value")
+    facts = {"model": subject.name, **subject.age, "layer": best_layer_of(metrics, subject.name)}
+    schema = tables["tasks"].schema
+    whole = long.with_columns(pl.lit(value, schema[name]).alias(name) for name, value in facts.items())
+    return whole.select(schema.names())
+
+
+def load_probe(folder: str | Path) -> "ProbeResult":
+    """A finished run of `probe`."""
+    run = load_run(folder)
+    if run.config.get("verb") != "probe" or not (run.folder / "metrics.parquet").is_file():
+        raise Refused(f"{folder} is not a finished run of nucleate probe; make one, or continue it with --resume")
+    tables = {name: pl.read_parquet(run.folder / f"{name}.parquet") for name in TABLES}
+    metrics = pl.read_parquet(run.folder / "metrics.parquet")
+    return ProbeResult(run.folder, tuple(run.config["models"]), run.config.get("base"), metrics, **tables)
+
+
+@dataclass(frozen=True, eq=False)
+class ProbeResult:
+    """What a probe found; prints as a table with the answer in words below it."""
+
+    folder: Path
+    models: tuple[str, ...]
+    base: str | None
+    metrics: pl.DataFrame = field(repr=False)  # the long table
+    tasks: pl.DataFrame = field(repr=False)  # model, epoch, step, layer, task, measure, value
+    confusion: pl.DataFrame = field(repr=False)  # model, epoch, step, layer, task, other, share
+    suspicious: pl.DataFrame = field(repr=False)  # model, epoch, step, layer, instance, task, nearest, margin, text
+    coordinates: pl.DataFrame = field(repr=False)  # a row per model and prompt at the best layer
+
+    @cached_property
+    def verdicts(self) -> dict[str, str]:
+        """model -> the answer in words."""
+        found = {name: headline(self.metrics, self.tasks, self.coordinates, name) for name in self.models}
+        for name in self.models:
+            if self.base is not None and name != self.base:
+                found[name] += f"; {change(self.difference(self.base, model=name), self.base)}"
+        return found
+
+    @property
+    def verdict(self) -> str:
+        """The answer for the first model."""
+        return self.verdicts[self.models[0]]
+
+    @property
+    def best_layer(self) -> int:
+        """The first model's, chosen on validation."""
+        return best_layer_of(self.metrics, self.models[0])
+
+    def difference(self, other: "ProbeResult | str", *, model: str | None = None) -> pl.DataFrame:
+        """task, share, base_share, difference, low, high: this model against another of this result, or against that
+        of another result on the same prompts."""
+        theirs = other if isinstance(other, ProbeResult) else self
+        there = other.models[0] if isinstance(other, ProbeResult) else other
+        here = self.models[0] if model is None else model
+        for name, result in ((here, self), (there, theirs)):
+            if name not in result.models:
+                raise Refused(f"model {name!r} was not probed{nearest(name, result.models)}")
+        mine, base = (r.coordinates.filter(pl.col("model") == n) for r, n in ((self, here), (theirs, there)))
+        if mine.join(base, on=["instance", "text"]).is_empty():
+            raise Refused("the two probes have no prompt in common; probe the same data with both models")
+        return difference(mine, base)
+
+    def plot(self) -> Any:
+        """A matplotlib figure: the share of same-task neighbours by layer, beside its controls."""
+        from nucleate.report.probe_figures import layers_figure
+
+        return layers_figure(self.metrics)
+
+    def save(self, run: str | Path) -> Path:
+        """Keep the run folder, with all tables and layouts."""
+        if Path(run).exists():
+            raise Refused(f"{run} exists; name a new folder")
+        return Path(shutil.copytree(self.folder, run))
+
+    def __str__(self) -> str:
+        lines = summary_lines(self.metrics)
+        widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+        table = [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+        ]
+        return "\n".join([*table, "", *(f"{name}: {words}" for name, words in self.verdicts.items())])

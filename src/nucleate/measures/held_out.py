@@ -1,0 +1,96 @@
+"""Which prompts are measured against which: labelled prompts in halves that share no instruction.
+
+Whoever chooses a layer on some instructions reports it on others, and neighbours, centred means and linear probes come
+from instructions that are not measured. So there are three sides: all prompts, as in the paper, and two that have
+nothing in common, `validation` (to choose) and `test` (to report).
+"""
+
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+
+from nucleate.measures.neighbours import Labels, TaskDeals
+from nucleate.measures.survey import Cast, Cohort, cast
+
+AGAINST = "against"  # the name of a side's other half among its states
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """One split, and the instances among which its neighbours are sought; both as places in the instances."""
+
+    split: str
+    members: np.ndarray
+    against: np.ndarray
+
+    def among(self, kept: np.ndarray, count: int) -> Self:
+        """The same where only the `kept` ones of `count` instances are there, as places among these."""
+        place = np.full(count, -1)
+        place[kept] = np.arange(len(kept))
+        members, against = (some[some >= 0] for some in (place[self.members], place[self.against]))
+        return replace(self, members=members, against=against)
+
+    def states(self, states: np.ndarray) -> Mapping[str, np.ndarray]:
+        """(layer, instance, width) as `survey` wants them."""
+        return {self.split: states[:, self.members], AGAINST: states[:, self.against]}
+
+    def cast(
+        self, labels: Labels, mapping: np.ndarray, *, seed: int, repeats: int, spaces: Collection[str] = ("raw",)
+    ) -> Cast:
+        """The labels of this side, true and dealt, under the codes of all instances."""
+        none = np.empty((0, 2), dtype=np.int64)
+        here, there = (
+            Cohort(name, labels[some], mapping[some], none)
+            for name, some in ((self.split, self.members), (AGAINST, self.against))
+        )
+        return cast([here], there, seed=seed, repeats=repeats, spaces=spaces)
+
+
+def held_out_units(instructions: Sequence[str], inputs: Sequence[str], tasks: Sequence[str]) -> tuple[list[str], bool]:
+    """What is held out as a whole: the instruction of each prompt; or, where there are hardly more instructions than
+    tasks (one request before every text, say), the prompt. And whether it is the instruction."""
+    if len(set(instructions)) >= 2 * len(set(tasks)):
+        return list(instructions), True
+    return [f"{instruction}\n{given}" for instruction, given in zip(instructions, inputs, strict=True)], False
+
+
+def sides_of(units: Sequence[str], groups: Sequence[object], splits: Sequence[str], *, seed: int) -> list[Side]:
+    """all, validation, test. Data that come in train, validation and test are taken so, with neighbours from train;
+    others are halved, unit by unit and evenly within each group, in an order that only unit and seed decide."""
+    everyone, split = np.arange(len(units)), np.array(splits)
+    if {"train", "validation", "test"} <= set(splits):
+        train, validation, test = (np.flatnonzero(split == name) for name in ("train", "validation", "test"))
+        return [Side("all", everyone, everyone), Side("validation", validation, train), Side("test", test, train)]
+    members: dict[str, list[str]] = {}
+    for unit, group in dict(zip(reversed(units), reversed(groups), strict=True)).items():  # of several, the first
+        members.setdefault(str(group), []).append(unit)
+    chosen: set[str] = set()
+    place = 0
+    for group in sorted(members):
+        for unit in sorted(members[group], key=lambda unit: hashlib.sha256(f"{seed}/{unit}".encode()).digest()):
+            place += 1
+            if place % 2:
+                chosen.add(unit)
+    first = np.array([unit in chosen for unit in units])
+    one, other = np.flatnonzero(first), np.flatnonzero(~first)
+    return [Side("all", everyone, everyone), Side("validation", one, other), Side("test", other, one)]
+
+
+def deciding_search(test: Side, labels: Labels) -> str:
+    """The search whose share decides: among other inputs, where at least half of the prompts find their task there."""
+    offered = TaskDeals.of(labels[test.members], labels[test.against]).offered
+    among_others = offered.get("other_inputs")
+    return "other_inputs" if among_others is not None and among_others.mean() >= 0.5 else ""
+
+
+def some_units(units: np.ndarray, most: int, *, seed: int) -> np.ndarray:
+    """Places of at most `most` instances, whole units of them, drawn at random; all where they are no more."""
+    if len(units) <= most:
+        return np.arange(len(units))
+    names, code = np.unique(units, return_inverse=True)
+    order = np.random.default_rng(seed).permutation(len(names))
+    within = np.cumsum(np.bincount(code)[order]) <= most
+    return np.flatnonzero(np.isin(code, order[within]))

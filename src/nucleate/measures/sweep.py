@@ -1,0 +1,323 @@
+"""One network's layers, or anything in their place, on all sides: rows of the long table, and the tables by task.
+
+A `Panel` knows the prompts' labels and how they are dealt; `sweep` measures states by it. The same for a trained
+network, an untrained one, a neutral instruction and the bare text.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import polars as pl
+
+from nucleate.measures.baselines import Interval
+from nucleate.measures.clustering import KMeansJob, kmeans_many
+from nucleate.measures.held_out import Side, deciding_search, some_units
+from nucleate.measures.neighbours import Labels
+from nucleate.measures.separation import (
+    best_cluster_f1,
+    by_task,
+    confusion,
+    f1_interval,
+    f1_of,
+    mean_interval,
+    own_shares,
+)
+from nucleate.measures.survey import Cast, Survey, derived_seed, survey
+
+GAIN = 0.1  # by which a share has to exceed every control for a task to count as separate
+MOST_SHOWN = 2000  # prompts in a t-SNE: its cost goes with their square
+_SEEDS = 5  # of k-means, for the spread
+Tell = Callable[[str, int, int], None]  # what, done, of
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is spent on a survey."""
+
+    perplexity: float = 10
+    iterations: int = 1000  # of t-SNE
+    initialisations: int = 10  # of k-means
+    repeats: int = 20  # deals of the labels
+    threads: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """What is known of the prompts, and how they are dealt: the same for every network."""
+
+    labels: Labels
+    mapping: np.ndarray  # (instance,) codes of (distribution, mapping); -1 where they are unknown
+    tasks: tuple[str, ...]  # by their codes
+    sides: tuple[Side, ...]
+    search: str  # whose share of neighbours decides
+    kept: np.ndarray  # (instance,) their places among all prompts
+    everyone: int
+    seed: int
+    effort: Effort
+
+    @classmethod
+    def of(
+        cls,
+        labels: Labels,
+        mapping: np.ndarray,
+        tasks: Sequence[str],
+        sides: Sequence[Side],
+        *,
+        seed: int,
+        effort: Effort,
+    ) -> Self:
+        """All the prompts; `tasks` are the names of the codes."""
+        kept, search = np.arange(len(labels)), deciding_search(sides[-1], labels)
+        return cls(labels, mapping, tuple(tasks), tuple(sides), search, kept, len(labels), seed, effort)
+
+    @property
+    def deciding(self) -> str:
+        """The name of the measure that decides."""
+        return f"knn_share_{self.search}" if self.search else "knn_share"
+
+    @property
+    def has_inputs(self) -> bool:
+        return bool((self.labels.input >= 0).all())
+
+    @cached_property
+    def casts(self) -> dict[str, Cast]:
+        """split -> its labels for raw states."""
+        return {side.split: self.cast(side, "raw") for side in self.sides}
+
+    def cast(self, side: Side, *spaces: str) -> Cast:
+        """The labels of a side for some spaces."""
+        return side.cast(self.labels, self.mapping, seed=self.seed, repeats=self.effort.repeats, spaces=spaces)
+
+    def only(self, kept: np.ndarray) -> "Panel":
+        """The same with the prompts that a network could read."""
+        if len(kept) == len(self.kept):
+            return self
+        sides = tuple(side.among(kept, len(self.kept)) for side in self.sides)
+        return replace(self, labels=self.labels[kept], mapping=self.mapping[kept], sides=sides, kept=kept)
+
+    def spread(self, values: np.ndarray, members: np.ndarray) -> np.ndarray:
+        """Values of some of the instances as one for each of all the prompts, NaN where there is none."""
+        wide = np.full(self.everyone, np.nan)
+        wide[self.kept[members]] = values
+        return wide
+
+    @cached_property
+    def task(self) -> np.ndarray:
+        """(prompt,) the code of its task; -1 where it was not read."""
+        return self._wide(self.labels.task)
+
+    @cached_property
+    def unit(self) -> np.ndarray:
+        """(prompt,) what it was held out with; -1 where it was not read."""
+        return self._wide(self.labels.instruction)
+
+    def _wide(self, codes: np.ndarray) -> np.ndarray:
+        wide = np.full(self.everyone, -1)
+        wide[self.kept] = codes
+        return wide
+
+    def seed_of(self, *names: object) -> int:
+        """A random stream's own seed."""
+        return derived_seed(self.seed, *names)
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """The rows of some layers; and, by split and layer, what the tables are made of."""
+
+    rows: Rows = field(default_factory=list)
+    shares: dict[tuple[str, int], np.ndarray] = field(default_factory=dict)  # (prompt,) the deciding one; else NaN
+    plain: dict[tuple[str, int], np.ndarray] = field(default_factory=dict)  # (prompt,) among neighbours of any input
+    confusion: dict[int, np.ndarray] = field(default_factory=dict)  # layer -> (task, other), on test
+    clusters: dict[tuple[str, int], np.ndarray] = field(default_factory=dict)  # (member,) as many as there are tasks
+
+    @property
+    def best_layer(self) -> int:
+        """The layer with the highest deciding share on validation, the earliest of equal ones."""
+        chosen = {layer: _mean(shares) for (split, layer), shares in self.shares.items() if split == "validation"}
+        return max(sorted(chosen), key=lambda layer: chosen[layer])
+
+
+def sweep(panel: Panel, states: np.ndarray, layers: Sequence[int], tell: Tell) -> Sweep:
+    """Raw clusters and neighbours of every layer, on every side. `states` is (layer, instance, width)."""
+    found, task = Sweep(), panel.labels.task
+    for side, some, one in _surveys(panel, panel.casts, panel.sides, states, layers):
+        tell("measuring the layers", list(layers).index(some[-1]) + 1, len(layers))
+        found.rows.extend(row._asdict() for row in one.rows)
+        deals = panel.casts[side.split].deals[side.split, "raw"]["none"]
+        for layer in some:
+            neighbours = one.neighbours[side.split, layer, "raw"]
+            found.clusters[side.split, layer] = one.clusters[side.split, layer, "raw", "task"]
+            for search, shares in ((panel.search, found.shares), ("", found.plain)):
+                own = own_shares(neighbours[search], deals, search)
+                shares[side.split, layer] = panel.spread(own, side.members)
+            if side.split == "test":
+                found.confusion[layer] = confusion(neighbours[panel.search], task[side.members], task[side.against])
+    return found
+
+
+class Closer(NamedTuple):
+    """A few layers in the spaces that cost more."""
+
+    rows: Rows
+    shown: np.ndarray  # (point,) places of the instances in the t-SNE
+    embeddings: dict[int, np.ndarray]  # layer -> (point, 3)
+
+
+def look_closer(panel: Panel, states: np.ndarray, layers: Sequence[int], tell: Tell) -> Closer:
+    """The two halves without what the inputs alone say; and all prompts, or many of them, by t-SNE."""
+    rows: Rows = []
+    if panel.has_inputs:
+        halves = panel.sides[1:]
+        casts = {side.split: panel.cast(side, "centred", "averaged") for side in halves}
+        for _, some, one in _surveys(panel, casts, halves, states, layers):
+            tell("centring", list(layers).index(some[-1]) + 1, len(layers))
+            rows += [row._asdict() for row in one.rows]
+    shown = some_units(panel.labels.instruction, MOST_SHOWN, seed=panel.seed_of("shown"))
+    found = Closer(rows, shown, {})
+    if len(shown) <= 3 * panel.effort.perplexity:
+        return found
+    side = Side("all", shown, shown)
+    for _, some, one in _surveys(panel, {"all": panel.cast(side, "tsne")}, [side], states, layers):
+        tell("t-SNE", list(layers).index(some[-1]) + 1, len(layers))
+        rows += [row._asdict() for row in one.rows]
+        for layer in some:
+            found.embeddings[layer] = one.embeddings["all", layer].embedding
+            kept = len(shown) / len(panel.kept)
+            rows.append({"split": "all", "layer": layer, "space": "tsne", "measure": "tsne_kept", "value": kept})
+    return found
+
+
+def _surveys(
+    panel: Panel, casts: Mapping[str, Cast], sides: Sequence[Side], states: np.ndarray, layers: Sequence[int]
+) -> Iterator[tuple[Side, list[int], Survey]]:
+    """A few layers at a time, so that not all of them need to be in memory."""
+    effort = panel.effort
+    for first in range(0, len(layers), effort.threads):
+        some = list(layers[first : first + effort.threads])
+        block = np.asarray(states[first : first + effort.threads])
+        for side in sides:
+            found = survey(
+                casts[side.split],
+                side.states(block),
+                layers=some,
+                perplexity=effort.perplexity,
+                iterations=effort.iterations,
+                initialisations=effort.initialisations,
+                threads=effort.threads,
+            )
+            yield side, some, found
+
+
+# --- how sure --------------------------------------------------------------------------------------------------------
+
+
+def interval_rows(panel: Panel, swept: Sweep, states: np.ndarray) -> Rows:
+    """How sure the shares (on test) and the F1s (on test and on all) are, over instructions; which layer is the best;
+    and how far its F1 moves with the seed of k-means. `states` are those of the best layer."""
+    unit, task, best = panel.labels.instruction, panel.labels.task, swept.best_layer
+    rows: Rows = []
+
+    def add(split: str, layer: int | None, values: Mapping[str, float]) -> None:
+        place = {"split": split, "layer": layer, "labels": "task", "space": "raw"}
+        rows.extend({**place, "measure": measure, "value": value} for measure, value in values.items())
+
+    for split, layer in swept.clusters:
+        if split == "test":
+            for measure, shares in {"knn_share": swept.plain, panel.deciding: swept.shares}.items():
+                seed = panel.seed_of("interval", measure, layer)
+                add(split, layer, _bounds(measure, mean_interval(shares[split, layer], panel.unit, seed=seed)))
+        if split != "validation":
+            members = next(side.members for side in panel.sides if side.split == split)
+            seed = panel.seed_of("interval", "f1", split, layer)
+            found = f1_interval(task[members], swept.clusters[split, layer], unit[members], seed=seed)
+            add(split, layer, _bounds("f1", found))
+    add("validation", None, {"best_layer": float(best)})
+    jobs = [KMeansJob(states, len(panel.tasks), panel.seed_of("k-means", number)) for number in range(_SEEDS)]
+    tried = kmeans_many(jobs, initialisations=panel.effort.initialisations, threads=panel.effort.threads)
+    spread = [f1_of(task, one.clusters) for one in tried]
+    add("all", best, {"f1_seeds_low": min(spread), "f1_seeds_high": max(spread)})
+    return rows
+
+
+def _bounds(measure: str, found: Interval | None) -> dict[str, float]:
+    return {} if found is None else {f"{measure}_low": found.low, f"{measure}_high": found.high}
+
+
+class Margins(NamedTuple):
+    """By how much a layer's share exceeds the hardest control; `separated` is 1 where that is enough."""
+
+    rows: Rows  # over all tasks
+    by_task: list[dict[str, float]]  # by the codes of the tasks
+
+
+def margins(panel: Panel, swept: Sweep, layer: int, controls: Mapping[str, np.ndarray]) -> Margins:
+    """Of the deciding share on test; `controls` hold that share of each, (prompt,)."""
+    shares = swept.shares["test", layer]
+    found = _margin(panel, shares, controls, "all", layer)
+    by_task = [
+        _margin(panel, np.where(panel.task == code, shares, np.nan), controls, name, layer)
+        for code, name in enumerate(panel.tasks)
+    ]
+    place = {"split": "test", "layer": layer, "labels": "task", "space": "raw"}
+    return Margins([{**place, "measure": measure, "value": value} for measure, value in found.items()], by_task)
+
+
+def _margin(
+    panel: Panel, shares: np.ndarray, controls: Mapping[str, np.ndarray], name: str, layer: int
+) -> dict[str, float]:
+    least: dict[str, float] = {}
+    separated = True
+    for control, theirs in controls.items():
+        gap = shares - theirs
+        if np.isnan(gap).all():
+            return {}  # its task is on one side only
+        interval = mean_interval(gap, panel.unit, seed=panel.seed_of("margin", control, name, layer))
+        separated &= interval is not None and interval.mean >= GAIN and interval.low > 0
+        if not least or _mean(gap) < least["margin"]:
+            least = {"margin": _mean(gap), **_bounds("margin", interval)}
+    return {**least, "separated": float(separated)}
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def task_frame(
+    panel: Panel, swept: Sweep, found: Mapping[int, Margins], right: Mapping[str, np.ndarray]
+) -> pl.DataFrame:
+    """layer, task, measure, value: shares and margins on test, F1 and the answers that are `right` on all prompts."""
+    rows: list[tuple[int | None, str, str, float]] = []
+    for layer, margin in found.items():
+        f1 = best_cluster_f1(panel.labels.task, swept.clusters["all", layer])
+        plain, deciding = swept.plain["test", layer], swept.shares["test", layer]
+        for code in np.unique(panel.labels.task):
+            name, here = panel.tasks[code], np.where(panel.task == code, deciding, np.nan)
+            sure = mean_interval(here, panel.unit, seed=panel.seed_of("interval", name, layer))
+            values = {"f1": f1[code], "knn_share": _mean(plain[panel.task == code]), panel.deciding: _mean(here)}
+            values |= _bounds(panel.deciding, sure) | margin.by_task[code]
+            rows += [(layer, name, measure, float(value)) for measure, value in values.items() if not np.isnan(value)]
+    for measure, answers in right.items():
+        shares = by_task(answers, panel.labels.task)
+        rows += [(None, panel.tasks[code], measure, float(v)) for code, v in enumerate(shares) if not np.isnan(v)]
+    schema = {"layer": pl.Int32, "task": pl.String, "measure": pl.String, "value": pl.Float64}
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def confusion_frame(panel: Panel, swept: Sweep, layers: Sequence[int]) -> pl.DataFrame:
+    """layer, task, other, share: whose task the neighbours on test have."""
+    rows = [
+        (layer, panel.tasks[own], panel.tasks[other], float(share))
+        for layer in layers
+        for (own, other), share in np.ndenumerate(swept.confusion[layer])
+        if not np.isnan(share)
+    ]
+    schema = {"layer": pl.Int32, "task": pl.String, "other": pl.String, "share": pl.Float64}
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def _mean(values: np.ndarray) -> float:
+    return float("nan") if np.isnan(values).all() else float(np.nanmean(values))

@@ -1,0 +1,188 @@
+"""The figures of a probe: tasks by layer beside the controls, task by task, which are confused, and along a series.
+
+Functions of the run folder's tables alone, as `figures.py`; `draw_probe` writes them all.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from nucleate.report.figures import WIDTH, _save, _style, plain, task_colour
+from nucleate.runs import Run
+
+_SHARE = "neighbours with the same task"
+_CONTROLS = {
+    "untrained": ("untrained network", "#8a6d3b", "--"),
+    "neutral": ("neutral instruction", "#777777", ":"),
+    "shuffled": ("shuffled labels", "#bbbbbb", "-."),
+    "surface_instruction": ("n-grams of the instruction", "#c4201f", ":"),
+    "surface_prompt": ("n-grams of the prompt", "#c4201f", "--"),
+}
+_MOST_TASKS = 40  # rows of a figure
+
+
+def draw_probe(run: Run, folder: Path) -> list[Path]:
+    """Every figure that the run has the parts for, as PNG and SVG."""
+    tables = {name: pl.read_parquet(run.folder / f"{name}.parquet") for name in ("tasks", "confusion")}
+    figures: dict[str, Callable[[], Figure | None]] = {
+        "figure_probe_layers": lambda: layers_figure(run.metrics),
+        "figure_probe_tasks": lambda: tasks_figure(run.metrics, tables["tasks"]),
+        "figure_probe_confusion": lambda: confusion_figure(run.metrics, tables["confusion"]),
+        "figure_probe_series": lambda: series_figure(run.metrics),
+    }
+    paths = []
+    for name, draw in figures.items():
+        figure = draw()
+        if figure is not None:
+            with _style():
+                paths += _save(figure, folder, name)
+    return paths
+
+
+def layers_figure(metrics: pl.DataFrame) -> Figure:
+    """Neighbours and F1 by layer, on held-out instructions: a colour per model, the first one's controls beside it."""
+    measure, best = _deciding(metrics), _best_layers(metrics)
+    models = list(best)
+    with _style():
+        figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for axis, name in ((left, measure), (right, "f1")):
+            rows = _rows(metrics, name, "test")
+            for number, model in enumerate(models):
+                colour = task_colour(number, len(models))
+                own = rows.filter(pl.col("model") == model, pl.col("control") == "none").sort("layer")
+                axis.plot(own["layer"], own["value"], color=colour, label=plain(model, 28), linewidth=1.5)
+                _band(axis, metrics, name, model, colour)
+                mark = own.filter(pl.col("layer") == best[model])
+                axis.plot(mark["layer"], mark["value"], "o", color=colour, markersize=4)
+            _draw_controls(axis, rows, models[0])
+            axis.set_xlabel("layer (0 is the embedding)")
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axis.set_ylim(0, 1.02)
+        left.set_ylabel(_SHARE + ("\n(neighbours with another input)" if measure.endswith("inputs") else ""))
+        right.set_ylabel("F1 of clusters against tasks")
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def tasks_figure(metrics: pl.DataFrame, tasks: pl.DataFrame) -> Figure | None:
+    """Each task's share at the best layer with its interval; open where it is not beyond the controls."""
+    measure, best = _deciding(metrics), _best_layers(metrics)
+    names = sorted(tasks["task"].unique())[:_MOST_TASKS]
+    with _style():
+        figure = Figure(figsize=(WIDTH, 0.9 + 0.2 * len(names)), layout="constrained")
+        axis = figure.subplots()
+        for number, (model, layer) in enumerate(best.items()):
+            here = tasks.filter(pl.col("model") == model, pl.col("layer") == layer)
+            value = {(row["task"], row["measure"]): row["value"] for row in here.iter_rows(named=True)}
+            colour, shift = task_colour(number, len(best)), 0.6 * (number + 0.5) / len(best) - 0.3
+            for row, task in enumerate(names):
+                share = value.get((task, measure))
+                if share is None:
+                    continue
+                low, high = (value.get((task, f"{measure}_{end}"), share) for end in ("low", "high"))
+                axis.plot([low, high], [row + shift] * 2, color=colour, linewidth=1)
+                face = colour if value.get((task, "separated")) == 1 else "white"
+                axis.plot(share, row + shift, "o", color=colour, markerfacecolor=face, markersize=4.5)
+            axis.plot([], [], "o", color=colour, markersize=4.5, label=plain(model, 28))
+        axis.set_yticks(range(len(names)), [plain(name, 30) for name in names])
+        axis.invert_yaxis()
+        axis.set_xlim(-0.02, 1.02)
+        axis.set_xlabel(f"share of {_SHARE} at the best layer (filled: separate; open: no more than a control)")
+        figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def confusion_figure(metrics: pl.DataFrame, confusion: pl.DataFrame) -> Figure | None:
+    """Of the first model at its best layer: whose neighbours each task has."""
+    model, layer = next(iter(_best_layers(metrics).items()))
+    here = confusion.filter(pl.col("model") == model, pl.col("layer") == layer)
+    names = sorted(here["task"].unique())[:_MOST_TASKS]
+    table = np.zeros((len(names), len(names)))
+    place = {name: number for number, name in enumerate(names)}
+    for task, other, share in here.select("task", "other", "share").iter_rows():
+        if task in place and other in place:
+            table[place[task], place[other]] = share
+    side = min(WIDTH, 2.4 + 0.22 * len(names))
+    with _style():
+        figure = Figure(figsize=(side, side), layout="constrained")
+        axis = figure.subplots()
+        image = axis.imshow(table, cmap="Greys", vmin=0, vmax=1)
+        axis.set_xticks(range(len(names)), [plain(name, 20) for name in names], rotation=90)
+        axis.set_yticks(range(len(names)), [plain(name, 20) for name in names])
+        axis.set_xlabel("task of the neighbours")
+        axis.set_ylabel(f"task, in layer {layer} of {plain(model, 28)}")
+        axis.grid(False)
+        figure.colorbar(image, ax=axis, shrink=0.7, label="share")
+    return figure
+
+
+def series_figure(metrics: pl.DataFrame) -> Figure | None:
+    """Along a series of checkpoints: the share at each one's best layer, and its controls. None without a series."""
+    measure, best = _deciding(metrics), _best_layers(metrics)
+    rows = _rows(metrics, measure, "test").filter(pl.col("model").is_in(list(best)))
+    age = next((name for name in ("step", "epoch") if rows[name].n_unique() > 1 and rows[name].null_count() == 0), None)
+    if age is None:
+        return None
+    with _style():
+        figure = Figure(figsize=(WIDTH / 2, 2.8), layout="constrained")
+        axis = figure.subplots()
+        for name, split, label in ((measure, "test", _SHARE), ("accuracy", "all", "accuracy")):
+            found = _rows(metrics, name, split).filter(pl.col("control") == "none")
+            if name == measure:
+                chosen = pl.DataFrame({"model": list(best), "layer": list(best.values())}, schema_overrides=_LAYER)
+                found = found.join(chosen, on=["model", "layer"])
+            found = found.drop_nulls(age).sort(age)
+            if len(found):
+                axis.plot(found[age], found["value"], marker="o", markersize=3, label=label)
+        axis.set_xlabel(age)
+        axis.set_ylim(0, 1.02)
+        axis.legend(frameon=False)
+    return figure
+
+
+_LAYER = {"layer": pl.Int32}
+
+
+def _best_layers(metrics: pl.DataFrame) -> dict[str, int]:
+    rows = metrics.filter(pl.col("measure") == "best_layer", pl.col("control") == "none")
+    return {row["model"]: int(row["value"]) for row in rows.iter_rows(named=True)}
+
+
+def _deciding(metrics: pl.DataFrame) -> str:
+    others = metrics.filter(pl.col("measure") == "knn_share_other_inputs_low")
+    return "knn_share" if others.is_empty() else "knn_share_other_inputs"
+
+
+def _rows(metrics: pl.DataFrame, measure: str, split: str) -> pl.DataFrame:
+    """One measure of raw states at the token that was read at every layer, all controls."""
+    read = metrics.filter(pl.col("measure") == "best_layer")["read"].unique().to_list()
+    same = pl.col("measure").eq(measure) & pl.col("split").eq(split)
+    same &= pl.col("labels").is_null() | pl.col("labels").eq("task")
+    same &= pl.col("space").is_null() | pl.col("space").eq("raw")
+    return metrics.filter(same, pl.col("read").is_null() | pl.col("read").is_in(read))
+
+
+def _band(axis: Axes, metrics: pl.DataFrame, measure: str, model: str, colour: object) -> None:
+    low, high = (
+        _rows(metrics, f"{measure}_{end}", "test").filter(pl.col("model") == model, pl.col("control") == "none")
+        for end in ("low", "high")
+    )
+    both = low.join(high, on="layer", suffix="_high").sort("layer")
+    if len(both):
+        axis.fill_between(both["layer"], both["value"], both["value_high"], color=colour, alpha=0.18, linewidth=0)
+
+
+def _draw_controls(axis: Axes, rows: pl.DataFrame, model: str) -> None:
+    for control, (label, colour, style) in _CONTROLS.items():
+        here = rows.filter(pl.col("control") == control, pl.col("model").is_null() | (pl.col("model") == model))
+        if here["layer"].null_count():
+            axis.axhline(here["value"][0], color=colour, linestyle=style, linewidth=1, label=label)
+        elif len(here):
+            here = here.sort("layer")
+            axis.plot(here["layer"], here["value"], color=colour, linestyle=style, linewidth=1, label=label)

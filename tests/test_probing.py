@@ -1,0 +1,272 @@
+"""Probing end to end on tiny networks whose embeddings know the tasks, beside ones that do not.
+
+Every prompt has words of its own, random letters, so that n-grams say nothing: only a network that was given the tasks
+can tell them apart.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+import nucleate
+from nucleate.cli import main
+from nucleate.experiments import probing
+from nucleate.model.networks import gpt2, save_network, word_tokenizer
+from nucleate.refusal import Refused
+from nucleate.runs import METRICS
+
+TASKS, PROMPTS, WORDS = 4, 16, 3
+QUICK = {"iterations": 250, "repeats": 2, "initialisations": 2}
+WRONG = {3: "t1", 20: "t2", 50: "t0"}  # planted: their true tasks are t0, t1, t3
+
+
+def words() -> list[list[str]]:
+    rng = np.random.default_rng(0)
+    letters = list("abcdefghijklmnopqrstuvwxyz")
+    return [["".join(rng.choice(letters, 6)) for _ in range(WORDS)] for _ in range(TASKS * PROMPTS)]
+
+
+def tokenizer():
+    return word_tokenizer(["Answer:", *(word for prompt in words() for word in prompt)])
+
+
+def network(*, strength: float, tasks: int = TASKS, seed: int = 0):
+    """A random GPT-2 whose embedding of a word leans towards the word's task, for the first so many tasks."""
+    model = gpt2(
+        vocabulary=len(tokenizer()),
+        width=32,
+        feed_forward=64,
+        layers=2,
+        heads=2,
+        positions=16,
+        dropout=0,
+        pad=0,
+        seed=seed,
+    )
+    rng = np.random.default_rng(7)
+    book = tokenizer().get_vocab()
+    with torch.no_grad():
+        for task in range(tasks):
+            lean = torch.from_numpy(rng.normal(size=32).astype(np.float32)) * 0.02 * strength
+            for prompt in words()[task * PROMPTS : (task + 1) * PROMPTS]:
+                model.transformer.wte.weight[[book[word] for word in prompt]] += lean
+    return model
+
+
+def rows(**renamed: str) -> list[dict[str, str]]:
+    task, text = renamed.get("task", "task"), renamed.get("text", "text")
+    listed = [{text: " ".join(prompt), task: f"t{number // PROMPTS}"} for number, prompt in enumerate(words())]
+    for number, wrong in WRONG.items():
+        listed[number][task] = wrong
+    return listed
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Two models, their data, and the run of the command line that compares them."""
+    folder = tmp_path_factory.mktemp("probing")
+    save_network(network(strength=6), tokenizer(), folder / "tuned")
+    save_network(network(strength=6, tasks=1), tokenizer(), folder / "base")
+    listed = "\n".join(json.dumps(row) for row in rows(task="label"))
+    (folder / "prompts.jsonl").write_text(listed + "\n", encoding="utf-8")
+    asked = [str(folder / "tuned"), str(folder / "prompts.jsonl"), "--columns", "task=label"]
+    assert main(["probe", *asked, "--base", str(folder / "base"), "--out", str(folder / "run")]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def result(folder) -> nucleate.experiments.probing.ProbeResult:
+    return probing.load_probe(folder / "run")
+
+
+def test_the_command_answers_in_words_and_leaves_every_table_and_figure(folder, result, capsys):
+    assert "4 of 4 tasks are separate" in result.verdict and "3 prompts look mislabelled" in result.verdict
+    assert "compared with base, the model separated" in result.verdict and "→" in result.verdict
+    assert "no more than the words" in result.verdicts["base"] or "1 of 4" in result.verdicts["base"]
+    run = folder / "run"
+    for name in ("metrics", "tasks", "confusion", "suspicious", "coordinates", "layouts/tuned", "data/dataset"):
+        assert (run / f"{name}.parquet").is_file()
+    assert len(list((run / "figures").glob("figure_probe_*.svg"))) == 3
+    assert json.loads((run / "manifest.json").read_text(encoding="utf-8"))["verdict"]["tuned"] == result.verdict
+    assert "0 is the embedding" in (run / "figures" / "figure_probe_layers.svg").read_text(encoding="utf-8")
+    asked = [str(folder / "tuned"), str(folder / "prompts.jsonl"), "--columns", "task=label"]
+    before = (run / "metrics.parquet").read_bytes()
+    assert main(["probe", *asked, "--base", str(folder / "base"), "--out", str(run), "--resume"]) == 0
+    assert "finished already" in capsys.readouterr().out and (run / "metrics.parquet").read_bytes() == before
+
+
+def test_rows_keep_the_contract_and_every_control_stands_beside_the_measurement(result):
+    metrics = result.metrics
+    assert metrics.schema == METRICS and metrics["value"].is_finite().all()
+    keys = [name for name in METRICS if name != "value"]
+    assert not metrics.select(keys).is_duplicated().any() and metrics.equals(metrics.sort(keys, nulls_last=False))
+    assert set(metrics["experiment"]) == {"probe"} and set(metrics["read"]) == {None, "answer_start"}
+    assert set(metrics["split"]) == {"all", "validation", "test"}
+    tuned = metrics.filter(pl.col("model") == "tuned")
+    assert set(tuned["control"]) == {"none", "untrained", "shuffled"}  # no distributions: nothing to regroup
+    surface = metrics.filter(pl.col("control") == "surface_prompt")
+    assert set(surface["model"]) == {None} and set(surface["layer"]) == {None}
+
+    def share(control: str, model: str | None = "tuned") -> float:
+        here = metrics.filter(
+            pl.col("control") == control, pl.col("model").eq_missing(model), pl.col("split") == "test"
+        )
+        return here.filter(pl.col("measure") == "knn_share", pl.col("layer").is_null() | (pl.col("layer") == 2))[
+            "value"
+        ][0]
+
+    assert share("none") > 0.65  # 0.8 at most: eight of ten neighbours can be of the task
+    assert all(
+        share(control, model) < 0.45
+        for control, model in (("untrained", "tuned"), ("shuffled", "tuned"), ("surface_prompt", None))
+    )
+    assert share("none", "base") < 0.6
+
+
+def test_tables_tell_task_by_task_what_is_separate_what_changed_and_which_prompts_are_wrong(result):
+    best = result.best_layer
+    tasks = result.tasks.filter(pl.col("model") == "tuned", pl.col("layer") == best)
+    value = {(row["task"], row["measure"]): row["value"] for row in tasks.iter_rows(named=True)}
+    for task in ("t0", "t1", "t2", "t3"):
+        assert value[task, "separated"] == 1 and value[task, "knn_share_low"] <= value[task, "knn_share"]
+        assert 0 <= value[task, "f1"] <= 1
+    assert value["t1", "knn_share_over_base"] > 0.3 > value["t0", "knn_share_over_base"]
+    assert value["t1", "knn_share_over_base_low"] > 0
+    compared = result.difference("base")
+    assert compared.filter(pl.col("task") == "t1")["difference"][0] == pytest.approx(value["t1", "knn_share_over_base"])
+
+    doubted = result.suspicious.filter(pl.col("model") == "tuned", pl.col("margin") > 0.5)
+    assert set(doubted["instance"]) == set(WRONG)
+    true = {number: f"t{number // PROMPTS}" for number in WRONG}
+    assert {row["instance"]: row["nearest"] for row in doubted.iter_rows(named=True)} == true
+    listed = result.suspicious.filter(pl.col("model") == "tuned").group_by("task").len()
+    assert (listed["len"] == 10).all()
+
+    confused = result.confusion.filter(pl.col("model") == "base", pl.col("layer") == best)
+    sums = confused.group_by("task").agg(pl.col("share").sum())["share"].to_numpy()
+    assert np.allclose(sums, 1)
+    assert len(result.coordinates) == 2 * TASKS * PROMPTS and result.coordinates["x"].null_count() == 0
+    assert result.coordinates.filter(pl.col("model") == "tuned")["split"].value_counts()["count"].min() >= 30
+
+
+def test_a_probe_killed_after_its_first_model_and_resumed_gives_the_same_bytes(folder, monkeypatch, tmp_path):
+    models = [str(folder / "tuned"), str(folder / "base")]
+    asked = {"data": folder / "prompts.jsonl", "columns": {"task": "label"}, **QUICK}
+    probing.probe_into(tmp_path / "whole", models, **asked)
+    loaded = probing._Subject.load
+
+    def killed(self):
+        if self.name == "base":
+            raise KeyboardInterrupt
+        return loaded(self)
+
+    monkeypatch.setattr(probing._Subject, "load", killed)
+    with pytest.raises(KeyboardInterrupt):
+        probing.probe_into(tmp_path / "killed", models, **asked)
+    monkeypatch.setattr(
+        probing._Subject, "load", lambda self: pytest.fail("read again") if self.name == "tuned" else loaded(self)
+    )
+    monkeypatch.setattr(probing, "_memory", lambda: 0)  # and with the states on disk
+    assert probing.probe_into(tmp_path / "killed", models, resume=True, **asked)
+    assert not (tmp_path / "killed" / "spill").exists()
+    for name in ("metrics", "tasks", "confusion", "suspicious", "coordinates"):
+        whole, again = (pl.read_parquet(tmp_path / one / f"{name}.parquet") for one in ("whole", "killed"))
+        assert whole.equals(again)
+    assert (tmp_path / "whole" / "metrics.parquet").read_bytes() == (
+        tmp_path / "killed" / "metrics.parquet"
+    ).read_bytes()
+
+
+def test_a_folder_of_checkpoints_is_a_series_and_its_curve_rises(folder, tmp_path):
+    for step, strength in ((10, 0), (20, 1.5), (30, 6)):
+        save_network(network(strength=strength), tokenizer(), tmp_path / "series" / f"checkpoint-{step}")
+    seen = nucleate.probe(tmp_path / "series", folder / "prompts.jsonl", columns={"task": "label"}, **QUICK)
+    best = seen.metrics.filter(pl.col("measure") == "knn_share", pl.col("control") == "none", pl.col("split") == "test")
+    curve = best.group_by("step").agg(pl.col("value").max()).sort("step")
+    assert curve["step"].to_list() == [10, 20, 30] and curve["value"][2] > 0.7 > 0.5 > curve["value"][0]
+    figure = nucleate.report.probe_figures.series_figure(seen.metrics)
+    assert figure is not None and figure.axes[0].get_xlabel() == "step"
+    with pytest.raises(Refused, match="series stands for several"):
+        nucleate.probe(tmp_path / "series", folder / "prompts.jsonl", base=folder / "base", columns={"task": "label"})
+
+
+def test_prompts_with_inputs_are_judged_among_other_inputs_and_get_their_controls(tmp_path):
+    """A loaded network, and a list of dicts with instruction, input, output, distribution and mapping."""
+    listed = []
+    for number, (first, second, _) in enumerate(words()):
+        for given in (words()[k][2] for k in range(3)):  # the same inputs under every instruction
+            task = f"t{number // PROMPTS}"
+            rows = {"instruction": f"{first} {second}", "input": given, "output": words()[0][0], "task": task}
+            listed.append({**rows, "distribution": f"{task}-{number % 2}", "mapping": given})
+    seen = nucleate.probe(network(strength=6), listed, tokenizer=tokenizer(), **QUICK)
+    metrics = seen.metrics
+    assert set(metrics["control"]) == {
+        "none",
+        "shuffled",
+        "regrouped",
+        "untrained",
+        "neutral",
+        "surface_prompt",
+        "surface_instruction",
+    }
+    assert set(metrics["read"]) == {None, "input", "instruction_end"}
+    assert set(metrics["space"]) == {None, "raw", "tsne", "centred", "averaged"}
+    assert set(metrics["labels"]) == {None, "task", "distribution", "distribution_mapping"}
+    answers = metrics.filter(pl.col("measure").str.starts_with("accuracy"), pl.col("control") == "none")
+    assert set(answers["measure"]) == {"accuracy", "accuracy_whole", "accuracy_restricted"}
+    assert set(answers.filter(pl.col("measure") == "accuracy_restricted")["value"]) == {1.0}  # one output, one choice
+    decided = seen.tasks.filter(pl.col("measure") == "knn_share_other_inputs_low")
+    assert set(decided["layer"]) == {0, 1, 2}
+    neutral = metrics.filter(
+        pl.col("control") == "neutral", pl.col("measure") == "knn_share", pl.col("split") == "test"
+    )
+    assert (neutral["value"] < 0.35).all()  # the input alone tells no task
+    assert "knn_share_other_inputs" in str(seen) and str(seen).splitlines()[1].startswith(seen.models[0])
+    assert len(seen.plot().axes) == 2
+    kept = seen.save(tmp_path / "kept")
+    assert probing.load_probe(kept).verdict == seen.verdict
+    with pytest.raises(Refused, match="exists; name a new folder"):
+        seen.save(tmp_path / "kept")
+
+
+def test_the_estimate_needs_no_weights_and_writes_nothing(folder, tmp_path, capsys):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "config.json").write_text((folder / "tuned" / "config.json").read_text(encoding="utf-8"), encoding="utf-8")
+    asked = ["probe", str(bare), str(folder / "prompts.jsonl"), "--columns", "task=label", "--estimate"]
+    assert main(asked) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("bare: ") and "64 prompts" in told and "GiB" in told and "to read" in told
+    assert list(tmp_path.iterdir()) == [bare]
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ([], "needs --out RUN"),
+        (["--out", "{}/new", "--columns", "task"], "--columns 'task' is not of the form"),
+        (["--out", "{}/new", "--columns", "task=label", "--layers", "0,x"], "give whole numbers between commas"),
+        (["--out", "{}/new", "--columns", "task=label", "--layers", "9"], "layer 9 does not exist"),
+        (["--out", "{}/new"], "column 'task' is missing"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(folder, tmp_path, capsys, options, why):
+    asked = [str(folder / "tuned"), str(folder / "prompts.jsonl"), *(option.format(tmp_path) for option in options)]
+    assert main(["probe", *asked]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert why in told[-1] and told[-1].startswith("nucleate: ")
+
+
+def test_prompts_too_few_to_be_halved_are_refused(folder):
+    few = [row for number, row in enumerate(rows()) if number in (0, 1, 2, 17, 18, 19)]
+    with pytest.raises(Refused, match="too few different prompts to measure"):
+        nucleate.probe(folder / "tuned", few)
+
+
+def test_a_misspelt_option_is_refused_with_the_nearest(folder):
+    with pytest.raises(Refused, match="'thorogh' is unknown; did you mean 'thorough'"):
+        nucleate.probe(folder / "tuned", folder / "prompts.jsonl", thorogh=True)

@@ -1,0 +1,246 @@
+"""Task by task, on states whose structure is planted: what is separate, what is confused, which labels are wrong."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from nucleate.measures.findings import change, difference, from_layer, separated_tasks
+from nucleate.measures.held_out import Side, deciding_search, held_out_units, sides_of, some_units
+from nucleate.measures.neighbours import Labels, TaskDeals, find_neighbours, share_measures
+from nucleate.measures.scores import cluster_scores
+from nucleate.measures.separation import (
+    MISLABELLED,
+    best_cluster_f1,
+    by_task,
+    confusion,
+    doubts,
+    f1_interval,
+    f1_of,
+    mean_interval,
+    own_shares,
+)
+from nucleate.measures.survey import Cohort, cast, survey
+from nucleate.measures.sweep import GAIN, Effort, Panel, margins, sweep
+
+TASKS, WIDTH = 4, 16
+
+
+def labels(*, inputs: int = 5, instructions: int = 12, distributions: bool = True) -> Labels:
+    """Every instruction of four tasks with every input; two distributions a task."""
+    rows = [
+        (12 * t + i, x, 10 * t + x, t, 2 * t + i % 2)
+        for t in range(TASKS)
+        for i in range(instructions)
+        for x in range(inputs)
+    ]
+    columns = [np.array(column) for column in zip(*rows, strict=True)]
+    if not distributions:
+        columns[4] = np.full(len(rows), -1)
+    return Labels(*columns)
+
+
+def states(some: Labels, task: np.ndarray | None = None, *, strength: float, seed: int = 0) -> np.ndarray:
+    """(instance, width): the effect of the task, and noise."""
+    rng = np.random.default_rng(seed)
+    effect = rng.normal(size=(TASKS, WIDTH))
+    noise = rng.normal(size=(len(some), WIDTH))
+    return (strength * effect[some.task if task is None else task] + noise).astype(np.float32)
+
+
+def found(some: Labels, points: np.ndarray):
+    return find_neighbours(points, points, some, some), TaskDeals.of(some, some)
+
+
+def test_own_shares_have_the_mean_of_the_survey_and_are_unknown_where_a_task_offers_nobody():
+    some = labels()
+    searched, deals = found(some, states(some, strength=1))
+    for search, name in (("", "knn_share"), ("other_inputs", "knn_share_other_inputs")):
+        shares = own_shares(searched[search], deals, search)
+        assert np.isclose(np.nanmean(shares), share_measures(searched, deals)[name])
+    alone = Labels(
+        *(np.append(getattr(some, n), 99) for n in ("instruction", "input", "output", "task", "distribution"))
+    )
+    searched, deals = found(alone, np.vstack([states(some, strength=1), np.zeros((1, WIDTH), np.float32)]))
+    shares = own_shares(searched[""], deals, "")
+    assert np.isnan(shares[-1]) and not np.isnan(shares[:-1]).any()
+
+
+def test_confusion_sums_to_one_and_has_the_own_share_on_its_diagonal():
+    some = labels()
+    merged = np.where(some.task == 1, 0, some.task)  # the states of task 1 are those of task 0
+    searched, deals = found(some, states(some, merged, strength=3))
+    table = confusion(searched[""], some.task, some.task)
+    assert np.allclose(table.sum(axis=1), 1)
+    own = by_task(own_shares(searched[""], deals, ""), some.task)
+    assert np.allclose(np.diag(table), own)
+    assert table[0, 1] > 0.3 and table[1, 0] > 0.3 and table[2, 2] > 0.95 and table[2, 3] < 0.05
+
+
+def test_f1_by_task_is_one_on_perfect_clusters_and_sums_to_the_f1_of_all():
+    rng = np.random.default_rng(0)
+    task, clusters = rng.integers(0, 5, 300), rng.integers(0, 7, 300)
+    assert np.isclose(f1_of(task, clusters), cluster_scores(task, clusters).f1)
+    assert np.allclose(best_cluster_f1(task, task[::-1][::-1]), 1)
+    by_hand = best_cluster_f1(np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1]))
+    assert np.allclose(by_hand, [2 * 2 / (3 + 2), 2 * 1 / (1 + 2)])
+
+
+@pytest.mark.parametrize("strength", [1.5, 3.0])
+def test_two_percent_of_planted_labels_are_found_and_their_true_tasks_named(strength):
+    some = labels(instructions=40)
+    planted, rng = some.task.copy(), np.random.default_rng(1)
+    wrong = rng.choice(len(some), len(some) // 50, replace=False)
+    planted[wrong] = (planted[wrong] + rng.integers(1, TASKS, len(wrong))) % TASKS
+    prompt = np.arange(len(some))
+    result = doubts(states(some, strength=strength), planted, prompt, seed=0)
+    first = np.argsort(-result.margin)[: len(wrong)]
+    assert np.isin(first, wrong).mean() >= 0.8
+    assert (result.nearest[wrong] == some.task[wrong]).mean() >= 0.9
+    clean = doubts(states(some, strength=3), some.task, prompt, seed=0)
+    assert (clean.margin > MISLABELLED).mean() < 0.005
+
+
+def test_doubts_list_the_most_doubtful_of_each_task_and_judge_no_prompt_by_its_own_copy():
+    some = labels()
+    points, prompt = states(some, strength=2), np.arange(len(some))
+    planted = some.task.copy()
+    planted[[7, 8]] = 2  # task 0 in truth
+    points[8], prompt[8] = points[7], prompt[7]  # the same prompt twice: neither may vouch for the other
+    result = doubts(points, planted, prompt, seed=0)
+    assert (result.margin[[7, 8]] > MISLABELLED).all() and (result.nearest[[7, 8]] == 0).all()
+    listed = result.most(planted, 3)
+    assert len(listed) == 3 * TASKS and set(listed[6:8]) == {7, 8}
+    for task in range(TASKS):
+        mine = listed[planted[listed] == task]
+        assert len(mine) == 3 and (np.diff(result.margin[mine]) <= 0).all()
+        assert result.margin[planted == task].max() == result.margin[mine[0]]
+
+
+def test_intervals_hold_the_mean_and_are_left_out_where_there_are_too_few_instructions():
+    some = labels()
+    values = np.random.default_rng(0).random(len(some))
+    values[3] = np.nan
+    interval = mean_interval(values, some.instruction, seed=0)
+    assert interval is not None and interval.low < np.nanmean(values) < interval.high
+    assert np.isclose(interval.mean, np.nanmean(values))
+    assert mean_interval(values[:15], some.instruction[:15], seed=0) is None
+    clusters = np.random.default_rng(1).integers(0, TASKS, len(some))
+    bounds = f1_interval(some.task, clusters, some.instruction, seed=0)
+    assert bounds is not None and np.isclose(bounds.mean, f1_of(some.task, clusters))
+
+
+# --- what is measured against what ------------------------------------------------------------------------------------
+
+
+def test_halves_share_no_instruction_are_even_in_every_group_and_do_not_depend_on_the_order_of_the_rows():
+    units = [f"instruction {number // 3}" for number in range(180)]
+    groups = [("task", number // 45) for number in range(180)]
+    everything, validation, test = sides_of(units, groups, ["test"] * 180, seed=3)
+    assert set(everything.members) == set(range(180))
+    chosen = {units[place] for place in validation.members}
+    assert not chosen & {units[place] for place in test.members}
+    assert np.array_equal(validation.members, test.against) and np.array_equal(test.members, validation.against)
+    for group in range(4):
+        here = [place for place in validation.members if groups[place][1] == group]
+        assert len(here) in (21, 24)
+    order = np.random.default_rng(0).permutation(180)
+    again = sides_of([units[i] for i in order], [groups[i] for i in order], ["test"] * 180, seed=3)[1]
+    assert {units[order[place]] for place in again.members} == chosen
+    other = sides_of(units, groups, ["test"] * 180, seed=4)[1]
+    assert {units[place] for place in other.members} != chosen
+
+
+def test_data_that_come_in_splits_are_measured_against_their_training_split():
+    splits = ["train"] * 6 + ["validation"] * 3 + ["test"] * 3
+    _, validation, test = sides_of([str(n) for n in range(12)], ["g"] * 12, splits, seed=0)
+    assert list(validation.against) == list(test.against) == list(range(6)) and list(test.members) == [9, 10, 11]
+    without = test.among(np.array([0, 1, 2, 10, 11]), 12)
+    assert list(without.members) == [3, 4] and list(without.against) == [0, 1, 2]
+
+
+def test_where_all_prompts_share_a_request_the_prompt_is_held_out():
+    units, by_instruction = held_out_units(["Classify:"] * 4, ["a", "b", "c", "d"], ["x", "x", "y", "y"])
+    assert len(set(units)) == 4 and not by_instruction
+    assert held_out_units(["a", "b", "c", "d"], ["q"] * 4, ["x", "x", "y", "y"]) == (["a", "b", "c", "d"], True)
+
+
+def test_the_share_among_other_inputs_decides_where_there_are_other_inputs():
+    everyone = np.arange(len(labels()))
+    side = Side("test", everyone, everyone)
+    assert deciding_search(side, labels()) == "other_inputs"
+    one = labels(inputs=1)
+    assert deciding_search(Side("test", np.arange(len(one)), np.arange(len(one))), one) == ""
+
+
+def test_some_units_keeps_units_whole():
+    units = np.repeat(np.arange(30), 4)
+    kept = some_units(units, 50, seed=0)
+    assert len(kept) == 48 and all(np.isin(np.flatnonzero(units == unit), kept).all() for unit in units[kept])
+    assert len(some_units(units, 120, seed=0)) == 120
+
+
+def test_what_is_unknown_has_no_rows_and_no_regrouped_control():
+    some = labels(distributions=False)
+    nothing = np.full(len(some), -1)
+    bare = Labels(some.instruction, nothing, nothing, some.task, nothing)
+    here = Cohort("test", bare, nothing, np.empty((0, 2), dtype=np.int64))
+    dealt = cast([here], Cohort("train", bare, nothing, here.pairs), seed=0, repeats=2, spaces=("raw",))
+    points = states(some, strength=3)[np.newaxis]
+    rows = survey(dealt, {"test": points, "train": points}, layers=[7]).rows
+    assert {row.control for row in rows} == {"none", "shuffled"} and {row.layer for row in rows} == {7}
+    assert {row.labels for row in rows} == {"task", None} and {row.space for row in rows} == {"raw"}
+    assert {row.measure for row in rows if row.labels is None} == {"variance_task"}
+    assert not {row.measure for row in rows if "inputs" in row.measure or "distributions" in row.measure}
+
+
+# --- the verdict ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def panel() -> Panel:
+    some = labels()
+    units = [str(one) for one in some.instruction]
+    sides = sides_of(units, some.distribution.tolist(), ["test"] * len(some), seed=0)
+    mapping = np.full(len(some), -1)
+    return Panel.of(some, mapping, [f"t{n}" for n in range(TASKS)], sides, seed=0, effort=Effort(5, 250, 3, 2))
+
+
+def test_a_layer_is_separate_where_it_exceeds_every_control_and_a_task_that_is_not_separate_is_told(panel):
+    some = panel.labels
+    half = np.where(some.task == 1, 0, some.task)  # tasks 0 and 1 are one
+    layers = [states(some, strength=0, seed=1), states(some, half, strength=3), states(some, strength=3)]
+    swept = sweep(panel, np.stack(layers), [0, 4, 8], lambda what, done, of: None)
+    assert swept.best_layer == 8
+    weak = sweep(panel, states(some, strength=0, seed=2)[np.newaxis], [0], lambda what, done, of: None)
+    controls = {"untrained": weak.shares["test", 0]}
+    assert margins(panel, swept, 0, controls).rows[-1]["value"] == 0
+    middle, last = margins(panel, swept, 4, controls), margins(panel, swept, 8, controls)
+    assert [task["separated"] for task in last.by_task] == [1, 1, 1, 1]
+    assert [task["separated"] for task in middle.by_task][2:] == [1, 1]
+    for task in last.by_task:
+        assert task["margin"] >= GAIN and task["margin_low"] > 0 and task["margin_low"] < task["margin_high"]
+    controls["surface_prompt"] = swept.shares["test", 8]  # as good as the words: separate no longer
+    found = margins(panel, swept, 8, controls)
+    assert found.rows[-1]["value"] == 0 and all(task["separated"] == 0 for task in found.by_task)
+
+
+def test_from_which_layer_on_is_where_the_tasks_of_the_best_layer_stay_separate():
+    truth = {0: "", 1: "ab", 2: "b", 3: "abc", 4: "ab", 5: "ab"}
+    rows = [(layer, task, "separated", float(task in yes)) for layer, yes in truth.items() for task in "abc"]
+    tasks = pl.DataFrame(rows, schema=["layer", "task", "measure", "value"], orient="row")
+    assert separated_tasks(tasks, 5) == (["a", "b"], ["c"])
+    assert from_layer(tasks, 5) == 3 and from_layer(tasks, 1) == 1
+
+
+def test_the_difference_of_two_models_names_the_task_that_changed():
+    some = labels()
+    frame = {"instance": np.arange(len(some)), "task": [f"t{n}" for n in some.task], "unit": some.instruction}
+    before = np.random.default_rng(0).uniform(0.3, 0.5, len(some))
+    after = np.where(some.task == 2, 0.95, before)
+    here, there = (pl.DataFrame({**frame, "split": "test", "share": share}) for share in (after, before))
+    found = difference(here, there)
+    changed = found.filter(pl.col("low") > 0)
+    assert changed["task"].to_list() == ["t2"] and np.isclose(changed["difference"][0], 0.55, atol=0.02)
+    assert "separated 't2' (0.4" in change(found, "base") and "→ 0.95)" in change(found, "base")
+    assert "blurred 't2' (0.95 →" in change(difference(there, here), "base")
+    assert "no task differently" in change(difference(here, here), "base")
