@@ -51,7 +51,7 @@ def die_at_file(number: int, *, before: bool) -> None:
 
 def die_at_step(number: int) -> None:
     """From now on, this process kills itself inside its number-th optimiser step."""
-    original = learning.make_optimizer
+    original = learning.optimizer_for
 
     def make(*arguments: object, **named: object) -> object:
         optimizer = original(*arguments, **named)
@@ -67,7 +67,7 @@ def die_at_step(number: int) -> None:
         optimizer.step = watched
         return optimizer
 
-    learning.make_optimizer = make
+    learning.optimizer_for = make
 
 
 def main(folder: Path) -> int:

@@ -53,13 +53,18 @@ def test_a_wrong_setting_is_refused_in_one_line_with_the_remedy(size, changes, s
 
 def test_every_setting_has_a_meaning_and_survives_the_round_through_toml():
     config = configure("small", changes={"data.inputs": "shared"})
-    saved = tomllib.loads(to_toml(config, verb="learn"))
-    assert saved["verb"] == "learn"
+    saved = tomllib.loads(to_toml(config, leading="first"))
+    assert saved["leading"] == "first"
     for key, value, meaning in describe(config):
         section, _, name = key.rpartition(".")
         assert meaning
         assert (saved[section] if section else saved)[name] == value
     assert sum(len(fields(kind)) for kind in SECTIONS.values()) + 4 == len(list(describe(config)))
+
+
+def test_a_run_keeps_no_settings_that_only_another_verb_reads():
+    assert "pretrain" not in tomllib.loads(to_toml(configure("tiny"), verb="learn"))
+    assert tomllib.loads(to_toml(configure("tiny"), verb="pretrain"))["pretrain"]["epochs"] == 24
 
 
 def test_differing_settings_are_named_with_both_values():

@@ -91,7 +91,7 @@ class MeasureSettings:
     components: int = _setting(3, "t-SNE: dimensions (Table 6)", least=1)
     perplexity: float = _setting(10.0, "t-SNE: perplexity (Table 6)", least=1.0)
     iterations: int = _setting(2000, "t-SNE: iterations (Table 6)", least=250)
-    display_iterations: int = _setting(250, "t-SNE for display, started from the previous epoch's: iterations", least=1)
+    display_iterations: int = _setting(100, "t-SNE for display, started from the previous epoch's: iterations", least=1)
     initialisations: int = _setting(10, "k-means: initialisations, the best is kept", least=1)
     repeats: int = _setting(20, "deals of the shuffled and regrouped labels, averaged", least=1)
     last_layer: str = _setting(
@@ -101,12 +101,39 @@ class MeasureSettings:
     )
 
 
+@dataclass(frozen=True)
+class PretrainSettings:
+    """The pre-training of §4.1 and the fine-tuning after it, which otherwise follows `training`."""
+
+    epochs: int = _setting(200, "epochs of pre-training, over the instructions alone (Table 5's number)", least=1)
+    finetuning: float = _setting(1.0, "fine-tuning lasts this share of training.epochs", least=0.0)
+    unseen: str = _setting(
+        "yes", "also the arms whose fine-tuning tasks are none of the pre-training's", choices=("yes", "no")
+    )
+
+
+@dataclass(frozen=True)
+class AlignSettings:
+    """The redirection of §4.2, the same for all four methods; what comes before it follows `training`."""
+
+    epochs: int = _setting(20, "epochs over the redirected instances", least=1)
+    batch: int = _setting(5, "instances of an optimiser step, whole instructions: one with all its inputs", least=1)
+    rates: int = _setting(5, "learning rates tried, evenly spread in proportion", least=1)
+    lowest_rate: float = _setting(1e-4, "the lowest of them", least=0.0)
+    highest_rate: float = _setting(1e-2, "the highest of them", least=0.0)
+
+
 SECTIONS: dict[str, type] = {
     "data": DataSettings,
     "model": ModelSettings,
     "training": TrainingSettings,
     "measure": MeasureSettings,
+    "pretrain": PretrainSettings,
+    "align": AlignSettings,
 }
+
+
+VERB_SECTIONS = ("pretrain", "align")  # read by the verb of the same name alone
 
 
 @dataclass(frozen=True)
@@ -121,6 +148,8 @@ class Config:
     model: ModelSettings = field(default_factory=ModelSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     measure: MeasureSettings = field(default_factory=MeasureSettings)
+    pretrain: PretrainSettings = field(default_factory=PretrainSettings)
+    align: AlignSettings = field(default_factory=AlignSettings)
 
 
 def feed_forward(width: int) -> int:
@@ -180,6 +209,8 @@ def tiny() -> Config:
         model=ModelSettings(width=64, feed_forward=128, layers=3, heads=4, dropout=0.1),
         training=TrainingSettings(epochs=30, learning_rate=3e-3),
         measure=MeasureSettings(dense_until=5, every=5, iterations=1000),
+        pretrain=PretrainSettings(epochs=24, finetuning=0.3, unseen="no"),
+        align=AlignSettings(epochs=10, rates=3),
     )
 
 
@@ -206,6 +237,8 @@ def micro() -> Config:
         measure=MeasureSettings(
             dense_until=2, every=2, perplexity=5.0, iterations=250, display_iterations=50, repeats=3
         ),
+        pretrain=PretrainSettings(epochs=3),
+        align=AlignSettings(epochs=2, rates=2, highest_rate=1e-3),
     )
 
 
@@ -272,9 +305,13 @@ def describe(config: Config) -> Iterable[tuple[str, Any, str]]:
 
 
 def to_toml(config: Config, **leading: str) -> str:
-    """The settings as TOML: top-level keys first, then a table per section."""
+    """The settings as TOML: top-level keys first, then a table per section.
+
+    With a `verb` among the leading keys, sections named after other verbs are left out: that run never reads them.
+    """
     tables = {"": {**leading, **{k: v for k, v in asdict(config).items() if k not in SECTIONS}}}
-    tables |= {name: asdict(getattr(config, name)) for name in SECTIONS}
+    others = set(VERB_SECTIONS) - {leading["verb"]} if "verb" in leading else set()
+    tables |= {name: asdict(getattr(config, name)) for name in SECTIONS if name not in others}
     lines: list[str] = []
     for name, table in tables.items():
         lines += ["", f"[{name}]"] if name else []

@@ -1,0 +1,527 @@
+"""Alignment with less forgetting (§4.2, Tables 2 and 7): redirect some tasks of a trained network, keep all others.
+
+A network is trained on all tasks. Then the instructions of the source tasks shall be answered as their target tasks
+answer, taught by four methods (`METHODS`) from the instances of the source tasks alone, but for the switches, which
+also see one instance of each other task. Two harder corrections follow, which the paper leaves open: one that applies
+only where a further symbol stands before the instruction, and a second correction on top of the first.
+
+`_align` is the whole story; `_attempt` is one method at one learning rate.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from nucleate.config import Config, differing, to_toml
+from nucleate.data.dataset import Dataset, Instance
+from nucleate.experiments.groundwork import (
+    SECONDS,
+    Book,
+    Members,
+    Progress,
+    answer_rows,
+    check_network,
+    checkpoint_hashes,
+    curve_rows,
+    device_for,
+    epochs_of,
+    make_dataset,
+    make_network,
+    of_splits,
+    optimizer_for,
+    steps_of_an_epoch,
+    threads_for,
+    with_weights,
+)
+from nucleate.model.networks import load_network, save_network, word_tokenizer
+from nucleate.model.states import read_groups
+from nucleate.model.switch import Head, Memory, Pace, Switch, learn_head, learn_switch, remember
+from nucleate.model.training import make_optimizer, stream, train, weights
+from nucleate.refusal import Refused
+from nucleate.runs import RunWriter, open_run
+
+METHODS = ("direct", "head", "linear_switch", "mlp_switch")
+EXAMPLES = (1, 2, 5, 10)  # of each other task; the first is the paper's
+UNSEEN = ("validation", "test")
+_LONGEST = 60  # symbols: one more, an input and an output still have a position
+
+
+def align(
+    config: Config,
+    folder: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress = lambda text, fraction: None,
+) -> bool:
+    """Train a network and redirect it by all methods into a run folder. False where it is finished already."""
+    device = device_for(config.device)
+    dataset = make_dataset(config, kind="alignment")
+    _check(config)
+    opening = open_run(
+        folder,
+        settings=to_toml(config, verb="align"),
+        differing=differing,
+        resume=resume,
+        overwrite=overwrite,
+        facts={"device": device, "seeds": {"root": config.seed}, "data_hash": dataset.content_hash()},
+    )
+    with opening as run:
+        if run is None:
+            return False
+        with threads_for(config):
+            _align(_Study(config, dataset, run, device), progress)
+    return True
+
+
+def _align(study: "_Study", progress: Progress) -> None:
+    run = study.run
+    study.dataset.save(run.folder / "data")
+    if not _is_there(run, "base"):
+        _train_base(study, progress)
+    model, _ = load_network(_base(run), device=study.device, attn_implementation="eager")
+    network = _Network(model, study)
+    for number, method in enumerate(METHODS):
+        progress(f"{method.replace('_', ' ')}: {study.config.align.rates} learning rates", number / len(METHODS))
+        if not _is_there(run, method):
+            run.write_part(method, [study.row(row, method) for row in _rows_of(network, method)])
+    run.finish(["base", *(f"base-{epoch:04d}" for epoch in range(study.config.training.epochs + 1)), *METHODS])
+    run.record(checkpoints=checkpoint_hashes(run))
+
+
+@dataclass(frozen=True)
+class _Study:
+    """What a run is about."""
+
+    config: Config
+    dataset: Dataset
+    run: RunWriter
+    device: str
+
+    def row(self, row: dict[str, Any], arm: str, epoch: int | None = None) -> dict[str, Any]:
+        """A row with the columns that all share."""
+        return {
+            "experiment": "align",
+            "arm": arm,
+            "control": "none",
+            "seed": self.config.seed,
+            "epoch": epoch,
+            **row,
+        }
+
+
+# --- the network before any correction -------------------------------------------------------------------------------
+
+
+def _train_base(study: _Study, progress: Progress) -> None:
+    """On all tasks, as in the main experiment; the best epoch on validation is the network that is redirected."""
+    config, run = study.config, study.run
+    normed = replace(config, measure=replace(config.measure, last_layer="normed"))  # the state that a head is handed
+    model, tokenizer = make_network(normed, study.dataset, device=study.device)
+    members = {
+        name: Members.of(tokenizer, of_splits(study.dataset, splits))
+        for name, splits in {"train": ("train",), "unseen": UNSEEN}.items()
+    }
+    optimizer = optimizer_for(model, config.training)
+    state_file, last = run.folder / "resume.safetensors", config.training.epochs
+    book = Book.opened(state_file, model, optimizer)
+
+    def moment(epoch: int, training_loss: float | None) -> None:
+        book.tick()
+        reading = read_groups(model, members["unseen"].groups, layers=[])
+        rows = answer_rows(tokenizer, members["unseen"].instances, reading, UNSEEN)
+        if training_loss is not None:  # the one trained on, dropout and all
+            rows.append({"split": "train", "measure": "loss", "value": training_loss})
+        step = epoch * steps_of_an_epoch(members["train"].groups, config.training)
+        run.write_part(f"base-{epoch:04d}", [study.row({**row, "step": step}, "main", epoch) for row in rows])
+        score = next(row["value"] for row in rows if (row["measure"], row["split"]) == ("accuracy", "validation"))
+        book.read += book.tick()
+        book.turn(epoch, score, model)
+
+    if book.epoch < 0:
+        moment(0, None)
+    for epoch in epochs_of(
+        model,
+        optimizer,
+        members["train"].groups,
+        config.training,
+        seed=config.seed,
+        dtype=config.dtype,
+        first_epoch=book.epoch + 1,
+    ):
+        book.train += epoch.seconds
+        moment(epoch.number, epoch.loss)
+        if book.saving_is_due():
+            book.save(state_file, model, optimizer)
+        progress(f"epoch {epoch.number} of {last}, validation {book.score:.2f}", epoch.number / last)
+    save_network(with_weights(model, book.best), tokenizer, _base(run))
+    run.record(best_epoch=book.best_epoch, seconds={name: round(getattr(book, name), 3) for name in SECONDS})
+    curve = pl.concat([run.read_part(f"base-{epoch:04d}") for epoch in range(1, last + 1)])
+    values = curve.filter(pl.col("measure") == "accuracy", pl.col("split") == "validation")["value"].to_numpy()
+    run.write_part("base", [study.row(row, "main") for row in curve_rows(values)])
+    state_file.unlink(missing_ok=True)
+
+
+def _base(run: RunWriter) -> Path:
+    return run.folder / "checkpoints" / "base"
+
+
+def _is_there(run: RunWriter, part: str) -> bool:
+    return (run.folder / "parts" / f"{part}.parquet").is_file()
+
+
+# --- what shall be answered otherwise --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Network:
+    """The trained network and what shall be corrected in it."""
+
+    model: PreTrainedModel
+    study: _Study
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        vocabulary = self.study.dataset.vocabulary
+        return word_tokenizer([*vocabulary["instruction"], *vocabulary["task"]])
+
+    @property
+    def pairs(self) -> dict[str, str]:
+        """source task -> target task"""
+        return dict(self.study.dataset.settings["source_targets"])
+
+    @cached_property
+    def redirection(self) -> "_Correction":
+        """The paper's."""
+        return _redirection(self, self.pairs)
+
+    @cached_property
+    def conditional(self) -> "_Correction":
+        return _conditional(self, self.pairs)
+
+    @cached_property
+    def second(self) -> "_Correction":
+        """After the paper's: now the targets answer as the sources did, so that both have changed places."""
+        return _redirection(self, {target: source for source, target in self.pairs.items()}, earlier=self.pairs)
+
+    def read(self, members: Members) -> tuple[np.ndarray, torch.Tensor]:
+        """(instance,) its answers as tokens, and (instance, width) the states that head and switch are handed."""
+        reading = read_groups(self.model, members.groups, layers=[-1])
+        return reading.predicted, torch.from_numpy(reading.states[0])
+
+
+@dataclass(frozen=True, eq=False)
+class _Correction:
+    """Instances with the outputs that are wished from now on, and which of them that is a change for."""
+
+    network: _Network
+    lesson: Members  # training instances that shall be answered otherwise: what all methods learn from
+    others: dict[str, list[Instance]]  # training instances of each other task, of which the switch sees a few
+    asked: Members  # unseen instances, of validation and test
+    corrected: np.ndarray  # (asked,) bool
+    of_source: np.ndarray  # (asked,) bool: of a source task (§4.2)
+    paired: np.ndarray  # (asked,) bool: of a source or of a target task
+
+    @cached_property
+    def wished(self) -> np.ndarray:
+        return np.array(self.network.tokenizer.convert_tokens_to_ids([str(i.output) for i in self.asked.instances]))
+
+    @cached_property
+    def answers_and_states(self) -> tuple[np.ndarray, torch.Tensor]:
+        """Of the network before any correction."""
+        return self.network.read(self.asked)
+
+    @property
+    def before(self) -> np.ndarray:
+        return self.answers_and_states[0]
+
+    @cached_property
+    def memory(self) -> Memory:
+        return remember(self.network.model, self.lesson.groups, answers_only=False)
+
+    def examples(self, count: int) -> torch.Tensor:
+        """(example, width) the states of that many instances of each other task, the same ones first."""
+        seed = self.network.study.config.seed
+        drawn = []
+        for name, instances in self.others.items():
+            rng = random.Random(stream(seed, "examples", name))
+            drawn += rng.sample(instances, len(instances))[:count]
+        return self.network.read(Members.of(self.network.tokenizer, drawn))[1]
+
+    def places(self, split: str) -> np.ndarray:
+        """(asked,) bool"""
+        return np.array([instance.split == split for instance in self.asked.instances])
+
+
+def _redirection(network: _Network, pairs: dict[str, str], earlier: dict[str, str] | None = None) -> _Correction:
+    """The sources of `pairs` answer as their targets do; those of `earlier` do so already."""
+    dataset = network.study.dataset
+    learnt = dataset.select("train")
+    asked = [_answering_as(i, {**(earlier or {}), **pairs}, dataset) for i in of_splits(dataset, UNSEEN)]
+    return _correction(
+        network,
+        lesson=[_answering_as(i, pairs, dataset) for i in learnt if i.task in pairs],
+        others=_by_name((i.task, i) for i in learnt if i.task not in pairs),
+        asked=asked,
+        is_corrected=lambda instance: instance.task in pairs,
+    )
+
+
+def _conditional(network: _Network, pairs: dict[str, str]) -> _Correction:
+    """The sources of `pairs` answer as their targets do where one more symbol stands first; else as ever."""
+    dataset = network.study.dataset
+    symbol = random.Random(stream(network.study.config.seed, "symbol")).choice(dataset.vocabulary["instruction"])
+    known = {instance.instruction for instance in dataset.instances}
+
+    def marked(instances: Sequence[Instance]) -> list[Instance]:
+        new = [replace(instance, instruction=f"{symbol} {instance.instruction}") for instance in instances]
+        return [instance for instance in new if instance.instruction not in known]
+
+    learnt, unseen = dataset.select("train"), of_splits(dataset, UNSEEN)
+    plain = {id(instance) for instance in unseen}
+    with_symbol = marked(learnt)
+    kinds = [(i.task, i) for i in learnt] + [(f"{i.task} with symbol", i) for i in with_symbol if i.task not in pairs]
+    return _correction(
+        network,
+        lesson=[_answering_as(i, pairs, dataset) for i in with_symbol if i.task in pairs],
+        others=_by_name(kinds),
+        asked=[*unseen, *(_answering_as(i, pairs, dataset) for i in marked(unseen))],
+        is_corrected=lambda instance: instance.task in pairs and id(instance) not in plain,
+    )
+
+
+def _correction(
+    network: _Network,
+    *,
+    lesson: Sequence[Instance],
+    others: dict[str, list[Instance]],
+    asked: Sequence[Instance],
+    is_corrected: Callable[[Instance], bool],
+) -> _Correction:
+    members = Members.of(network.tokenizer, asked)
+    corrected = np.array([is_corrected(instance) for instance in members.instances])
+    of_source = np.array([instance.task in network.pairs for instance in members.instances])
+    of_target = np.array([instance.task in network.pairs.values() for instance in members.instances])
+    lessons = Members.of(network.tokenizer, lesson)
+    return _Correction(network, lessons, others, members, corrected, of_source, of_source | of_target)
+
+
+def _answering_as(instance: Instance, pairs: dict[str, str], dataset: Dataset) -> Instance:
+    """With its target's output, where it has one."""
+    if instance.task not in pairs:
+        return instance
+    return replace(instance, output=dataset.mappings[pairs[instance.task]][instance.input])
+
+
+def _by_name(named: Any) -> dict[str, list[Instance]]:
+    found: dict[str, list[Instance]] = {}
+    for name, instance in named:
+        found.setdefault(name, []).append(instance)
+    return found
+
+
+# --- the four methods ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """The unseen instances after one epoch of one attempt."""
+
+    epoch: int
+    rate: float
+    answers: np.ndarray  # (asked,) tokens
+    switched: np.ndarray | None  # (asked,) bool: where the second head answered; None without a switch
+    taught: dict[str, torch.Tensor]  # the weights of the network (direct) or of the second head
+
+
+def _attempt(
+    correction: _Correction, method: str, rate: float, *, examples: int = 1, earlier: _Outcome | None = None
+) -> Iterator[_Outcome]:
+    """One method at one learning rate, epoch by epoch; on top of what an `earlier` correction of the same has left.
+
+    The switch is taught before the head, through all of its epochs. Both may learn at once (they share nothing), but a
+    model is chosen by its source accuracy alone, which does not see a switch that is still on for everything.
+    """
+    if method == "direct":
+        yield from _attempt_directly(correction, rate, earlier)
+        return
+    config, width = correction.network.study.config, correction.memory.states.shape[1]
+    pace = _pace(config, rate)
+    answers, states = correction.answers_and_states
+    if earlier is not None:
+        answers = earlier.answers
+    head = Head(width, correction.memory.logits.shape[1])
+    if method == "head" and earlier is not None:
+        head.load_state_dict(earlier.taught)
+    logits = _first_logits(correction.network.model, states)
+    on = np.ones(len(answers), dtype=bool)
+    if method != "head":
+        switch = Switch(width, method.removesuffix("_switch"), seed=stream(config.seed, "switch"))
+        learn_switch(switch, correction.memory, correction.examples(examples), pace)
+        with torch.no_grad():
+            on = (switch(states) > 0).numpy()
+    for epoch in learn_head(head, correction.memory, pace):
+        with torch.no_grad():
+            new = (logits + head(states)).argmax(-1).numpy()
+        switched = None if method == "head" else on
+        yield _Outcome(epoch, rate, np.where(on, new, answers), switched, weights(head))
+
+
+def _attempt_directly(correction: _Correction, rate: float, earlier: _Outcome | None) -> Iterator[_Outcome]:
+    """All weights learn, on the same loss; the head stays tied to the embedding."""
+    network, config = correction.network, correction.network.study.config
+    pace = _pace(config, rate)
+    model = with_weights(network.model, earlier.taught if earlier else {})
+    epochs = train(
+        model,
+        make_optimizer(model, learning_rate=rate, weight_decay=pace.weight_decay),
+        correction.lesson.groups,
+        epochs=pace.epochs,
+        batch=pace.batch,
+        learning_rate=rate,
+        max_gradient_norm=pace.max_gradient_norm,
+        seed=pace.seed,
+        dtype=config.dtype,
+    )
+    for epoch in epochs:
+        answers = read_groups(model, correction.asked.groups, layers=[]).predicted
+        yield _Outcome(epoch.number, rate, answers, None, weights(model))
+
+
+def _pace(config: Config, rate: float) -> Pace:
+    return Pace(
+        epochs=config.align.epochs,
+        batch=config.align.batch,
+        learning_rate=rate,
+        seed=stream(config.seed, "align"),
+        weight_decay=config.training.weight_decay,
+        max_gradient_norm=config.training.max_gradient_norm,
+    )
+
+
+def _first_logits(model: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
+    """(state, vocabulary) what the network's own head makes of last-layer states."""
+    head = model.get_output_embeddings()
+    with torch.no_grad():
+        return head(states.to(head.weight.device)).float().cpu()
+
+
+def _best(correction: _Correction, method: str, rates: Sequence[float], **attempt: Any) -> _Outcome:
+    """The outcome of the highest source accuracy on validation; ties: the earliest epoch, then the lowest rate.
+
+    Nothing is computed that could not be chosen: after an accuracy of 1, only what reaches it earlier.
+    """
+    here = correction.places("validation") & correction.corrected
+    chosen, level = None, (-1.0, 0, 0.0)
+    for rate in sorted(rates, reverse=True):  # the highest gets there first
+        for outcome in _attempt(correction, method, rate, **attempt):
+            reached = (float((outcome.answers == correction.wished)[here].mean()), -outcome.epoch, -outcome.rate)
+            if reached > level:
+                chosen, level = outcome, reached
+            if level[0] == 1 and outcome.epoch >= -level[1]:
+                break
+    assert chosen is not None
+    return chosen
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def _rows_of(network: _Network, method: str) -> Iterator[dict[str, Any]]:
+    """All that is measured of one method."""
+    rates, first = _rates(network.study.config), network.redirection
+    chosen = _best(first, method, rates)
+    curve = {0: first.before, **{one.epoch: one.answers for one in _attempt(first, method, chosen.rate)}}
+    for split in UNSEEN:
+        yield from _told(first, chosen, split)
+        for epoch, answers in curve.items():
+            for row in _told(first, replace(chosen, answers=answers), split, _CURVES):
+                yield {**row, "epoch": epoch}
+    yield {"measure": "chosen_rate", "value": chosen.rate}
+    yield {"measure": "chosen_epoch", "value": float(chosen.epoch)}
+
+    # What follows is taught at the rate that was chosen; its epoch is chosen anew.
+    for count in EXAMPLES[1:] if method in SWITCHED else ():
+        more = _best(first, method, [chosen.rate], examples=count)
+        for split in UNSEEN:
+            yield from _told(first, more, split, _CURVES, f"{{}}_n{count}")
+
+    for count in (EXAMPLES[0], EXAMPLES[-1]) if method in SWITCHED else EXAMPLES[:1]:
+        found = _best(network.conditional, method, [chosen.rate], examples=count)
+        for split in UNSEEN:
+            name = "conditional_{}" + (f"_n{count}" if count > 1 else "")
+            yield from _told(network.conditional, found, split, (*_HARDER, "sources_kept"), name)
+    found = _best(network.second, method, [chosen.rate], earlier=chosen)
+    for split in UNSEEN:
+        yield from _told(network.second, found, split, (*_HARDER, "sources_kept"), "second_{}")
+
+
+SWITCHED = ("linear_switch", "mlp_switch")
+_CURVES = ("source_accuracy", "accuracy_drop", "accuracy_drop_others")
+_HARDER = ("source_accuracy", "accuracy_drop_others")
+
+
+def _told(
+    correction: _Correction, outcome: _Outcome, split: str, measures: Sequence[str] | None = None, name: str = "{}"
+) -> Iterator[dict[str, Any]]:
+    """Rows of these scores, or of all."""
+    for measure, value in _scores(correction, outcome, split).items():
+        if measures is None or measure in measures:
+            yield {"split": split, "measure": name.format(measure), "value": value}
+
+
+def _scores(correction: _Correction, outcome: _Outcome, split: str) -> dict[str, float]:
+    """What is right after a correction, by measure.
+
+    `accuracy_drop` is the paper's: of all tasks but the corrected ones, before less after. `accuracy_drop_others`
+    leaves the targets out too: a switch that errs falls on them most, and there the second head's answers are right.
+    """
+    here = correction.places(split)
+    right, before = outcome.answers == correction.wished, correction.before == correction.wished
+    sources, kept = here & correction.corrected, here & ~correction.corrected
+    neither, rest = here & ~correction.paired, kept & correction.of_source
+    scores = {
+        "source_accuracy": right[sources].mean(),
+        "others_accuracy_before": before[kept].mean(),
+        "others_accuracy": right[kept].mean(),
+        "accuracy_drop": before[kept].mean() - right[kept].mean(),
+        "accuracy_drop_others": before[neither].mean() - right[neither].mean(),
+        "others_kept": (outcome.answers == correction.before)[kept].mean(),
+    }
+    if rest.any():  # instances of source tasks that this correction leaves as they are
+        scores["sources_kept"] = right[rest].mean()
+    if outcome.switched is not None:
+        scores["switch_false_positives"] = outcome.switched[kept].mean()
+        scores["switch_misses"] = 1 - outcome.switched[sources].mean()
+    return {measure: float(value) for measure, value in scores.items()}
+
+
+def _rates(config: Config) -> list[float]:
+    settings = config.align
+    return [float(rate) for rate in np.geomspace(settings.lowest_rate, settings.highest_rate, settings.rates)]
+
+
+# --- at the door -----------------------------------------------------------------------------------------------------
+
+
+def _check(config: Config) -> None:
+    check_network(config)
+    settings = config.align
+    if not 0 < settings.lowest_rate <= settings.highest_rate:
+        raise Refused(
+            f"align.lowest_rate={settings.lowest_rate:g} must lie above 0 and not above align.highest_rate="
+            f"{settings.highest_rate:g}; change one of them"
+        )
+    if config.data.max_length > _LONGEST:
+        raise Refused(
+            f"data.max_length={config.data.max_length} leaves no position for the further symbol of a conditional "
+            f"correction; set it to {_LONGEST} or less"
+        )

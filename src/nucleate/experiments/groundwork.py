@@ -1,0 +1,369 @@
+"""What the experiments on the paper's own networks stand on: data, a network, the moments of a training, its book.
+
+No experiment itself, so they may all import it; it imports none of them (docs/architecture.md).
+"""
+
+import copy
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from nucleate.config import Config, MeasureSettings, TrainingSettings, configure
+from nucleate.data.dataset import Dataset, Instance
+from nucleate.data.synthetic import generate
+from nucleate.measures.baselines import surface_features
+from nucleate.measures.neighbours import Labels
+from nucleate.measures.survey import Cast, Cohort, Row, Survey, cast, survey
+from nucleate.model.networks import gpt2, word_tokenizer
+from nucleate.model.prefix_tree import Group
+from nucleate.model.states import Reading, instances_as_groups
+from nucleate.model.training import Epoch, load_state, make_optimizer, order, save_state, train, weights
+from nucleate.refusal import Refused
+from nucleate.runs import RunWriter, file_hash, thread_count
+
+Progress = Callable[[str, float | None], None]  # a sentence to keep; or what is going on and the fraction done
+MEASURED = ("subset", "validation", "test")  # their neighbours are sought in `train`, which holds the subset too
+_NARROW = 128  # widths up to here train as fast on one thread as on two
+LABELS = ("instruction", "input", "output", "task", "distribution", "mapping")
+SECONDS = ("train", "read", "measure", "total")
+_SAVING_SHARE = 0.05  # of the time may go into saving: a kill costs at most twenty times what one saving takes
+
+
+# --- data and network ------------------------------------------------------------------------------------------------
+
+
+def synthetic_dataset(size: str = "paper", seed: int = 100) -> Dataset:
+    """The synthetic dataset of a size."""
+    return make_dataset(configure(size, seed=seed))
+
+
+def make_dataset(config: Config, *, kind: str = "main") -> Dataset:
+    """The dataset of a run: the same for the same data settings and seed, on any machine."""
+    return generate(seed=config.seed, kind=kind, **asdict(config.data))
+
+
+def make_network(
+    config: Config, dataset: Dataset, *, device: str, words: Sequence[str] = (), seed: int | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """A fresh network for the symbols of a dataset and further `words`; equal seeds give equal weights."""
+    tokenizer = word_tokenizer([*dataset.vocabulary["instruction"], *dataset.vocabulary["task"], *words])
+    model = gpt2(
+        vocabulary=len(tokenizer),
+        positions=_positions(dataset),
+        pad=int(tokenizer.pad_token_id),
+        seed=config.seed if seed is None else seed,
+        **asdict(config.model),
+    )
+    torch.nn.Module.to(model, device)
+    if config.measure.last_layer == "plain":
+        model.config.tie_last_hidden_states = False
+    return model, tokenizer
+
+
+def _positions(dataset: Dataset) -> int:
+    """Longest sequence + 4, at most 64."""
+    longest = max(len(f"{i.instruction} {i.input} {i.output}".split()) for i in dataset.instances)
+    return max(longest, min(64, longest + 4))
+
+
+def check_network(config: Config) -> None:
+    """Refuse settings of the network that only fail together."""
+    if config.model.width % config.model.heads:
+        raise Refused(f"model.width={config.model.width} is not a multiple of model.heads={config.model.heads}")
+    if config.model.dropout >= 1:
+        raise Refused(f"model.dropout={config.model.dropout} leaves nothing: it must be below 1")
+
+
+def device_for(asked: str) -> str:
+    """`auto`: the GPU if there is one."""
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise Refused("--device cuda: torch sees no GPU here; leave --device out, or say cpu")
+    if asked not in ("cpu", "cuda"):
+        raise Refused(f"device {asked!r} is unknown; there are: auto, cpu, cuda")
+    return asked
+
+
+@contextmanager
+def threads_for(config: Config) -> Iterator[None]:
+    """One thread for narrow networks: a second one gains nothing there and waits at every step on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if config.model.width <= _NARROW else thread_count())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# --- instances by split ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Members:
+    """Instances of some splits as groups to feed, and themselves in the order of those groups."""
+
+    groups: list[Group]
+    instances: tuple[Instance, ...]
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerFast, instances: Sequence[Instance], **forms: str) -> Self:
+        """`forms`: the template of a prompt and the answer's, as `instances_as_groups` takes them."""
+        groups, places = instances_as_groups(tokenizer, instances, **forms)
+        return cls(groups, tuple(instances[place] for place in places))
+
+
+def of_splits(dataset: Dataset, splits: Iterable[str]) -> list[Instance]:
+    """The instances of these splits, one split after the other."""
+    return [instance for split in splits for instance in dataset.select(split)]
+
+
+def in_split(instance: Instance, split: str) -> bool:
+    """Is it there? `subset` is a part of `train`."""
+    return instance.in_subset if split == "subset" else instance.split == split
+
+
+def places_of(members: Sequence[Instance], split: str) -> np.ndarray:
+    """(instance,) which of the members are in a split."""
+    return np.array([place for place, instance in enumerate(members) if in_split(instance, split)], dtype=np.int64)
+
+
+def candidates_of(
+    tokenizer: PreTrainedTokenizerFast, mappings: Mapping[str, Mapping[str, str]], members: Sequence[Instance]
+) -> list[tuple[int, ...]]:
+    """Each instance's own task's outputs, as tokens."""
+    code = tokenizer.get_vocab()
+    outputs = {task: tuple(sorted({code[o] for o in m.values()})) for task, m in mappings.items()}
+    return [outputs[instance.task] for instance in members]
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def answer_rows(
+    tokenizer: PreTrainedTokenizerFast, members: Sequence[Instance], reading: Reading, splits: Iterable[str]
+) -> list[dict[str, Any]]:
+    """By split: accuracy (greedy, over all words), accuracy_restricted (among the outputs of the instance's own task,
+    where candidates were read), and, but for the training split, loss per predicted token."""
+    wished = np.array(tokenizer.convert_tokens_to_ids([str(i.output) for i in members]))
+    rows = []
+    for split in splits:
+        here = places_of(members, split)
+        found = {"accuracy": float((reading.predicted == wished)[here].mean())}
+        if reading.restricted is not None:
+            found["accuracy_restricted"] = float((reading.restricted == wished)[here].mean())
+        if split != "train":
+            found["loss"] = float(reading.loss[here].sum() / reading.predicted_tokens[here].sum())
+        rows += [{"split": split, "measure": measure, "value": value} for measure, value in found.items()]
+    return rows
+
+
+def curve_rows(curve: np.ndarray) -> list[dict[str, Any]]:
+    """How fast validation accuracy rose from epoch 1 on: its mean, and the first epoch at a share of its final level
+    (the mean of the last ten epochs)."""
+    final = float(curve[-10:].mean())
+    rows: list[dict[str, Any]] = [{"measure": "area_under_curve", "value": float(curve.mean())}]
+    if final > 0:
+        rows += [
+            {"measure": f"epochs_to_{share}", "value": float(np.argmax(curve >= share / 100 * final) + 1)}
+            for share in (50, 80, 90)
+            if (curve >= share / 100 * final).any()
+        ]
+    return [{**row, "split": "validation"} for row in rows]
+
+
+def labels_of(config: Config, members: Sequence[Instance], known: Sequence[str] = LABELS) -> Cast:
+    """The labels of all splits under one code book, and the controls' deals of them. What is not `known` stays out of
+    every measure."""
+    (labels,) = Labels.coded({name: [getattr(i, name) for i in members] for name in known if name != "mapping"})
+    mapping = np.full(len(members), -1)
+    if "mapping" in known:
+        pairs = {(str(i.distribution), str(i.mapping)) for i in members}
+        codes = {pair: code for code, pair in enumerate(sorted(pairs))}
+        mapping = np.array([codes[str(i.distribution), str(i.mapping)] for i in members])
+
+    def cohort(split: str) -> Cohort:
+        here = places_of(members, split)
+        place_of = {members[place].instance: number for number, place in enumerate(here)}
+        hard = [(number, members[place].origin) for number, place in enumerate(here) if members[place].is_hard]
+        found = [(number, place_of[origin]) for number, origin in hard if origin in place_of]
+        return Cohort(split, labels[here], mapping[here], np.array(found, dtype=np.int64).reshape(-1, 2))
+
+    return cast([cohort(s) for s in MEASURED], cohort("train"), seed=config.seed, repeats=config.measure.repeats)
+
+
+def surface_rows(
+    labels: Cast,
+    members: Sequence[Instance],
+    texts: Mapping[str, Callable[[Instance], str]],
+    measure: MeasureSettings,
+) -> list[Row]:
+    """What text alone gives, by control: n-gram features instead of states, through the same survey."""
+    rows = []
+    by_split = {split: [i for i in members if in_split(i, split)] for split in (*MEASURED, "train")}
+    for control, text in texts.items():
+        fitted = [text(instance) for instance in by_split["train"]]
+        features = surface_features(fitted, [text(instance) for split in by_split.values() for instance in split])
+        ends = np.cumsum([len(split) for split in by_split.values()])[:-1]
+        states = {name: part[np.newaxis] for name, part in zip(by_split, np.split(features, ends), strict=True)}
+        for row in survey_of(labels, states, measure).rows:
+            if row.control == "none":
+                rows.append(row._replace(layer=None, control=control))
+    return rows
+
+
+def survey_of(labels: Cast, states: Mapping[str, np.ndarray], measure: MeasureSettings) -> Survey:
+    """All measures of one moment's states, which are given by split."""
+    return survey(
+        labels,
+        states,
+        components=measure.components,
+        perplexity=measure.perplexity,
+        iterations=measure.iterations,
+        initialisations=measure.initialisations,
+        threads=thread_count(),
+    )
+
+
+# --- a training ------------------------------------------------------------------------------------------------------
+
+
+def optimizer_for(model: PreTrainedModel, training: TrainingSettings) -> torch.optim.AdamW:
+    """AdamW under the settings."""
+    return make_optimizer(model, learning_rate=training.learning_rate, weight_decay=training.weight_decay)
+
+
+def steps_of_an_epoch(groups: Sequence[Group], training: TrainingSettings) -> int:
+    """Optimiser steps."""
+    branches = [len(group.branches) for group in groups]
+    return len(order(branches, packing=training.packing, batch=training.batch, seed=0, epoch=1))
+
+
+def epochs_of(
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    groups: Sequence[Group],
+    training: TrainingSettings,
+    *,
+    seed: int,
+    dtype: str,
+    first_epoch: int = 1,
+) -> Iterator[Epoch]:
+    """`train` under the settings."""
+    return train(
+        model,
+        optimizer,
+        groups,
+        epochs=training.epochs,
+        first_epoch=first_epoch,
+        batch=training.batch,
+        learning_rate=training.learning_rate,
+        max_gradient_norm=training.max_gradient_norm,
+        packing=training.packing,
+        seed=seed,
+        dtype=dtype,
+    )
+
+
+def seconds_of_an_epoch(
+    model: PreTrainedModel, groups: Sequence[Group], training: TrainingSettings, *, dtype: str
+) -> float:
+    """Guessed from a few steps of a copy of the network."""
+    few = groups[: 4 * max(1, training.batch // len(groups[0].branches))]
+    copied = copy.deepcopy(model)
+    optimizer = optimizer_for(copied, training)
+    tried = train(
+        copied,
+        optimizer,
+        few,
+        epochs=2,
+        batch=training.batch,
+        learning_rate=training.learning_rate,
+        packing=training.packing,
+        seed=0,
+        dtype=dtype,
+    )
+    return [epoch.seconds for epoch in tried][-1] * len(groups) / len(few)
+
+
+def is_measured(measure: MeasureSettings, epoch: int, last: int) -> bool:
+    """Are the hidden states measured at this epoch of a training that ends at `last`?"""
+    return epoch <= measure.dense_until or epoch % measure.every == 0 or epoch == last
+
+
+@dataclass
+class Book:
+    """What is carried from epoch to epoch of one training, and saved with its weights."""
+
+    epoch: int = -1  # the last moment behind us
+    score: float = 0.0  # by which the best epoch is chosen, then: the higher the better
+    best_epoch: int = 0
+    best_score: float = 0.0
+    train: float = 0.0  # seconds inside optimiser steps, then reading states, measuring, and all
+    read: float = 0.0
+    measure: float = 0.0
+    total: float = 0.0
+    best: dict[str, torch.Tensor] = field(default_factory=dict)  # weights of the best epoch
+    clock: float = field(default_factory=time.monotonic)
+    saving: float = 0.0  # seconds that the last saving took
+    saved_at: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def opened(cls, file: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> Self:
+        """Where the last saving left off, network and optimiser included; an empty book at a fresh start."""
+        return cls(**load_state(file, model, optimizer)) if file.is_file() else cls()
+
+    def tick(self) -> float:
+        """Seconds since the last call; added to the total."""
+        now = time.monotonic()
+        since, self.clock = now - self.clock, now
+        self.total += since
+        return since
+
+    def turn(self, epoch: int, score: float, model: PreTrainedModel) -> None:
+        """An epoch is behind us. The earliest one of the highest score is the best; epoch 0 is none."""
+        self.epoch, self.score = epoch, score
+        if epoch > 0 and (not self.best or score > self.best_score):
+            self.best_epoch, self.best_score, self.best = epoch, score, weights(model)
+
+    def saving_is_due(self) -> bool:
+        """Has enough time gone by for another saving?"""
+        return (time.monotonic() - self.saved_at) * _SAVING_SHARE >= self.saving
+
+    def save(
+        self,
+        file: Path,
+        model: PreTrainedModel,
+        optimizer: torch.optim.Optimizer,
+        *,
+        beside: Callable[[], None] = lambda: None,
+    ) -> None:
+        """All that a resumed run needs, in one file that is replaced whole; `beside` saves what others may read."""
+        began = time.monotonic()
+        beside()
+        save_state(file, model, optimizer, best=self.best, **{name: getattr(self, name) for name in _SCALARS})
+        self.saved_at = time.monotonic()
+        self.saving = self.saved_at - began
+
+
+_SCALARS = ("epoch", "score", "best_epoch", "best_score", *SECONDS)
+
+
+def with_weights(model: PreTrainedModel, best: Mapping[str, torch.Tensor]) -> PreTrainedModel:
+    """A copy of a network with these weights."""
+    copied = copy.deepcopy(model)
+    copied.load_state_dict(best, strict=False)  # tied weights are named once
+    return copied
+
+
+def checkpoint_hashes(run: RunWriter) -> dict[str, str]:
+    """For the manifest: the hash of every saved network's weights."""
+    folders = sorted(path for path in (run.folder / "checkpoints").iterdir() if path.is_dir())
+    return {path.name: file_hash(path / "model.safetensors") for path in folders}

@@ -1,0 +1,431 @@
+"""Pre-training with task identities (§4.1; Figure 5): does a network that has learnt to name the task learn faster?
+
+Two networks are pre-trained on the instructions alone: one as a language model (arm `instruction`), one that goes on
+to name the task after a special token (`task_id`); no mapping is seen. Both are then fine-tuned on the task of the main
+experiment, beside a fresh network (`none`) and one that trains longer instead, by as many steps as a pre-training takes
+(`longer`). All begin with the same weights and see the same data in the same order. The arms `..._unseen` do all of it
+with fine-tuning tasks that the pre-training has not seen.
+
+`_pretrain` is the whole story: trainings (`_Stage`) one after the other, each of them a row of moments (`_train`).
+"""
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import polars as pl
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from nucleate.config import Config, MeasureSettings, TrainingSettings, differing, to_toml
+from nucleate.data.dataset import Dataset, Instance
+from nucleate.experiments.groundwork import (
+    MEASURED,
+    SECONDS,
+    Book,
+    Members,
+    Progress,
+    answer_rows,
+    candidates_of,
+    check_network,
+    checkpoint_hashes,
+    curve_rows,
+    device_for,
+    epochs_of,
+    is_measured,
+    labels_of,
+    make_dataset,
+    make_network,
+    of_splits,
+    optimizer_for,
+    places_of,
+    seconds_of_an_epoch,
+    steps_of_an_epoch,
+    surface_rows,
+    survey_of,
+    threads_for,
+    with_weights,
+)
+from nucleate.measures.survey import Cast
+from nucleate.model.networks import load_network, save_network
+from nucleate.model.prefix_tree import Group
+from nucleate.model.states import read_groups
+from nucleate.model.training import stream
+from nucleate.refusal import Refused
+from nucleate.runs import RunWriter, open_run
+
+ARMS = ("none", "instruction", "task_id", "longer")
+PRETRAINED = ("instruction", "task_id")
+TASK_TOKEN = "<task>"  # after it, the next token names the task
+_FEWEST = 4  # instructions of a split that t-SNE can lay out
+
+
+def pretrain(
+    config: Config,
+    folder: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress = lambda text, fraction: None,
+) -> bool:
+    """Pre-train, fine-tune and measure every arm into a run folder. False where it is finished already."""
+    device = device_for(config.device)
+    dataset = make_dataset(config)
+    _check(config, dataset)
+    opening = open_run(
+        folder,
+        settings=to_toml(config, verb="pretrain"),
+        differing=differing,
+        resume=resume,
+        overwrite=overwrite,
+        facts={"device": device, "seeds": {"root": config.seed}, "data_hash": dataset.content_hash()},
+    )
+    with opening as run:
+        if run is None:
+            return False
+        with threads_for(config):
+            _pretrain(_Study(config, dataset, run, device), progress)
+    return True
+
+
+def _pretrain(study: "_Study", progress: Progress) -> None:
+    study.dataset.save(study.run.folder / "data")
+    stages = list(_stages(study))
+    progress(_announcement(study, stages), None)
+    for stage in stages:
+        if not stage.is_done:
+            _train(stage, _telling(stages, stage, progress))
+    study.run.finish([name for stage in stages for name in stage.parts])
+    study.run.record(checkpoints=checkpoint_hashes(study.run))
+
+
+@dataclass(frozen=True, eq=False)
+class _Study:
+    """What all trainings of a run share."""
+
+    config: Config
+    dataset: Dataset
+    run: RunWriter
+    device: str
+
+    def network(self) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+        """Fresh, the same weights each time; its vocabulary has the special token and a name for every task."""
+        words = [TASK_TOKEN, *(_name(task) for task in sorted(self.dataset.mappings))]
+        return make_network(self.config, self.dataset, device=self.device, words=words)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        return self.network()[1]
+
+
+@dataclass(frozen=True, eq=False)
+class _Lesson:
+    """Instances in the form in which they are taught."""
+
+    dataset: Dataset
+    members: dict[str, Members]  # train; measured (subset, validation, test); all (train, validation, test)
+
+    @classmethod
+    def of(cls, study: _Study, dataset: Dataset, form: Callable[..., Members]) -> Self:
+        chosen = {"train": ("train",), "measured": MEASURED, "all": ("train", "validation", "test")}
+        return cls(dataset, {name: form(study.tokenizer, of_splits(dataset, some)) for name, some in chosen.items()})
+
+
+@dataclass(frozen=True, eq=False)
+class _Stage:
+    """One training: a pre-training or a fine-tuning of one arm."""
+
+    study: _Study
+    arm: str
+    kind: str  # pretraining, finetuning
+    lesson: _Lesson
+    training: TrainingSettings
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}-{self.kind}"
+
+    @property
+    def method(self) -> str:
+        """The arm, whatever its tasks are."""
+        return self.arm.removesuffix("_unseen")
+
+    @cached_property
+    def steps(self) -> int:
+        """Optimiser steps of an epoch."""
+        return steps_of_an_epoch(self.lesson.members["train"].groups, self.training)
+
+    @cached_property
+    def labels(self) -> Cast | None:
+        """Of the instructions, where the states at the special token are measured (Figure 5a); else None."""
+        if self.name != "task_id-pretraining":
+            return None
+        members = self.lesson.members["all"].instances
+        return labels_of(self.study.config, members, ("instruction", "task", "distribution"))
+
+    @property
+    def scored_by(self) -> str:
+        """What chooses a network on validation: the least loss where only a language is learnt, else accuracy."""
+        return "loss" if (self.method, self.kind) == ("instruction", "pretraining") else "accuracy"
+
+    @property
+    def state_file(self) -> Path:
+        return self.study.run.folder / f"resume-{self.name}.safetensors"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The chosen network of a pre-training, the last one of a fine-tuning."""
+        return self.study.run.folder / "checkpoints" / (self.name if self.kind == "pretraining" else self.arm)
+
+    @property
+    def parts(self) -> list[str]:
+        """The last one appears when all else is there."""
+        return [*(f"{self.name}-{epoch:04d}" for epoch in range(self.training.epochs + 1)), f"{self.name}-end"]
+
+    @property
+    def is_done(self) -> bool:
+        return (self.study.run.folder / "parts" / f"{self.parts[-1]}.parquet").is_file()
+
+    def row(self, row: dict[str, Any], epoch: int | None) -> dict[str, Any]:
+        """A row with the columns that a whole moment shares."""
+        read = "task_token" if self.kind == "pretraining" else None
+        shared = {"experiment": "pretrain", "arm": self.arm, "control": "none", "read": read}
+        step = None if epoch is None else epoch * self.steps
+        return {**shared, "seed": self.study.config.seed, "epoch": epoch, "step": step, **row}
+
+
+def _stages(study: _Study) -> Iterator[_Stage]:
+    """In the order in which they run: a pre-training comes before the fine-tuning that begins with it."""
+    config, whole = study.config, study.dataset
+    sides = {"": (whole, whole)}
+    if config.pretrain.unseen == "yes":
+        sides["_unseen"] = _halves(whole, seed=config.seed)
+    forms: dict[str, Callable[..., Members]] = {"instruction": _instructions, "task_id": Members.of}
+    first = replace(config.training, epochs=config.pretrain.epochs)
+    epochs = max(1, round(config.training.epochs * config.pretrain.finetuning))
+    for ending, (before, after) in sides.items():
+        named = _named(before)
+        earlier = [
+            _Stage(study, arm + ending, "pretraining", _Lesson.of(study, named, form), first)
+            for arm, form in forms.items()
+        ]
+        lesson = _Lesson.of(study, after, Members.of)
+        later = _Stage(study, "none" + ending, "finetuning", lesson, replace(config.training, epochs=epochs))
+        longer = replace(later.training, epochs=epochs + math.ceil(earlier[0].steps * first.epochs / later.steps))
+        yield from earlier
+        for arm in ARMS:
+            yield replace(later, arm=arm + ending, training=longer if arm == "longer" else later.training)
+
+
+# --- one training ----------------------------------------------------------------------------------------------------
+
+
+def _train(stage: _Stage, tell: Callable[[int, Book], None]) -> None:
+    model = _beginning(stage)
+    optimizer = optimizer_for(model, stage.training)
+    book = Book.opened(stage.state_file, model, optimizer)
+    if book.epoch < 0:
+        _moment(stage, model, book, 0)
+        book.save(stage.state_file, model, optimizer)
+    for epoch in epochs_of(
+        model,
+        optimizer,
+        stage.lesson.members["train"].groups,
+        stage.training,
+        seed=stream(stage.study.config.seed, stage.kind),
+        dtype=stage.study.config.dtype,
+        first_epoch=book.epoch + 1,
+    ):
+        book.train += epoch.seconds
+        _moment(stage, model, book, epoch.number, training_loss=epoch.loss)
+        if book.saving_is_due():
+            book.save(stage.state_file, model, optimizer)
+        tell(epoch.number, book)
+    _end(stage, model, book)
+
+
+def _beginning(stage: _Stage) -> PreTrainedModel:
+    """The chosen network of the arm's pre-training, or a fresh one."""
+    if stage.kind == "finetuning" and stage.method in PRETRAINED:
+        pretrained = replace(stage, kind="pretraining").checkpoint
+        return load_network(pretrained, device=stage.study.device, attn_implementation="eager")[0]
+    return stage.study.network()[0]
+
+
+def _moment(
+    stage: _Stage, model: PreTrainedModel, book: Book, epoch: int, *, training_loss: float | None = None
+) -> None:
+    """Score one epoch border, write its rows, and turn the page of the book."""
+    book.tick()
+    measure, tokenizer, dataset = stage.study.config.measure, stage.study.tokenizer, stage.lesson.dataset
+    labels = stage.labels if is_measured(measure, epoch, stage.training.epochs) else None
+    members = stage.lesson.members["measured" if labels is None else "all"]
+    reading = read_groups(
+        model,
+        members.groups,
+        layers=[] if labels is None else None,
+        candidates=candidates_of(tokenizer, dataset.mappings, members.instances),
+    )
+    book.read += book.tick()
+    splits = [split for split in MEASURED if dataset.select(split)]  # half of the tasks may have no hard examples
+    rows = answer_rows(tokenizer, members.instances, reading, splits if labels is None else [*splits, "train"])
+    if training_loss is not None:  # the one trained on, dropout and all
+        rows.append({"split": "train", "measure": "loss", "value": training_loss})
+    score = next(row["value"] for row in rows if (row["measure"], row["split"]) == (stage.scored_by, "validation"))
+    if stage.kind == "pretraining":
+        names = _FIRST_STAGE[stage.method]
+        rows = [{**row, "measure": names[row["measure"]]} for row in rows if row["measure"] in names]
+    if labels is not None:
+        states = {split: reading.states[:, places_of(members.instances, split)] for split in (*MEASURED, "train")}
+        rows += [row._asdict() for row in survey_of(labels, states, _fitting(measure, dataset)).rows]
+    stage.study.run.write_part(stage.parts[epoch], [stage.row(row, epoch) for row in rows])
+    book.measure += book.tick()
+    book.turn(epoch, -score if stage.scored_by == "loss" else score, model)
+
+
+_FIRST_STAGE = {
+    "instruction": {"loss": "pretraining_loss"},
+    "task_id": {"loss": "pretraining_loss", "accuracy": "task_id_accuracy"},
+}
+
+
+def _fitting(measure: MeasureSettings, dataset: Dataset) -> MeasureSettings:
+    """One point for each instruction is few: the perplexity is at most a third of the other points of any split."""
+    fewest = min(len(dataset.select(split)) for split in MEASURED)
+    return replace(measure, perplexity=min(measure.perplexity, (fewest - 1) / 3))
+
+
+def _end(stage: _Stage, model: PreTrainedModel, book: Book) -> None:
+    """Keep the network; then the last part, which says that all of this is behind us."""
+    run = stage.study.run
+    rows: list[dict[str, Any]] = []
+    if stage.kind == "finetuning":
+        save_network(model, stage.study.tokenizer, stage.checkpoint)
+        curve = pl.concat([run.read_part(name) for name in stage.parts[1:-1]])
+        values = curve.filter(pl.col("measure") == "accuracy", pl.col("split") == "validation")["value"].to_numpy()
+        rows += curve_rows(values)
+    else:
+        save_network(with_weights(model, book.best), stage.study.tokenizer, stage.checkpoint)
+    if stage.labels is not None:
+        texts = {"surface_instruction": lambda instance: instance.instruction}
+        measure = _fitting(stage.study.config.measure, stage.lesson.dataset)
+        found = surface_rows(stage.labels, stage.lesson.members["all"].instances, texts, measure)
+        rows += [row._asdict() for row in found]
+    book.tick()
+    before = run.manifest.get("seconds", {})
+    chosen = {stage.arm: book.best_epoch} if stage.kind == "pretraining" else {}
+    run.record(
+        chosen_epochs={**run.manifest.get("chosen_epochs", {}), **chosen},
+        seconds={name: round(before.get(name, 0) + getattr(book, name), 3) for name in SECONDS},
+    )
+    run.write_part(stage.parts[-1], [stage.row(row, None) for row in rows])
+    stage.state_file.unlink(missing_ok=True)
+
+
+# --- instructions ----------------------------------------------------------------------------------------------------
+
+
+def _name(task: str) -> str:
+    """The word that stands for a task."""
+    return f"<{task}>"
+
+
+def _named(dataset: Dataset) -> Dataset:
+    """Every instruction once, the special token as its input and the name of its task as its output."""
+    first: dict[str, Instance] = {}
+    for one in dataset.instances:
+        first.setdefault(one.instruction, one)
+    instruction_of = {one.instance: one.instruction for one in dataset.instances}
+    instances = [
+        replace(
+            one,
+            input=TASK_TOKEN,
+            output=_name(one.task),
+            mapping=None,
+            origin=None if one.origin is None else first[instruction_of[one.origin]].instance,
+        )
+        for one in first.values()
+    ]
+    mappings = {task: {TASK_TOKEN: _name(task)} for task in dataset.mappings}
+    return replace(dataset, instances=tuple(instances), mappings=mappings)
+
+
+def _instructions(tokenizer: PreTrainedTokenizerFast, instances: Sequence[Instance]) -> Members:
+    """Instructions alone, each a group of its own so that a step holds the same ones as in the other pre-training."""
+    rows = tokenizer([one.instruction for one in instances])["input_ids"]
+    return Members([Group(tuple(row[:-1]), (tuple(row[-1:]),)) for row in rows], tuple(instances))
+
+
+def _halves(dataset: Dataset, *, seed: int) -> tuple[Dataset, Dataset]:
+    """Two halves of the tasks: for pre-training, and for fine-tuning. Those in validation are halved for themselves,
+    and so are those with hard examples, which stay with their originals."""
+    task_of = {one.instance: one.task for one in dataset.instances}
+    root = {one.task: task_of[one.origin] for one in dataset.instances if one.origin is not None}
+    validated = {one.task for one in dataset.select("validation")}
+    kinds: dict[tuple[bool, bool], list[str]] = {}
+    for task in sorted({one.task for one in dataset.instances} - set(root)):
+        kinds.setdefault((task in validated, task in root.values()), []).append(task)
+    rng = random.Random(stream(seed, "halves"))
+    dealt = [task for _, tasks in sorted(kinds.items()) for task in rng.sample(tasks, len(tasks))]
+    first = set(dealt[1::2])
+
+    def is_first(task: str) -> bool:
+        return root.get(task, task) in first
+
+    return _only(dataset, is_first), _only(dataset, lambda task: not is_first(task))
+
+
+def _only(dataset: Dataset, wanted: Callable[[str], bool]) -> Dataset:
+    instances = tuple(one for one in dataset.instances if wanted(one.task))
+    mappings = {task: pairs for task, pairs in dataset.mappings.items() if wanted(task)}
+    return replace(dataset, instances=instances, mappings=mappings)
+
+
+# --- at the door, and how long ----------------------------------------------------------------------------------------
+
+
+def _check(config: Config, dataset: Dataset) -> None:
+    """Settings that only fail together."""
+    check_network(config)
+    for split in MEASURED:
+        count = len({one.instruction for one in dataset.select(split)})
+        if count < _FEWEST:
+            raise Refused(
+                f"split {split!r} has {count} instructions; clusters need at least {_FEWEST}: enlarge the data"
+            )
+    if config.pretrain.unseen == "yes" and len({one.task for one in dataset.select("validation")}) < 2:
+        raise Refused(
+            "pretrain.unseen=yes needs two validation tasks to deal out: raise data.validation_tasks, or say no"
+        )
+
+
+def _announcement(study: _Study, stages: Sequence[_Stage]) -> str:
+    model = study.network()[0]
+    seconds, of_a_step = 0.0, dict[str, float]()
+    for stage in stages:
+        if stage.kind not in of_a_step:
+            groups = stage.lesson.members["train"].groups
+            epoch = seconds_of_an_epoch(model, groups, stage.training, dtype=study.config.dtype)
+            of_a_step[stage.kind] = epoch / stage.steps
+        seconds += 0 if stage.is_done else of_a_step[stage.kind] * stage.steps * stage.training.epochs
+    megabytes = 4 * model.num_parameters() * (len(stages) + 4) / 2**20  # the saved state: weights, two moments, best
+    return (
+        f"{study.config.size}: {model.num_parameters() / 1e6:.3g} million parameters, {len(stages)} trainings, about "
+        f"{seconds / 60:.1f} minutes in their steps and {megabytes:,.0f} MiB in {study.run.folder}"
+    )
+
+
+def _telling(stages: Sequence[_Stage], now: _Stage, progress: Progress) -> Callable[[int, Book], None]:
+    """Progress by steps over all trainings."""
+    before = sum(stage.steps * stage.training.epochs for stage in stages[: stages.index(now)])
+    whole = sum(stage.steps * stage.training.epochs for stage in stages)
+
+    def tell(epoch: int, book: Book) -> None:
+        words = f"{now.name}: epoch {epoch} of {now.training.epochs}"
+        score = f"validation {now.scored_by} {abs(book.score):.2f}"
+        progress(f"{words}, {score}", (before + epoch * now.steps) / whole)
+
+    return tell
