@@ -22,6 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, Patch
 from matplotlib.ticker import MaxNLocator
 
+from nucleate.report.application_figures import alignment_figure, pretraining_figure
 from nucleate.report.tables import best_epoch, pick
 from nucleate.runs import Run, write_whole
 
@@ -77,6 +78,11 @@ def figures_of(run: Run) -> dict[str, Callable[[], Figure | None]]:
         f"figure_{neighbours}_neighbours": lambda: _neighbours(run),
         f"figure_{clustering}_clustering_all": lambda: _clustering(run, tuple(MEASURES)),
         "figure_layouts": lambda: _layouts(run),
+        "figure_5a_pretraining": lambda: _clustering(
+            run, ("f1",), experiment="pretrain", arm="task_id", read="task_token"
+        ),
+        "figure_5b_finetuning": lambda: pretraining_figure(run),
+        "figure_alignment": lambda: alignment_figure(run),
     }
     return figures
 
@@ -84,10 +90,10 @@ def figures_of(run: Run) -> dict[str, Callable[[], Figure | None]]:
 # --- Figures 2, 4 and 6 to 10: a line per layer, controls in grey -----------------------------------------------------
 
 
-def _clustering(run: Run, measures: Sequence[str]) -> Figure | None:
-    """Rows: measures within splits; columns: kinds of labels (Figures 2, 6, 7, 9)."""
+def _clustering(run: Run, measures: Sequence[str], **of: str) -> Figure | None:
+    """Rows: measures within splits; columns: kinds of labels (Figures 2, 5a, 6, 7, 9). `of` goes to `pick`."""
     panels = {
-        (split, measure, labels): _Panel(run, measure=measure, split=split, labels=labels, spaces=BEST_OF)
+        (split, measure, labels): _Panel(run, measure=measure, split=split, labels=labels, spaces=BEST_OF, **of)
         for split in SPLITS
         for measure in measures
         for labels in LABELS
@@ -145,8 +151,10 @@ def _neighbours(run: Run) -> Figure | None:
 class _Panel:
     """What one small plot shows: a curve per layer, the controls beside it. False where no layer was measured."""
 
-    def __init__(self, run: Run, *, measure: str, split: str, labels: str, spaces: Sequence[str] = ("raw",)) -> None:
-        where: dict[str, Any] = {"measure": measure, "split": split, "labels": labels, "spaces": spaces}
+    def __init__(
+        self, run: Run, *, measure: str, split: str, labels: str, spaces: Sequence[str] = ("raw",), **of: str
+    ) -> None:
+        where: dict[str, Any] = {"measure": measure, "split": split, "labels": labels, "spaces": spaces, **of}
         self.layers = _curves(pick(run, **where))
         self.bands = {control: _band(pick(run, control=control, **where)) for control in _BANDS}
         self.levels = {control: _level(pick(run, control=control, **where)) for control in _LEVELS}
@@ -394,8 +402,8 @@ _VIEW = np.array(
 
 # Okabe and Ito's colours and two more: told apart with any common colour blindness.
 _TEN = (
-    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7",
-    "#56B4E9", "#000000", "#B8A800", "#7A4FA3", "#999999",
+    "#278BDE", "#E6A15A", "#29A36F", "#C35500", "#CC78A5",
+    "#57B6EA", "#121300", "#BEAC05", "#76499E", "#6E5F62",
 )  # fmt: skip
 
 

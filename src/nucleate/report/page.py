@@ -1,22 +1,31 @@
-"""One offline page from run folders: what was found, the figures, the tables, every setting.
+"""One offline page from run folders: the stage where clusters form, the curves, the figures, the tables.
 
-`write_page` fills page.html; style and script lie beside it. Whatever comes from a run is text, never markup: the
-template escapes it, pictures are `<img>` (an SVG there can neither run a script nor fetch anything), and the page's
-policy allows this style, this script and pictures inside the file, nothing else.
+`write_page` fills page.html; style and scripts lie beside it. Whatever comes from a run is text, never markup: the
+template escapes it, what the scripts show travels as packed data and is set as text, pictures are `<img>` (an SVG there
+can neither run a script nor fetch anything), and the page's policy allows this style, this script and pictures inside
+the file, nothing else.
 """
 
 import base64
 import hashlib
+import html
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from nucleate.report.figures import draw_svg
+from nucleate.report.pack import Shelf
+from nucleate.report.page_tables import run_tables
+from nucleate.report.scenes import cut, scenes_of
 from nucleate.report.tables import (
+    Cell,
     Table,
     answers_table,
     counts_table,
@@ -30,31 +39,49 @@ from nucleate.report.tables import (
 from nucleate.runs import Run, write_whole
 
 LONGEST = 300  # characters of a cell; what is longer is cut, with its length told
+SCRIPTS = (
+    "unpack.js",
+    "ink.js",
+    "save.js",
+    "stage.js",
+    "curves.js",
+    "tables.js",
+    "page.js",
+    "panels.js",
+    "hands.js",
+)  # one after the other
 
 
 def write_page(runs: Run | Sequence[Run], path: Path) -> Path:
     """`page.html` of one run or several, each a section of its own; the same runs give the same bytes."""
     several = [runs] if isinstance(runs, Run) else list(runs)
     page = files(__package__)
-    style, script = (page.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    style, *scripts = (page.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", *SCRIPTS))
+    script = "\n".join(scripts)
+    shelf = Shelf()
+    scenes = [scene for run in several for scene in scenes_of(run, shelf)]
+    head = shelf.json({"scenes": scenes})
+    sections = [_section(run, number, shelf) for number, run in enumerate(several)]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters |= {"shown": shown, "words": words}
-    html = environment.from_string(page.joinpath("page.html").read_text(encoding="utf-8")).render(
+    filled = environment.from_string(page.joinpath("page.html").read_text(encoding="utf-8")).render(
         title=_title(several),
         policy=_policy(style, script),
         style=Markup(style),
         script=Markup(script),
-        runs=[_section(run, number) for number, run in enumerate(several)],
+        chunks={"chunk-head" if name == head else name: text for name, text in shelf.chunks.items()},
+        ledger=_ledger([path.parent, *(run.folder for run in several)]),
+        runs=sections,
     )
-    write_whole(path, lambda beside: beside.write_text(html, encoding="utf-8", newline="\n"))
+    write_whole(path, lambda beside: beside.write_text(filled, encoding="utf-8", newline="\n"))
     return path
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure inside the page: a data address, its size in CSS pixels, what it shows."""
+    """A figure inside the page: the chunk that holds its SVG, its size in CSS pixels, what it shows."""
 
-    source: str
+    chunk: str
     width: int
     height: int
     caption: str
@@ -72,13 +99,10 @@ class Section:
     summary: Table
     summary_words: str
     figures: list[Picture]
-    answers: Table
-    counts: Table
-    settings: Table
-    manifest: Table
+    tables: list[tuple[str, str, Table]]  # its name, what it shows, its content
 
 
-def _section(run: Run, number: int) -> Section:
+def _section(run: Run, number: int, shelf: Shelf) -> Section:
     config = run.config
     facts = [f"{config.get('verb', 'run')}", f"size {config.get('size', '?')}", f"seed {config.get('seed', '?')}"]
     model = config.get("model", {})
@@ -90,21 +114,58 @@ def _section(run: Run, number: int) -> Section:
         name=run.folder.resolve().name,
         facts=" · ".join(facts),
         unfinished=None if status == "done" else str(status),
-        headlines=headlines(run),
+        headlines=[*headlines(run), *_verdicts(run)],
         summary=summary_table(run),
         summary_words=f"Split: {summary_split(run)}; epoch {last_measured_epoch(run)}; labels: task.",
         figures=[
-            Picture(_data_address(svg), width, height, _caption(name))
+            Picture(shelf.text(svg.decode()), width, height, _caption(name))
             for name, (svg, width, height) in draw_svg(run).items()
         ],
-        answers=answers_table(run),
-        counts=counts_table(run),
-        settings=settings_table(run),
-        manifest=manifest_table(run),
+        tables=[
+            *run_tables(run),
+            ("Some unseen prompts and the answers given", "Unseen prompts, expected and given", answers_table(run)),
+            ("The data in numbers", "Counts", counts_table(run)),
+            ("Settings", "Every setting of the run", settings_table(run)),
+            ("Manifest", "Versions, machine, seeds, hashes, seconds", manifest_table(run)),
+        ],
     )
 
 
+def _verdicts(run: Run) -> list[str]:
+    """What a probe found, a sentence per model, and what it has to say besides."""
+    found = run.manifest.get("verdict", {})
+    sentences = [f"{model}: {sentence}." for model, sentence in found.items()] if isinstance(found, dict) else []
+    return [cut(str(one), LONGEST * 3) for one in [*sentences, *run.manifest.get("notes", [])]]
+
+
+def _ledger(folders: Sequence[Path]) -> Table:
+    """The verdicts that `nucleate claims` left beside the page or in a run, each claim with its sentence."""
+    header = ("claim", "size", "verdict", "seeds", "primary", "threshold", "estimate", "low", "high")
+    found = next((folder for folder in folders if (folder / "claims.json").is_file()), None)
+    if found is None:
+        return Table(header, [])
+    sentences = {}
+    if (found / "claims.md").is_file():
+        headings = re.findall(r"^## (C\d+)\. (.*)$", (found / "claims.md").read_text(encoding="utf-8"), re.MULTILINE)
+        sentences = {claim: f"{claim}. {_plain(sentence)}" for claim, sentence in headings}
+    rows = json.loads((found / "claims.json").read_text(encoding="utf-8"))
+    named = [row | {"claim": sentences.get(row["claim"], row["claim"])} for row in rows]
+    return Table(header, [tuple(_listed(row[name]) for name in header) for row in named])
+
+
+def _plain(markdown: str) -> str:
+    return html.unescape(re.sub(r"\\(.)", r"\1", markdown))
+
+
+def _listed(value: Any) -> Cell:
+    return ", ".join(map(str, value)) if isinstance(value, list) else value
+
+
 _CAPTIONS = {
+    "5a_pretraining": "Figure 5a. F1 of k-means clusters of the states at the special token, a point per instruction, "
+    "per layer over the epochs of the pre-training with task identities; controls in grey.",
+    "5b_finetuning": "Figure 5b. Validation accuracy while each arm is fine-tuned, on tasks of the pre-training and on "
+    "others.",
     "dataset": "The synthetic data: a task with its mappings, instructions from its distributions, and a hard example.",
     "clustering_f1": "F1 of k-means clusters against tasks, distributions and distribution-mapping pairs, per layer "
     "over epochs, on the training subset and on validation; controls in grey.",
@@ -113,6 +174,13 @@ _CAPTIONS = {
     "answering as they do, per layer over epochs; controls in grey.",
     "clustering_all": "F1, ARI and AMI of k-means clusters, per layer over epochs, for the three kinds of labels; "
     "controls in grey.",
+    "pretraining": "Clusters at the task token while the network learns to name tasks, per layer over epochs; controls "
+    "in grey.",
+    "finetuning": "Accuracy on unseen instructions while a network is fine-tuned, after each kind of pre-training.",
+    "probe_layers": "How far tasks are separate in each layer of each model, held-out instructions; controls beside.",
+    "probe_tasks": "Each task by itself: how separate it is at the best layer, with intervals.",
+    "probe_confusion": "Which tasks the neighbours of a task's prompts have.",
+    "probe_series": "How separate the tasks are from checkpoint to checkpoint.",
     "layouts": "Where the hidden states lie: a point per instance, a colour per task, rows are layers, columns epochs.",
 }
 
@@ -120,9 +188,10 @@ _CAPTIONS = {
 def _caption(name: str) -> str:
     """`figure_2_clustering_f1` -> `Figure 2. F1 of …`; the layouts have no number in the paper."""
     _, number, *rest = name.split("_")
-    if not number.isdigit():
-        return _CAPTIONS["_".join([number, *rest])]
-    return f"Figure {number}. {_CAPTIONS['_'.join(rest)]}"
+    if not number[0].isdigit():
+        number, rest = "", [number, *rest]
+    name = "_".join(rest)
+    return (f"Figure {number}. " if number else "") + _CAPTIONS.get(name, words(name).capitalize() + ".")
 
 
 def _title(runs: Sequence[Run]) -> str:
@@ -141,16 +210,11 @@ def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _data_address(svg: bytes) -> str:
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
-
-
 def shown(value: object) -> str:
     """A value as a cell shows it: three decimals, whole numbers whole, long text cut with its length told."""
     if isinstance(value, float):
         return f"{value:.3f}" if 0.001 <= abs(value) < 1e6 or value == 0 else f"{value:.3g}"
-    text = str(value)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text):,} characters)"
+    return cut(str(value), LONGEST)
 
 
 def words(name: str) -> str:

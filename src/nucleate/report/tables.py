@@ -146,15 +146,18 @@ def pick(
     labels: str | None = None,
     spaces: Sequence[str] | None = None,
     epoch: int | None = ANY,
+    experiment: str = "learn",
+    arm: str = "main",
+    read: str = "input",
 ) -> pl.DataFrame:
-    """epoch, layer, value of one measure of a learning run, read at the input token, in this order.
+    """epoch, layer, value of one measure, in this order: of a learning run at the input token unless it is said.
 
     With several spaces, each place takes the highest value among them: the paper's "best of raw and t-SNE".
     """
-    same = pl.col("experiment").eq("learn") & pl.col("measure").eq(measure)
+    same = pl.col("experiment").eq(experiment) & pl.col("measure").eq(measure)
     same &= pl.col("split").eq(split) & pl.col("control").eq(control)
-    same &= pl.col("arm").is_null() | pl.col("arm").eq("main")
-    same &= pl.col("read").is_null() | pl.col("read").eq("input")
+    same &= pl.col("arm").is_null() | pl.col("arm").eq(arm)
+    same &= pl.col("read").is_null() | pl.col("read").eq(read)
     same &= pl.col("labels").is_null() if labels is None else pl.col("labels").eq(labels)
     if spaces is not None:  # the surface of a text has no hidden states and may have no space either
         same &= pl.col("space").is_null() | pl.col("space").is_in(list(spaces))

@@ -1,0 +1,81 @@
+"""The tables of the page that only some runs have: Table 1 and the tasks of a probe, those of the applications."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import polars as pl
+
+from nucleate.report.application_figures import alignment_table, pretraining_table
+from nucleate.report.tables import Table
+from nucleate.runs import Run
+
+_MOST = 100  # suspicious prompts on the page; suspicious.parquet has them all
+_SCORES = ("f1", "ari", "ami")
+_KINDS = ("task", "distribution", "distribution_mapping")
+
+
+def run_tables(run: Run) -> Iterator[tuple[str, str, Table]]:
+    """Name, what it shows, content; nothing of what the run lacks."""
+    if run.config.get("verb") == "probe":
+        yield (
+            "Table 1",
+            "Each model at the layer where its tasks cluster best, all prompts, better of raw and t-SNE",
+            table_1(run),
+        )
+        yield "The tasks", "Every task at the best layer of its model, held-out instructions", per_task(run)
+        yield (
+            "Suspicious prompts",
+            f"Labels that the neighbours contradict, at most {_MOST}: a margin above 0 looks wrong",
+            doubted(run),
+        )
+    yield (
+        "Table 2",
+        "Four ways to change one behaviour: the sources, and what all other tasks lose",
+        alignment_table(run),
+    )
+    yield "Pre-training", "How fast and how far each arm learns after its pre-training", pretraining_table(run)
+
+
+def table_1(run: Run) -> Table:
+    """A row per model. The layer is chosen by the best F1 on tasks, as in the paper: that flatters."""
+    header = ("model", "layer", *(f"{labels} {score}" for labels in _KINDS for score in _SCORES))
+    kept = run.metrics.filter(
+        pl.col("experiment").eq("probe") & pl.col("control").eq("none") & pl.col("split").eq("all")
+        & pl.col("measure").is_in(_SCORES) & pl.col("space").is_in(["raw", "tsne"]) & pl.col("labels").is_in(_KINDS)
+    )  # fmt: skip
+    rows: list[Any] = []
+    for model in run.config.get("models", []):
+        own = kept.filter(pl.col("model") == model)
+        best = own.filter(measure="f1", labels="task").sort("value", "layer", descending=[True, False])
+        if best.is_empty():
+            continue
+        layer, read = best["layer"][0], best["read"][0]
+        here = own.filter(pl.col("layer").eq(layer) & pl.col("read").eq_missing(read))
+        values = [here.filter(labels=labels, measure=score)["value"].max() for labels in _KINDS for score in _SCORES]
+        rows.append((model, layer, *values))
+    return Table(header, rows)
+
+
+def per_task(run: Run) -> Table:
+    """A row per model and task, a column per measure, at the model's best layer."""
+    frame = _read(run, "tasks")
+    if frame is None:
+        return Table((), [])
+    best = run.metrics.filter(measure="best_layer", control="none").select("model", pl.col("value").cast(pl.Int32))
+    here = frame.join(best, on="model").filter(pl.col("layer") == pl.col("value_right"))
+    wide = here.pivot("measure", index=["model", "layer", "task"], values="value", aggregate_function="first")
+    return Table(tuple(wide.columns), wide.sort("model", "task").rows())
+
+
+def doubted(run: Run) -> Table:
+    """Prompts whose neighbours carry another label, the most doubtful first."""
+    frame = _read(run, "suspicious")
+    if frame is None:
+        return Table((), [])
+    columns = [name for name in ("model", "instance", "task", "nearest", "margin", "text") if name in frame.columns]
+    return Table(tuple(columns), frame.sort("margin", descending=True).head(_MOST).select(columns).rows())
+
+
+def _read(run: Run, name: str) -> pl.DataFrame | None:
+    path = run.folder / f"{name}.parquet"
+    return pl.read_parquet(path) if path.is_file() else None
