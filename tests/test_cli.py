@@ -102,7 +102,7 @@ def test_a_failure_while_running_exits_with_1_and_is_written_into_the_log(tmp_pa
     def broken(*_, **__):
         raise RuntimeError("the loss is no longer finite")
 
-    monkeypatch.setattr(learning, "survey", broken)
+    monkeypatch.setattr(learning, "survey_of", broken)
     assert main(["learn", "--size", "micro", "--out", str(tmp_path / "run")]) == 1
     assert "no longer finite" in capsys.readouterr().err
     assert "no longer finite" in (tmp_path / "run" / "log.jsonl").read_text()

@@ -8,6 +8,7 @@ import pytest
 
 from nucleate.cli import _parser, main
 from nucleate.config import SECTIONS, SIZES
+from nucleate.data.dataset import load_dataset
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -40,6 +41,10 @@ def test_readme_commands_run(command, tmp_path, micro_run, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("runs").mkdir()
     Path("runs/small").symlink_to(micro_run) if command.split()[0] in ("report", "runs", "claims") else None
+    if command.startswith("probe"):
+        Path("my-model").symlink_to(micro_run / "checkpoints" / "best")
+        prompts = load_dataset(micro_run / "data").frame().select("instruction", "input", "output", label="task")
+        prompts.write_ndjson("prompts.jsonl")
     words = [word if word not in SIZES else "micro" for word in shlex.split(command)]
     assert main(words) == 0
 

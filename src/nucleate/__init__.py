@@ -17,8 +17,9 @@ _HOMES = {
     "load_dataset": "nucleate.data.dataset",
     "load_run": "nucleate.runs",
     "natural_dataset": "nucleate.data.natural",
+    "probe": "nucleate.experiments.probing",
     "read_states": "nucleate.model.states",
-    "synthetic_dataset": "nucleate.experiments.learning",
+    "synthetic_dataset": "nucleate.experiments.groundwork",
     "tsne": "nucleate.measures.tsne",
 }
 __all__ = sorted(_HOMES)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _SIZES = [size for size in SIZES if size != "micro"]  # micro is for tests: whole, fast, and nothing is learnt
 _SHORT = {"width": "model.width", "epochs": "training.epochs"}  # options that are short for a setting
-_SWEPT = ("learn",)  # verbs that write one run folder
+_SWEPT = ("learn", "pretrain", "align")  # verbs that write one run folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _data(asked: argparse.Namespace) -> None:
-    from nucleate.experiments.learning import make_dataset
+    from nucleate.experiments.groundwork import make_dataset
     from nucleate.report.figures import figure_1
 
     config = _config(asked)
@@ -73,6 +73,58 @@ def _learn(asked: argparse.Namespace) -> None:
         print(f"{asked.out} is finished already; nothing was changed")
         return
     _redraw([Path(asked.out)], out=None)
+
+
+def _pretrain(asked: argparse.Namespace) -> None:
+    from nucleate.experiments.task_id_pretraining import pretrain
+
+    config = _config(asked)
+    with _Progress() as progress:
+        done = pretrain(config, Path(asked.out), resume=asked.resume, overwrite=asked.overwrite, progress=progress)
+    if not done and (Path(asked.out) / "page.html").exists():
+        print(f"{asked.out} is finished already; nothing was changed")
+        return
+    _redraw([Path(asked.out)], out=None)
+
+
+def _align(asked: argparse.Namespace) -> None:
+    from nucleate.experiments.alignment import align
+
+    config = _config(asked)
+    with _Progress() as progress:
+        done = align(config, Path(asked.out), resume=asked.resume, overwrite=asked.overwrite, progress=progress)
+    if not done and (Path(asked.out) / "page.html").exists():
+        print(f"{asked.out} is finished already; nothing was changed")
+        return
+    _redraw([Path(asked.out)], out=None)
+
+
+def _probe(asked: argparse.Namespace) -> None:
+    from nucleate.experiments.probing import budget, load_probe, probe_into
+    from nucleate.report.probe_figures import draw_probe
+    from nucleate.runs import load_run
+
+    options: dict[str, Any] = {
+        "columns": dict(_parts(text, "--columns", "ours=theirs") for text in asked.columns.split(",") if text),
+        "layers": _numbers(asked.layers) if asked.layers else None,
+        "revisions": tuple(asked.revision),
+    }
+    kept = ("template", "chat", "limit", "dtype", "device", "trust_remote_code", "thorough", "seed")
+    options |= {name: getattr(asked, name) for name in kept}
+    if asked.out is None and not asked.estimate:
+        raise Refused("nucleate probe needs --out RUN, the folder to write to (or --estimate, which writes nothing)")
+    for sentence in budget(asked.models, asked.data, base=asked.base, **options):
+        print(sentence, file=sys.stdout if asked.estimate else sys.stderr)
+    if asked.estimate:
+        return
+    out, again = Path(asked.out), {"resume": asked.resume, "overwrite": asked.overwrite}
+    with _Progress() as progress:
+        done = probe_into(out, asked.models, asked.data, base=asked.base, progress=progress, **again, **options)
+    if not done:
+        print(f"{out} is finished already; nothing was changed")
+    else:
+        draw_probe(load_run(out), out / "figures")
+    print(load_probe(out))
 
 
 def _reproduce(asked: argparse.Namespace) -> None:
@@ -131,6 +183,12 @@ def _planned(asked: argparse.Namespace, name: str, words: Sequence[str], varying
 def _report(asked: argparse.Namespace) -> None:
     if len(asked.runs) > 1 and asked.out is None:
         raise Refused("several runs need --out DIR for the page that shows them together")
+    if asked.film:
+        from nucleate.report.film import write_film
+        from nucleate.runs import load_run
+
+        for run in asked.runs:
+            print(f"film: {write_film(load_run(run), Path(run) / 'figures' / 'film.webp')}")
     _redraw([Path(run) for run in asked.runs], out=Path(asked.out) if asked.out else None)
 
 
@@ -228,6 +286,17 @@ def _parser() -> argparse.ArgumentParser:
     _add_settings(learn)
     _add_out(learn, "RUN")
 
+    pretrain = verb("pretrain", _pretrain, "pre-train with task identities, fine-tune, beside other arms: Figure 5")
+    _add_settings(pretrain)
+    _add_out(pretrain, "RUN")
+
+    probe = verb("probe", _probe, "any model, any labelled prompts: which tasks are separate, where, and which are not")
+    _add_probe(probe)
+
+    align = verb("align", _align, "redirect tasks of a trained network by four methods: Table 2")
+    _add_settings(align)
+    _add_out(align, "RUN")
+
     reproduce = verb("reproduce", _reproduce, "run the paper's experiments at one size, with one page")
     _add_settings(reproduce)
     _add_out(reproduce, "DIR")
@@ -244,6 +313,7 @@ def _parser() -> argparse.ArgumentParser:
     report = verb("report", _report, "draw figures and page.html again from run folders alone")
     report.add_argument("runs", nargs="+", metavar="RUN", help="a run folder")
     report.add_argument("--out", metavar="DIR", help="folder for the page of several runs (default: into the run)")
+    report.add_argument("--film", action="store_true", help="also an animated picture of each run: figures/film.webp")
 
     claims = verb("claims", _claims, "judge the paper's claims by run folders: claims.json, claims.md, figures")
     claims.add_argument("runs", nargs="+", metavar="RUN", help="a run folder")
@@ -271,8 +341,45 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_out(parser: argparse.ArgumentParser, name: str) -> None:
-    parser.add_argument("--out", required=True, metavar=name, help="folder to write to")
+def _add_probe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "models", nargs="+", metavar="MODEL", help="folder, GGUF file or hub id; a folder of checkpoints"
+    )
+    parser.add_argument(
+        "data", metavar="DATA", help="JSONL, CSV, Parquet, a dataset's folder; or natural, natural-shared"
+    )
+    parser.add_argument("--base", metavar="M", help="the model before its fine-tuning, to compare with")
+    parser.add_argument("--columns", default="", metavar="ours=theirs,…", help="names of columns, as task=label")
+    parser.add_argument("--template", help="how a prompt is put together (default: {instruction} {input})")
+    parser.add_argument("--chat", action="store_true", help="as the user's turn of the model's chat template")
+    parser.add_argument("--layers", metavar="0,8,…", help="only these layers")
+    parser.add_argument("--limit", type=int, metavar="N", help="read so many prompts, spread over the tasks")
+    parser.add_argument("--revision", action="append", default=[], metavar="R", help="of a hub id; again for a series")
+    parser.add_argument("--dtype", default="float32", help="precision of the weights, or auto (default: float32)")
+    parser.add_argument("--device", default="auto", help="where to compute (default: cuda if there is one)")
+    parser.add_argument("--thorough", action="store_true", help="every read, space and control at every layer")
+    parser.add_argument("--estimate", action="store_true", help="say what it will take, and stop; needs no weights")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    parser.add_argument("--seed", type=int, default=100, help="root of every random stream (default: 100)")
+    _add_out(parser, "RUN", required=False)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise Refused(f"--layers {text!r}: give whole numbers between commas, as 0,8,16") from None
+
+
+def _parts(text: str, option: str, form: str) -> tuple[str, str]:
+    ours, equals, theirs = (part.strip() for part in text.partition("="))
+    if not (ours and equals and theirs):
+        raise Refused(f"{option} {text!r} is not of the form {form}")
+    return ours, theirs
+
+
+def _add_out(parser: argparse.ArgumentParser, name: str, *, required: bool = True) -> None:
+    parser.add_argument("--out", required=required, metavar=name, help="folder to write to")
     parser.add_argument("--resume", action="store_true", help="go on with a killed run, or begin one")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
 
@@ -297,9 +404,20 @@ def _key_and_value(text: str) -> tuple[str, str]:
 
 
 def _print_summary(run: Any) -> None:
-    """The last measured epoch beside its controls: all layers for the neighbours, first and last for the rest."""
+    """A pre-training's arms; else the last measured epoch beside its controls: all layers for the neighbours, first
+    and last for the rest."""
+    from nucleate.report.application_figures import alignment_table, pretraining_table
     from nucleate.report.tables import summary_table
 
+    if run.config["verb"] == "pretrain":
+        header, rows = pretraining_table(run)
+        shown = [[name.replace("_", " ") for name in header], *([_cell(value) for value in row] for row in rows)]
+        _print_lines(f"{run.folder}: every arm while it is fine-tuned, and its pre-training", shown)
+        return
+    if run.config["verb"] == "align":
+        header, rows = alignment_table(run)
+        _print_lines(f"{run.folder}: Table 2", [header, *([_cell(value) for value in row] for row in rows)])
+        return
     header, rows = summary_table(run)
     last = max((row[2] for row in rows if isinstance(row[2], int)), default=0)
     names = ("measure (space)", *(name.replace("surface_", "surface: ") for name in header[2:]))
@@ -308,8 +426,16 @@ def _print_summary(run: Any) -> None:
         for measure, space, layer, *values in rows
         if measure == "knn_share" or layer in (0, last)
     ]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(names))]
-    print(f"\n{run.folder}: the last measured epoch beside its controls (margin: value less the highest)")
+    _print_lines(f"{run.folder}: the last measured epoch beside its controls (margin: value less the highest)", lines)
+
+
+def _cell(value: str | float | None) -> str:
+    return "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _print_lines(title: str, lines: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    print(f"\n{title}")
     for line in lines:
         print(
             "  ".join(
