@@ -4,6 +4,7 @@
 the measured ones the same forward pass also gives every layer's states, of which `measures.survey` makes rows.
 """
 
+import resource
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ from nucleate.experiments.groundwork import (
     threads_for,
     with_weights,
 )
+from nucleate.measures.baselines import MOST_FEATURES
 from nucleate.measures.survey import Cast, Row, Survey
 from nucleate.measures.tsne import tsne
 from nucleate.model.networks import save_network
@@ -55,6 +57,7 @@ from nucleate.refusal import Refused
 from nucleate.runs import RunWriter, open_run, thread_count, write_whole
 
 SHOWN = ("subset", "validation")  # the points of the page's stage
+_COMPILED = 2**29  # bytes that products compiled for every length of a batch come to take
 
 
 def learn(
@@ -321,8 +324,18 @@ def _announcement(study: _Study) -> str:
     moments = sum(_is_measured(config, epoch) for epoch in range(config.training.epochs + 1))
     return (
         f"{config.size}: {millions:.3g} million parameters, {config.training.epochs} epochs of {study.steps} steps, "
-        f"states measured at {moments} of them, about {_bytes_needed(study) / 2**20:,.0f} MiB in {study.run.folder}"
+        f"states measured at {moments} of them; at most about {_memory_needed(study) / 2**30:.1f} GiB of memory, "
+        f"{_bytes_needed(study) / 2**20:,.0f} MiB in {study.run.folder}"
     )
+
+
+def _memory_needed(study: _Study) -> int:
+    """What is taken already; weights with gradients, moments and best; then whichever is larger, the n-grams of the
+    text or the states, each with the copies that neighbours and probes make (`benchmarks/memory.py` compares)."""
+    count, layers = len(study.members["all"].instances), study.config.model.layers + 1
+    taken = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    states, texts = 3 * layers * study.config.model.width, 6 * MOST_FEATURES
+    return taken + 5 * 4 * study.model.num_parameters() + 4 * count * max(states, texts) + _COMPILED
 
 
 def _bytes_needed(study: _Study) -> int:
