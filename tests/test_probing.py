@@ -91,7 +91,10 @@ def test_the_command_answers_in_words_and_leaves_every_table_and_figure(folder, 
     for name in ("metrics", "tasks", "confusion", "suspicious", "coordinates", "layouts/tuned", "data/dataset"):
         assert (run / f"{name}.parquet").is_file()
     assert len(list((run / "figures").glob("figure_probe_*.svg"))) == 3
-    assert json.loads((run / "manifest.json").read_text(encoding="utf-8"))["verdict"]["tuned"] == result.verdict
+    manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["verdict"]["tuned"] == result.verdict and set(manifest["checkpoints"]) == {"tuned", "base"}
+    seconds = manifest["seconds"]
+    assert 0 < seconds["read"] < seconds["total"] == pytest.approx(seconds["read"] + seconds["measure"], abs=0.01)
     assert "0 is the embedding" in (run / "figures" / "figure_probe_layers.svg").read_text(encoding="utf-8")
     asked = [str(folder / "tuned"), str(folder / "prompts.jsonl"), "--columns", "task=label"]
     before = (run / "metrics.parquet").read_bytes()

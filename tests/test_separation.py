@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from nucleate.measures.findings import change, difference, from_layer, separated_tasks
+from nucleate.measures.findings import change, difference, separated_tasks, span_of_layers
 from nucleate.measures.held_out import Side, deciding_search, held_out_units, sides_of, some_units
 from nucleate.measures.neighbours import Labels, TaskDeals, find_neighbours, share_measures
 from nucleate.measures.scores import cluster_scores
@@ -139,7 +139,7 @@ def test_halves_share_no_instruction_are_even_in_every_group_and_do_not_depend_o
     assert set(everything.members) == set(range(180))
     chosen = {units[place] for place in validation.members}
     assert not chosen & {units[place] for place in test.members}
-    assert np.array_equal(validation.members, test.against) and np.array_equal(test.members, validation.against)
+    assert np.array_equal(validation.members, test.against) and np.array_equal(validation.members, validation.against)
     for group in range(4):
         here = [place for place in validation.members if groups[place][1] == group]
         assert len(here) in (21, 24)
@@ -161,7 +161,7 @@ def test_data_that_come_in_splits_are_measured_against_their_training_split():
 def test_where_all_prompts_share_a_request_the_prompt_is_held_out():
     units, by_instruction = held_out_units(["Classify:"] * 4, ["a", "b", "c", "d"], ["x", "x", "y", "y"])
     assert len(set(units)) == 4 and not by_instruction
-    assert held_out_units(["a", "b", "c", "d"], ["q"] * 4, ["x", "x", "y", "y"]) == (["a", "b", "c", "d"], True)
+    assert held_out_units(list("abcdefgh"), ["q"] * 8, list("xxxxyyyy")) == (list("abcdefgh"), True)
 
 
 def test_the_share_among_other_inputs_decides_where_there_are_other_inputs():
@@ -229,12 +229,14 @@ def test_from_which_layer_on_is_where_the_tasks_of_the_best_layer_stay_separate(
     rows = [(layer, task, "separated", float(task in yes)) for layer, yes in truth.items() for task in "abc"]
     tasks = pl.DataFrame(rows, schema=["layer", "task", "measure", "value"], orient="row")
     assert separated_tasks(tasks, 5) == (["a", "b"], ["c"])
-    assert from_layer(tasks, 5) == 3 and from_layer(tasks, 1) == 1
+    assert span_of_layers(tasks, 5) == (3, 5, True) and span_of_layers(tasks, 1) == (1, 1, False)
 
 
 def test_the_difference_of_two_models_names_the_task_that_changed():
     some = labels()
-    frame = {"instance": np.arange(len(some)), "task": [f"t{n}" for n in some.task], "unit": some.instruction}
+    numbers = np.arange(len(some))
+    frame = {"instance": numbers, "text": numbers.astype(str), "task": [f"t{n}" for n in some.task]}
+    frame["unit"] = some.instruction
     before = np.random.default_rng(0).uniform(0.3, 0.5, len(some))
     after = np.where(some.task == 2, 0.95, before)
     here, there = (pl.DataFrame({**frame, "split": "test", "share": share}) for share in (after, before))

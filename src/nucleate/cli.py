@@ -90,6 +90,14 @@ def _pretrain(asked: argparse.Namespace) -> None:
 def _align(asked: argparse.Namespace) -> None:
     from nucleate.experiments.alignment import align
 
+    given = {name: value for name in _REDIRECT if (value := getattr(asked, name)) is not None}
+    if asked.model is not None:
+        _redirect(asked, given)
+        return
+    if given:
+        raise Refused(f"--{next(iter(given)).replace('_', '-')} belongs to a model that is redirected: give --model M")
+    if asked.out is None:
+        raise Refused("nucleate align needs --out RUN, the folder to write to")
     config = _config(asked)
     with _Progress() as progress:
         done = align(config, Path(asked.out), resume=asked.resume, overwrite=asked.overwrite, progress=progress)
@@ -99,10 +107,36 @@ def _align(asked: argparse.Namespace) -> None:
     _redraw([Path(asked.out)], out=None)
 
 
+def _redirect(asked: argparse.Namespace, given: dict[str, Any]) -> None:
+    """The same on a ready-made model (--model)."""
+    from nucleate.experiments.redirecting import budget, redirect_into, redirection_table
+
+    barred = next((name for name in ("size", *_SHORT, "set") if getattr(asked, name)), None)
+    if barred is not None:
+        raise Refused(f"--{barred} belongs to the paper's own networks: leave it out, or leave --model out")
+    data, estimating = given.pop("data", None), given.pop("estimate", False)
+    if data is None:
+        raise Refused("nucleate align --model needs --data D, the labelled prompts")
+    if asked.out is None and not estimating:
+        raise Refused("nucleate align needs --out RUN, the folder to write to (or --estimate, which writes nothing)")
+    given |= {name: value for name in ("device", "dtype", "seed") if (value := getattr(asked, name)) is not None}
+    if "columns" in given:
+        given["columns"] = dict(_parts(text, "--columns", "ours=theirs") for text in given["columns"].split(","))
+    for sentence in budget(asked.model, data, **given):
+        print(sentence, file=sys.stdout if estimating else sys.stderr)
+    if estimating:
+        return
+    out, again = Path(asked.out), {"resume": asked.resume, "overwrite": asked.overwrite}
+    with _Progress() as progress:
+        done = redirect_into(out, asked.model, data, progress=progress, **again, **given)
+    if not done:
+        print(f"{out} is finished already; nothing was changed")
+    _print_lines(f"{out}: the share of what is asked, 0 to 1", redirection_table(out))
+    print(f"switched model: {out / 'model'}")
+
+
 def _probe(asked: argparse.Namespace) -> None:
-    from nucleate.experiments.probing import budget, load_probe, probe_into
-    from nucleate.report.probe_figures import draw_probe
-    from nucleate.runs import load_run
+    from nucleate.experiments.probing import budget, probe_into
 
     options: dict[str, Any] = {
         "columns": dict(_parts(text, "--columns", "ours=theirs") for text in asked.columns.split(",") if text),
@@ -120,11 +154,10 @@ def _probe(asked: argparse.Namespace) -> None:
     out, again = Path(asked.out), {"resume": asked.resume, "overwrite": asked.overwrite}
     with _Progress() as progress:
         done = probe_into(out, asked.models, asked.data, base=asked.base, progress=progress, **again, **options)
-    if not done:
+    if not done and (out / "page.html").exists():
         print(f"{out} is finished already; nothing was changed")
-    else:
-        draw_probe(load_run(out), out / "figures")
-    print(load_probe(out))
+        return
+    _redraw([out], out=None)
 
 
 def _reproduce(asked: argparse.Namespace) -> None:
@@ -173,6 +206,8 @@ def _planned(asked: argparse.Namespace, name: str, words: Sequence[str], varying
 
     arguments = (asked.swept, *asked.passed, *words)
     one = _parser().parse_args([*arguments, "--out", str(Path(asked.out) / name)])
+    if getattr(one, "model", None) is not None:
+        raise Refused("sweep runs the paper's own networks: leave --model out, and call nucleate align for each model")
     config = _config(one)
     own = {"verb", "run", "size", *_SHORT, "seed", "device", "dtype", "set", "out", "resume", "overwrite"}
     others = {f"option_{key}": str(value) for key, value in vars(one).items() if key not in own and value is not None}
@@ -293,9 +328,11 @@ def _parser() -> argparse.ArgumentParser:
     probe = verb("probe", _probe, "any model, any labelled prompts: which tasks are separate, where, and which are not")
     _add_probe(probe)
 
-    align = verb("align", _align, "redirect tasks of a trained network by four methods: Table 2")
+    align = verb("align", _align, "redirect tasks of a trained network by four methods: Table 2; or of any model")
     _add_settings(align)
-    _add_out(align, "RUN")
+    _add_redirect(align)
+    align.set_defaults(size=None)
+    _add_out(align, "RUN", required=False)
 
     reproduce = verb("reproduce", _reproduce, "run the paper's experiments at one size, with one page")
     _add_settings(reproduce)
@@ -364,6 +401,33 @@ def _add_probe(parser: argparse.ArgumentParser) -> None:
     _add_out(parser, "RUN", required=False)
 
 
+# Options that only a model has which is redirected; all are None unless given.
+_REDIRECT = (
+    *("data", "source", "target", "outputs", "columns", "template", "chat", "limit", "examples", "switch", "copy"),
+    *("estimate", "trust_remote_code"),
+)
+
+
+def _add_redirect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="M", help="redirect this one: folder, GGUF file or hub id")
+    parser.add_argument("--data", metavar="D", help="with --model: labelled prompts, as for nucleate probe")
+    parser.add_argument("--source", metavar="A", help="the distribution, or task, to be answered otherwise")
+    parser.add_argument("--target", metavar="B", help="another with the same inputs, whose outputs it shall give")
+    parser.add_argument("--outputs", metavar="FILE", help="or a table with the columns input and output")
+    parser.add_argument("--columns", metavar="ours=theirs,…", help="names of columns, as task=label")
+    parser.add_argument("--template", help="how a prompt is put together (default: {instruction} {input})")
+    parser.add_argument("--limit", type=int, metavar="N", help="prompts of each distribution or task (default: 200)")
+    parser.add_argument("--examples", type=int, metavar="N", help="of each other that the switch sees (default: 1)")
+    parser.add_argument("--switch", metavar="linear|mlp", help="which one is saved (default: mlp)")
+    for option, help in {
+        "chat": "as the user's turn of the model's chat template",
+        "copy": "save the original weights with the switch, not where they lie",
+        "estimate": "say what it will take, and stop",
+        "trust-remote-code": "run code that comes with the model",
+    }.items():
+        parser.add_argument(f"--{option}", action="store_true", default=None, help=help)
+
+
 def _numbers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
@@ -390,7 +454,7 @@ def _config(asked: argparse.Namespace) -> Config:
     for option, key in _SHORT.items():
         if getattr(asked, option) is not None:
             changes[key] = str(getattr(asked, option))
-    return configure(asked.size, changes=changes, seed=asked.seed, device=asked.device, dtype=asked.dtype)
+    return configure(asked.size or "tiny", changes=changes, seed=asked.seed, device=asked.device, dtype=asked.dtype)
 
 
 def _key_and_value(text: str) -> tuple[str, str]:
@@ -404,11 +468,17 @@ def _key_and_value(text: str) -> tuple[str, str]:
 
 
 def _print_summary(run: Any) -> None:
-    """A pre-training's arms; else the last measured epoch beside its controls: all layers for the neighbours, first
-    and last for the rest."""
+    """What a probe found; a pre-training's arms; else the last measured epoch beside its controls: all layers for the
+    neighbours, first and last for the rest."""
     from nucleate.report.application_figures import alignment_table, pretraining_table
     from nucleate.report.tables import summary_table
 
+    if run.config["verb"] == "probe":
+        from nucleate.measures.findings import summary_lines
+
+        _print_lines(f"{run.folder}: the best layer of each model beside its controls", summary_lines(run.metrics))
+        print("\n".join(f"{model}: {words}" for model, words in run.manifest.get("verdict", {}).items()))
+        return
     if run.config["verb"] == "pretrain":
         header, rows = pretraining_table(run)
         shown = [[name.replace("_", " ") for name in header], *([_cell(value) for value in row] for row in rows)]

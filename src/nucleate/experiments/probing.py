@@ -8,6 +8,7 @@ give every control the same treatment. What it comes to in words stands in `meas
 import json
 import os
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -82,7 +83,9 @@ class ProbeSettings:
         """As the settings of a run."""
         values = {**leading, **asdict(self)}
         values["columns"] = [f"{ours}={theirs}" for ours, theirs in (self.columns or {}).items()]
-        return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items() if value is not None)
+        values["layers"] = None if self.layers is None else [int(layer) for layer in self.layers]
+        told = {key: json.dumps(value, ensure_ascii=False) for key, value in values.items() if value is not None}
+        return "".join(f"{key} = {value}\n" for key, value in told.items())
 
 
 def probe(
@@ -135,7 +138,12 @@ def probe_into(
         differing=differing,
         resume=resume,
         overwrite=overwrite,
-        facts={"seeds": {"root": settings.seed}, "device": device_for(settings.device), **same},
+        facts={
+            "seeds": {"root": settings.seed},
+            "device": device_for(settings.device),
+            "data_hash": same["data_hash"],
+            "checkpoints": {one.name: one.checksum for one in subjects if one.checksum},
+        },
     )
     with opening as run:
         if run is None:
@@ -143,10 +151,12 @@ def probe_into(
         for sentence in study.notes:
             progress(sentence, None)
         write_whole(run.folder / "data" / "dataset.parquet", dataset.frame().write_parquet)
+        began = time.perf_counter()
         surface = _surface(study, run, progress)
         for subject in subjects:
             if not (run.folder / "parts" / f"{subject.part}.parquet").is_file():
                 _probe(study, subject, run, surface, progress)
+                began = _note_seconds(run, began, study.reading)
         _finish(run, subjects, compared, study.notes)
     return True
 
@@ -194,7 +204,9 @@ _SECONDS_A_PAIR, _SECONDS_A_NUMBER = 2.5e-10, 2e-6  # of each number of a state:
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} seconds" if seconds < 100 else f"{seconds / 60:.0f} minutes"
+    if seconds < 100:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 2 * 60 * 60 else f"{seconds / 3600:.0f} hours"
 
 
 def _probe(
@@ -320,6 +332,7 @@ class _Study:
     panel: Panel
     notes: tuple[str, ...]
     known: dict[str, Sweep] = field(default_factory=dict)  # untrained networks, by their architecture
+    reading: list[float] = field(default_factory=list)  # seconds of each reading of the model in hand
 
     @classmethod
     def of(cls, prompts: Prompts, settings: ProbeSettings) -> Self:
@@ -356,7 +369,7 @@ class _Study:
     @property
     def other_reads(self) -> tuple[str, ...]:
         """Tokens beside it that are not the same one."""
-        if not self.prompts.has_inputs:
+        if not self.prompts.has_inputs or "{instruction}" not in (self.settings.template or "{instruction}"):
             return ()
         same = not self.settings.chat and (self.settings.template or "{input}").endswith("{input}")
         return ("instruction_end",) if same else ("instruction_end", "answer_start")
@@ -373,7 +386,8 @@ class _Study:
     ) -> PromptReading:
         """States and answers of the prompts; to disk where they would take a quarter of the memory."""
         width, count = network.config.get_text_config().hidden_size, sum(len(layers) for layers in reads.values())
-        return read_prompts_states(
+        began = time.perf_counter()
+        reading = read_prompts_states(
             network,
             tokenizer,
             prompts.instances,
@@ -384,6 +398,8 @@ class _Study:
             spill=spill if 4 * width * count * len(prompts.instances) > _memory() / 4 else None,
             progress=progress,
         )
+        self.reading.append(time.perf_counter() - began)
+        return reading
 
     def complete(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """A row with the columns that a whole run shares."""
@@ -455,7 +471,9 @@ def _untrained(
 ) -> Sweep:
     """The same architecture with fresh weights; models of one architecture share it."""
     settings = {name: v for name, v in network.config.to_dict().items() if not name.startswith("_")}
-    key = json.dumps([settings, list(layers), panel.kept.tolist()], sort_keys=True, default=str)
+    chat = getattr(tokenizer, "chat_template", None) if study.settings.chat else None
+    words = sorted(tokenizer.get_vocab().items())
+    key = json.dumps([settings, list(layers), panel.kept.tolist(), chat, words], sort_keys=True, default=str)
     if key not in study.known:
         fresh = untrained(network, stream(study.settings.seed, "untrained"))
         reading = study.read(fresh, tokenizer, _kept(study.prompts, panel.kept), {study.main: layers}, progress)
@@ -522,6 +540,10 @@ def _finish(run: RunWriter, subjects: Sequence[_Subject], compared: str | None, 
     """The parts as whole tables, the differences to the base, and the answer in words."""
     pieces = run.folder / "pieces"
     run.finish(["surface", *(subject.part for subject in subjects)])
+    joined = run.folder / "pieces-joined"
+    if not pieces.is_dir():  # killed after all was written
+        shutil.rmtree(joined, ignore_errors=True)
+        return
     tables = {n: pl.concat([pl.read_parquet(pieces / f"{s.part}-{n}.parquet") for s in subjects]) for n in TABLES}
     if compared is not None:
         metrics = pl.read_parquet(run.folder / "metrics.parquet")
@@ -530,7 +552,16 @@ def _finish(run: RunWriter, subjects: Sequence[_Subject], compared: str | None, 
     for name, frame in tables.items():
         write_whole(run.folder / f"{name}.parquet", frame.write_parquet)
     run.record(verdict=load_probe(run.folder).verdicts, notes=list(notes))
-    shutil.rmtree(pieces)
+    shutil.rmtree(pieces.rename(joined))  # gone whole, or not at all
+
+
+def _note_seconds(run: RunWriter, began: float, reading: list[float]) -> float:
+    """Adds to the manifest what a model took, over all processes of a resumed run; when the next one begins."""
+    now, read, before = time.perf_counter(), sum(reading), run.manifest.get("seconds", {})
+    passed = {"read": read, "measure": now - began - read, "total": now - began}
+    run.record(seconds={name: round(before.get(name, 0) + value, 3) for name, value in passed.items()})
+    reading.clear()
+    return now
 
 
 def _over_base(tables: _Frames, metrics: pl.DataFrame, subject: _Subject, compared: str) -> pl.DataFrame:

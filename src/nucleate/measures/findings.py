@@ -48,24 +48,32 @@ def separated_tasks(tasks: pl.DataFrame, layer: int) -> tuple[list[str], list[st
     return tuple(rows.filter(pl.col("value") == truth)["task"].to_list() for truth in (1.0, 0.0))  # type: ignore[return-value]
 
 
-def from_layer(tasks: pl.DataFrame, best: int) -> int:
-    """The first layer from which on, up to the best, all tasks are separate that are so there."""
-    rows = tasks.filter(pl.col("measure") == "separated", pl.col("value") == 1)
-    layers = sorted(tasks.filter(pl.col("measure") == "separated", pl.col("layer") <= best)["layer"].unique())
+def span_of_layers(tasks: pl.DataFrame, best: int) -> tuple[int, int, bool]:
+    """From which layer to which, the best among them, all tasks are separate that are so there; and whether the last of
+    them is the network's last."""
+    rows = tasks.filter(pl.col("measure") == "separated").sort("layer")
+    layers = rows["layer"].unique().sort().to_list()
     there = set(separated_tasks(tasks, best)[0])
-    first = best
-    for layer in reversed(layers):
-        if not there <= set(rows.filter(pl.col("layer") == layer)["task"]):
+    apart = {layer: there <= set(separated_tasks(tasks, layer)[0]) for layer in layers}
+    first = last = best
+    for layer in reversed(layers[: layers.index(best)]):
+        if not apart[layer]:
             break
         first = layer
-    return first
+    for layer in layers[layers.index(best) + 1 :]:
+        if not apart[layer]:
+            break
+        last = layer
+    return first, last, last == layers[-1]
 
 
 def difference(here: pl.DataFrame, there: pl.DataFrame) -> pl.DataFrame:
-    """task, share, base_share, difference, low, high: what two models' coordinates say of the prompts on test.
+    """task, share, base_share, difference, low, high: what two models' coordinates say of the prompts on test in both.
 
     Each at its own best layer, prompt by prompt; the intervals are over instructions."""
-    both = here.filter(pl.col("split") == "test").join(there.select("instance", base="share"), on="instance")
+    same = ["instance", "text", "task"]
+    mine, theirs = (one.filter(pl.col("split") == "test") for one in (here, there))
+    both = mine.join(theirs.select(*same, base="share"), on=same)
     both = both.drop_nulls(["share", "base"]).sort("instance")
     names = sorted(both["task"].unique())
     task = np.array([names.index(name) for name in both["task"]], dtype=np.int64)
@@ -93,13 +101,16 @@ def headline(metrics: pl.DataFrame, tasks: pl.DataFrame, coordinates: pl.DataFra
     where = f"same-task share of the neighbours {_number(share)} on held-out instructions at layer {best}, the best"
     parts = []
     if value_of(metrics, "separated", model=model, layer=best, **place) == 1:
-        first = from_layer(here, best)
-        span = f"from layer {first} on" if first < best else f"at layer {best}"
+        first, last, to_the_end = span_of_layers(here, best)
+        span = f"at layer {best}" if first == last else f"in layers {first} to {last}"
+        span = f"from layer {first} on" if to_the_end and first < last else span
         parts.append(f"{len(yes)} of {len(yes) + len(no)} tasks are separate {span}" if yes else "separate as a whole")
         parts += [f"{_named(no)} {'is' if len(no) == 1 else 'are'} not"] if no and yes else []
     else:
         parts.append("no more than the words")
         parts += [f"only {_named(yes)} {'is' if len(yes) == 1 else 'are'} separate"] if yes else []
+    untold = sorted({*here["task"]} - {*yes, *no})
+    parts += [f"too few instructions to tell of {_named(untold)}"] if untold else []
     doubts = coordinates.filter(pl.col("model") == model)["margin"]
     count = int((doubts > MISLABELLED).sum())
     if count > _MOST_DOUBTED * len(doubts):

@@ -1,8 +1,9 @@
 """Which prompts are measured against which: labelled prompts in halves that share no instruction.
 
-Whoever chooses a layer on some instructions reports it on others, and neighbours, centred means and linear probes come
-from instructions that are not measured. So there are three sides: all prompts, as in the paper, and two that have
-nothing in common, `validation` (to choose) and `test` (to report).
+Whoever chooses a layer on some instructions reports it on others. So there are three sides: all prompts, as in the
+paper, and two halves: `validation`, to choose, with neighbours of its own half; and `test`, to report, with neighbours,
+centred means and linear probes from validation. If validation sought its neighbours in test, choice and report would
+read the same distances, once by rows and once by columns.
 """
 
 import hashlib
@@ -52,14 +53,15 @@ class Side:
 def held_out_units(instructions: Sequence[str], inputs: Sequence[str], tasks: Sequence[str]) -> tuple[list[str], bool]:
     """What is held out as a whole: the instruction of each prompt; or, where there are hardly more instructions than
     tasks (one request before every text, say), the prompt. And whether it is the instruction."""
-    if len(set(instructions)) >= 2 * len(set(tasks)):
+    if len(set(instructions)) >= max(8, 2 * len(set(tasks))):
         return list(instructions), True
     return [f"{instruction}\n{given}" for instruction, given in zip(instructions, inputs, strict=True)], False
 
 
 def sides_of(units: Sequence[str], groups: Sequence[object], splits: Sequence[str], *, seed: int) -> list[Side]:
     """all, validation, test. Data that come in train, validation and test are taken so, with neighbours from train;
-    others are halved, unit by unit and evenly within each group, in an order that only unit and seed decide."""
+    others are halved, unit by unit and evenly within each group, in an order that only unit and seed decide: a
+    validation half that is sought in itself, and a test half that is sought in validation."""
     everyone, split = np.arange(len(units)), np.array(splits)
     if {"train", "validation", "test"} <= set(splits):
         train, validation, test = (np.flatnonzero(split == name) for name in ("train", "validation", "test"))
@@ -76,7 +78,7 @@ def sides_of(units: Sequence[str], groups: Sequence[object], splits: Sequence[st
                 chosen.add(unit)
     first = np.array([unit in chosen for unit in units])
     one, other = np.flatnonzero(first), np.flatnonzero(~first)
-    return [Side("all", everyone, everyone), Side("validation", one, other), Side("test", other, one)]
+    return [Side("all", everyone, everyone), Side("validation", one, one), Side("test", other, one)]
 
 
 def deciding_search(test: Side, labels: Labels) -> str:

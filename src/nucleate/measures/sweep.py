@@ -97,7 +97,7 @@ class Panel:
         if len(kept) == len(self.kept):
             return self
         sides = tuple(side.among(kept, len(self.kept)) for side in self.sides)
-        return replace(self, labels=self.labels[kept], mapping=self.mapping[kept], sides=sides, kept=kept)
+        return replace(self, labels=self.labels[kept], mapping=self.mapping[kept], sides=sides, kept=self.kept[kept])
 
     def spread(self, values: np.ndarray, members: np.ndarray) -> np.ndarray:
         """Values of some of the instances as one for each of all the prompts, NaN where there is none."""
@@ -169,10 +169,11 @@ class Closer(NamedTuple):
 
 
 def look_closer(panel: Panel, states: np.ndarray, layers: Sequence[int], tell: Tell) -> Closer:
-    """The two halves without what the inputs alone say; and all prompts, or many of them, by t-SNE."""
+    """The reported half without what the inputs alone say, by means of the other; and all prompts, or many of them, by
+    t-SNE."""
     rows: Rows = []
     if panel.has_inputs:
-        halves = panel.sides[1:]
+        halves = [side for side in panel.sides if not np.isin(side.members, side.against).any()]
         casts = {side.split: panel.cast(side, "centred", "averaged") for side in halves}
         for _, some, one in _surveys(panel, casts, halves, states, layers):
             tell("centring", list(layers).index(some[-1]) + 1, len(layers))
@@ -249,7 +250,8 @@ def _bounds(measure: str, found: Interval | None) -> dict[str, float]:
 
 
 class Margins(NamedTuple):
-    """By how much a layer's share exceeds the hardest control; `separated` is 1 where that is enough."""
+    """By how much a layer's share exceeds the hardest control; `separated` is 1 where that is enough, 0 where it is
+    not, and missing where there are too few instructions for an interval."""
 
     rows: Rows  # over all tasks
     by_task: list[dict[str, float]]  # by the codes of the tasks
@@ -271,16 +273,17 @@ def _margin(
     panel: Panel, shares: np.ndarray, controls: Mapping[str, np.ndarray], name: str, layer: int
 ) -> dict[str, float]:
     least: dict[str, float] = {}
-    separated = True
+    separated, known = True, True
     for control, theirs in controls.items():
         gap = shares - theirs
         if np.isnan(gap).all():
             return {}  # its task is on one side only
         interval = mean_interval(gap, panel.unit, seed=panel.seed_of("margin", control, name, layer))
+        known &= interval is not None
         separated &= interval is not None and interval.mean >= GAIN and interval.low > 0
         if not least or _mean(gap) < least["margin"]:
             least = {"margin": _mean(gap), **_bounds("margin", interval)}
-    return {**least, "separated": float(separated)}
+    return {**least, "separated": float(separated)} if known else least
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------

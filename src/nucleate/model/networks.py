@@ -294,7 +294,11 @@ def _forget_gguf(model: Any) -> None:
 
 def _look_at(folder: Path) -> None:
     """Refuse a local folder that cannot hold a network, before anything is opened."""
-    if not folder.is_dir() or _adapter(folder):
+    if not folder.is_dir():
+        return
+    if _adapter(folder):
+        if not (folder / "adapter_model.safetensors").exists():
+            raise Refused(f"model {folder}: holds no adapter_model.safetensors: save the adapter as safetensors")
         return
     if not (folder / "config.json").exists():
         raise Refused(f"model {folder}: holds no config.json: give the folder of a Hugging Face model")

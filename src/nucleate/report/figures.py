@@ -69,6 +69,10 @@ def figure_1(frame: pl.DataFrame, facts: Mapping[str, Any] | None, folder: Path)
 
 def figures_of(run: Run) -> dict[str, Callable[[], Figure | None]]:
     """name -> what draws it; the numbers of the later ones follow the network's width, as in the paper."""
+    if run.config.get("verb") == "probe":
+        from nucleate.report.probe_figures import probe_figures  # which draws with the pens of this file
+
+        return probe_figures(run)
     width = run.config.get("model", {}).get("width")
     clustering, neighbours = {32: (7, 8), 2048: (9, 10)}.get(width, (6, 4))
     figures: dict[str, Callable[[], Figure | None]] = {

@@ -1,10 +1,9 @@
 """The figures of a probe: tasks by layer beside the controls, task by task, which are confused, and along a series.
 
-Functions of the run folder's tables alone, as `figures.py`; `draw_probe` writes them all.
+Functions of the run folder's tables alone, as those of `figures.py`, which writes them.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -12,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from nucleate.report.figures import WIDTH, _save, _style, plain, task_colour
+from nucleate.report.figures import WIDTH, _style, plain, task_colour
 from nucleate.runs import Run
 
 _SHARE = "neighbours with the same task"
@@ -26,22 +25,20 @@ _CONTROLS = {
 _MOST_TASKS = 40  # rows of a figure
 
 
-def draw_probe(run: Run, folder: Path) -> list[Path]:
-    """Every figure that the run has the parts for, as PNG and SVG."""
-    tables = {name: pl.read_parquet(run.folder / f"{name}.parquet") for name in ("tasks", "confusion")}
-    figures: dict[str, Callable[[], Figure | None]] = {
+def probe_figures(run: Run) -> dict[str, Callable[[], Figure | None]]:
+    """name -> what draws it, for `figures.figures_of`."""
+
+    def table(name: str) -> pl.DataFrame:
+        return pl.read_parquet(run.folder / f"{name}.parquet")
+
+    if not (run.folder / "tasks.parquet").is_file():
+        return {}  # not finished
+    return {
         "figure_probe_layers": lambda: layers_figure(run.metrics),
-        "figure_probe_tasks": lambda: tasks_figure(run.metrics, tables["tasks"]),
-        "figure_probe_confusion": lambda: confusion_figure(run.metrics, tables["confusion"]),
+        "figure_probe_tasks": lambda: tasks_figure(run.metrics, table("tasks")),
+        "figure_probe_confusion": lambda: confusion_figure(run.metrics, table("confusion")),
         "figure_probe_series": lambda: series_figure(run.metrics),
     }
-    paths = []
-    for name, draw in figures.items():
-        figure = draw()
-        if figure is not None:
-            with _style():
-                paths += _save(figure, folder, name)
-    return paths
 
 
 def layers_figure(metrics: pl.DataFrame) -> Figure:
@@ -91,7 +88,7 @@ def tasks_figure(metrics: pl.DataFrame, tasks: pl.DataFrame) -> Figure | None:
                 axis.plot(share, row + shift, "o", color=colour, markerfacecolor=face, markersize=4.5)
             axis.plot([], [], "o", color=colour, markersize=4.5, label=plain(model, 28))
         axis.set_yticks(range(len(names)), [plain(name, 30) for name in names])
-        axis.invert_yaxis()
+        axis.set_ylim(len(names) - 0.4, -0.6)
         axis.set_xlim(-0.02, 1.02)
         axis.set_xlabel(f"share of {_SHARE} at the best layer (filled: separate; open: no more than a control)")
         figure.legend(loc="outside lower center", ncols=3, frameon=False)
