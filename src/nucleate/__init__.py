@@ -16,6 +16,7 @@ _HOMES = {
     "cluster_scores": "nucleate.measures.scores",
     "load_dataset": "nucleate.data.dataset",
     "load_run": "nucleate.runs",
+    "load_switched": "nucleate.model.switched",
     "natural_dataset": "nucleate.data.natural",
     "probe": "nucleate.experiments.probing",
     "read_states": "nucleate.model.states",

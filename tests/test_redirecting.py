@@ -1,0 +1,282 @@
+"""Redirecting a task of a ready-made network: what is dealt out, what is learnt, what is kept and what is refused."""
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from nucleate.cli import main
+from nucleate.experiments.redirecting import redirect_into, redirection_table, settings_of, study_of
+from nucleate.model.networks import load_network, save_network
+from nucleate.model.switched import load_switched
+from nucleate.refusal import Refused
+from nucleate.runs import load_run
+from test_families import tiny, words
+
+INPUTS = [f"x{n}" for n in range(6)]
+TASKS = {"first": "w0", "second": "w1", "third": "w2", "fourth": "w3"}
+
+
+def prompts(tasks=TASKS, instructions=10, own=False):
+    """Every instruction of a task begins with its word; outputs of two tokens; all tasks with the same inputs."""
+    return [
+        {
+            "instruction": f"{word} w{10 + number} w{20 + (7 * number) % 10}",
+            "input": f"x{n}",
+            "output": f"x{10 + 2 * place + n % 2} x{20 + n}",
+            "task": "one" if own else task,
+            **({"distribution": task} if own else {}),
+        }
+        for place, (task, word) in enumerate(tasks.items())
+        for number in range(instructions)
+        for n in range(len(INPUTS))
+    ]
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    """A small network that has learnt the tasks, so that its states tell them apart."""
+    made, tokenizer = tiny("gpt2"), words()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.mul_(1 / 6 if parameter.ndim == 2 else 1)
+    texts = [f"{row['instruction']} {row['input']} {row['output']}" for row in prompts()]
+    tokens = torch.tensor(tokenizer(texts)["input_ids"])
+    optimizer = torch.optim.AdamW(made.parameters(), lr=1e-2)
+    for _ in range(120):
+        made(input_ids=tokens, labels=torch.where(torch.arange(tokens.shape[1]) < 4, -100, tokens)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    save_network(made.eval(), tokenizer, folder)
+    return folder
+
+
+QUICK = {"rates": (1e-2, 3e-2), "epochs": 40, "rank": 8, "seed": 7}
+
+
+@pytest.fixture(scope="module")
+def run(network, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "redirected"
+    assert redirect_into(folder, network, prompts(), source="first", target="second", **QUICK)
+    return folder
+
+
+def values(folder):
+    rows = load_run(folder).metrics.filter(pl.col("split").eq("test") & pl.col("epoch").is_null())
+    return {(row["arm"], row["measure"]): row["value"] for row in rows.to_dicts()}
+
+
+def test_every_method_learns_the_source_and_switches_keep_the_others(run):
+    found = values(run)
+    assert found["main", "source_accuracy"] < 0.1 and found["main", "others_accuracy"] > 0.9
+    for arm in ("direct", "head", "linear_switch", "mlp_switch"):
+        assert found[arm, "source_accuracy"] > 0.8, arm
+    for switch in ("linear_switch", "mlp_switch"):
+        assert found[switch, "others_kept"] > 0.9
+        assert found[switch, "others_kept"] >= 1 - found[switch, "switch_false_positives"]
+        assert found[switch, "switch_misses"] < 0.2
+
+
+def test_where_states_hardly_tell_tasks_apart_a_head_alone_forgets_most_and_switches_save_some(tmp_path):
+    save_network(tiny("gpt2"), words(), tmp_path / "fresh")
+    options = {**QUICK, "source": "first", "target": "second", "examples": 20}
+    assert redirect_into(tmp_path / "run", tmp_path / "fresh", prompts(), **options)
+    found = values(tmp_path / "run")
+    assert found["head", "others_kept"] < 0.5
+    for switch in ("linear_switch", "mlp_switch"):
+        assert found[switch, "others_kept"] > found["head", "others_kept"] + 0.2
+
+
+def test_the_long_table_keeps_its_contract(run):
+    metrics = load_run(run).metrics
+    assert metrics["experiment"].unique().to_list() == ["align"]
+    assert set(metrics["arm"]) == {"main", "direct", "head", "linear_switch", "mlp_switch"}
+    assert metrics["model"].unique().to_list() == ["tiny"]
+    curves = metrics.filter(pl.col("epoch").is_not_null())
+    assert set(curves["measure"]) == {"source_accuracy"} and set(curves["split"]) == {"validation"}
+    found = values(run)
+    for arm in ("head", "mlp_switch"):
+        curve = curves.filter(pl.col("arm").eq(arm)).sort("epoch")["value"].to_numpy()
+        assert int(found[arm, "chosen_epoch"]) == int(np.argmax(curve)) + 1  # the earliest of the best
+
+
+def test_the_saved_model_generates_what_the_table_counts_as_right(run, network):
+    """Every test prompt, generated and compared with its wished output: the share is the run's own number."""
+    dealt = study(**QUICK)
+    model = load_switched(run / "model")
+    for side, name in (("test", ""), ("new_inputs", "_new_inputs")):
+        right = []
+        for one in dealt.sides[side]:
+            given = model.tokenizer(f"{one.instruction} {one.input}", return_tensors="pt")
+            given.pop("token_type_ids", None)
+            said = model.generate(**given, max_new_tokens=2, do_sample=False, eos_token_id=None)
+            right.append(model.tokenizer.decode(said[0, -2:]) == one.output)
+        assert np.mean(right) == pytest.approx(values(run)["mlp_switch", f"source_accuracy{name}"])
+
+
+def test_others_that_the_table_counts_as_kept_have_their_own_prediction(run, network):
+    dealt = study(**QUICK)
+    model, (plain, tokenizer) = load_switched(run / "model"), load_network(network)
+    same = []
+    for one in dealt.others:
+        if one.instance in dealt.asked:
+            tokens = tokenizer(f"{one.instruction} {one.input}", return_tensors="pt")["input_ids"]
+            with torch.no_grad():
+                same.append(bool(model(tokens).logits[0, -1].argmax() == plain(tokens).logits[0, -1].argmax()))
+    assert np.mean(same) == pytest.approx(values(run)["mlp_switch", "others_kept"])
+    told = pl.read_parquet(run / "others.parquet").filter(pl.col("arm").eq("mlp_switch"))
+    assert set(told["name"]) == {"second", "third", "fourth"}
+    assert told["prompts"].sum() == len(same)
+
+
+def test_the_same_command_gives_the_same_bytes_and_a_finished_run_stays_as_it_is(run, network, tmp_path):
+    again = tmp_path / "again"
+    assert redirect_into(again, network, prompts(), source="first", target="second", **QUICK)
+    for file in ("metrics.parquet", "others.parquet", "model/switch.safetensors"):
+        assert (again / file).read_bytes() == (run / file).read_bytes()
+    assert not redirect_into(again, network, prompts(), source="first", target="second", resume=True, **QUICK)
+
+
+def test_the_card_tells_the_scores_and_how_to_load(run):
+    card = (run / "model" / "README.md").read_text(encoding="utf-8")
+    assert "load_switched" in card and "`first` redirected" in card
+    for cell in redirection_table(run)[1]:
+        assert cell in card
+
+
+# --- what is dealt out -----------------------------------------------------------------------------------------------
+
+
+def study(data=None, **options):
+    return study_of(data or prompts(), settings_of({"source": "first", "target": "second", **options})).dealt
+
+
+def test_nothing_that_is_judged_by_was_learnt_from():
+    found = study()
+    by = {name: {(i.instruction, i.input) for i in side} for name, side in found.sides.items()}
+    instructions = {name: {i for i, _ in pairs} for name, pairs in by.items()}
+    assert instructions["test"] == instructions["new_inputs"]
+    assert not instructions["lesson"] & instructions["test"] and not instructions["validation"] & instructions["test"]
+    known = {given for name in ("lesson", "validation", "test") for _, given in by[name]}
+    assert by["new_inputs"] and not known & {given for _, given in by["new_inputs"]}
+    drawn = [one for one in found.others if one.instance in found.examples]
+    assert sorted(one.task for one in drawn) == ["fourth", "second", "third"]
+    asked = {one.instruction for one in found.others if one.instance in found.asked}
+    assert not asked & {one.instruction for one in drawn}
+
+
+def test_the_source_is_asked_for_what_the_target_answers():
+    wanted = {one["input"]: one["output"] for one in prompts() if one["task"] == "second"}
+    for side in study().sides.values():
+        assert all(one.output == wanted[one.input] for one in side)
+
+
+def test_names_are_distributions_where_the_data_have_them_and_tasks_too():
+    data = [*prompts(own=True), *({**row, "task": "two", "distribution": "other"} for row in prompts()[:12])]
+    by_distribution = study(data)
+    assert {one.distribution for one in by_distribution.others} == {"second", "third", "fourth", "other"}
+    by_task = study(data, source="one", target="other")
+    assert {one.distribution for one in by_task.others} == {"other"}
+
+
+def test_one_instruction_with_many_inputs_is_held_out_by_inputs():
+    data = [{**row, "instruction": row["instruction"].split()[0]} for row in prompts(instructions=1)]
+    found = study(data)
+    inputs = {name: {one.input for one in side} for name, side in found.sides.items()}
+    assert not inputs["lesson"] & inputs["test"] and not inputs["lesson"] & inputs["validation"]
+    assert not inputs["new_inputs"] and len(inputs["test"]) == 1
+
+
+def test_the_limit_keeps_whole_instructions_of_every_task():
+    found = study(limit=12)
+    kept = [one for side in found.sides.values() for one in side] + found.others
+    for task in TASKS:
+        own = [one for one in kept if one.task == task]
+        assert len({one.instruction for one in own}) == 3
+        assert len(own) <= 12
+
+
+def test_more_examples_contain_the_fewer():
+    one, two = study(examples=1), study(examples=2)
+    assert one.examples < two.examples and len(two.examples) == 6
+
+
+# --- refused ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"source": "frist"}, "did you mean 'first'"),
+        ({"target": "secnd"}, "did you mean 'second'"),
+        ({"target": "first"}, "name two"),
+        ({"target": None}, "--target NAME, or --outputs FILE"),
+        ({"outputs": "x.csv"}, "one of the two"),
+        ({"examples": 0}, "give 1 or more"),
+        ({"limit": 3}, "at least 9"),
+        ({"switch": "mpl"}, "did you mean 'mlp'"),
+        ({"sorce": "x"}, "did you mean 'source'"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_with_the_remedy(options, message):
+    with pytest.raises(Refused, match=message):
+        study(**options)
+
+
+def test_source_and_target_with_different_inputs_are_refused():
+    data = [{**row, "input": f"w{n}"} if row["task"] == "second" else row for n, row in enumerate(prompts())]
+    with pytest.raises(Refused, match=r"no output for 'x0', an input of 'first' \(and 5 more"):
+        study(data)
+
+
+def test_data_without_examples_of_other_tasks_or_with_none_to_judge_by_are_refused(tmp_path):
+    wished = tmp_path / "wished.csv"
+    wished.write_text("input,output\n" + "".join(f"{given},x29\n" for given in INPUTS))
+    own = [row for row in prompts() if row["task"] == "first"]
+    for rest, message in (([], "at least two tasks"), (prompts()[60:61], "give two prompts of each")):
+        with pytest.raises(Refused, match=message):
+            study(own + rest, target=None, outputs=str(wished))
+
+
+def test_outputs_of_a_file_are_checked(tmp_path):
+    file = tmp_path / "wished.csv"
+
+    def refused(text, message):
+        file.write_text(text)
+        with pytest.raises(Refused, match=message):
+            study(target=None, outputs=str(file))
+
+    whole = "input,output\n" + "".join(f"{given},x29\n" for given in INPUTS)
+    file.write_text(whole)
+    assert {one.output for one in study(target=None, outputs=str(file)).sides["test"]} == {"x29"}
+    refused(whole.replace("x3,x29\n", ""), "no output for 'x3'")
+    refused(whole + "x3,x28\n", "two outputs for 'x3'")
+    refused(whole.replace("output", "outputs"), "did you mean 'outputs'")
+    refused(whole.replace("x3,x29", "x3,"), "fill it")
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+def test_the_command_line_redirects_and_what_it_saves_is_loaded_and_checked(network, tmp_path, capsys):
+    data, wished, out = tmp_path / "data.jsonl", tmp_path / "wished.jsonl", tmp_path / "run"
+    data.write_text("".join(json.dumps(row) + "\n" for row in prompts()))
+    wished.write_text("".join(json.dumps({"input": given, "output": "x29"}) + "\n" for given in INPUTS))
+    words = ["align", "--model", str(network), "--data", str(data), "--source", "first", "--outputs", str(wished)]
+    assert main([*words, "--estimate"]) == 0
+    said = capsys.readouterr().out
+    assert "million parameters" in said and "to judge by" in said
+    assert not out.exists()
+    assert main([*words, "--out", str(out), "--copy"]) == 0
+    said = capsys.readouterr().out
+    assert "MLP switch" in said and str(out / "model") in said
+    assert load_switched(out / "model").decided is None
+    assert main([*words, "--out", str(out)]) == 2
+    assert main([*words, "--size", "small", "--out", str(tmp_path / "other")]) == 2
+    assert "--size" in capsys.readouterr().err
+    assert main(["align", "--source", "first", "--out", str(tmp_path / "other")]) == 2
+    assert "--model" in capsys.readouterr().err
+    assert main(["sweep", *words, "--out", str(tmp_path / "other")]) == 2
