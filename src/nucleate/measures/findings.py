@@ -113,7 +113,12 @@ def headline(metrics: pl.DataFrame, tasks: pl.DataFrame, coordinates: pl.DataFra
     parts += [f"too few instructions to tell of {_named(untold)}"] if untold else []
     doubts = coordinates.filter(pl.col("model") == model)["margin"]
     count = int((doubts > MISLABELLED).sum())
-    if count > _MOST_DOUBTED * len(doubts):
+    chance = [
+        _untrained(metrics, measure, model),
+        value_of(metrics, measure, model=model, layer=best, control="shuffled", **place),
+    ]
+    knows = share is not None and all(level is None or share > level for level in chance)
+    if count > _MOST_DOUBTED * len(doubts) or not knows:
         parts.append("the labels cannot be checked by a model that hardly tells them apart")
     else:
         parts.append(f"{count or 'no'} prompt{' looks' if count == 1 else 's look'} mislabelled")
@@ -144,11 +149,8 @@ def summary_lines(metrics: pl.DataFrame) -> list[tuple[str, ...]]:
         best = best_layer_of(metrics, model)
         place = {"split": "test", "space": "raw", "labels": "task"}
         here = {**place, "layer": best}
-        fresh = value_of(metrics, "best_layer", model=model, control="untrained")
         controls = [
-            value_of(
-                metrics, measure, **place, model=model, layer=None if fresh is None else int(fresh), control="untrained"
-            ),
+            _untrained(metrics, measure, model),
             *(value_of(metrics, measure, **place, layer=None, control=control) for control in _CONTROLS[1:]),
             value_of(metrics, measure, **here, model=model, control="shuffled"),
         ]
@@ -161,6 +163,13 @@ def summary_lines(metrics: pl.DataFrame) -> list[tuple[str, ...]]:
         interval = "" if low is None else f"{low:.2f}–{high:.2f}"
         lines.append((model, str(best), _number(share), interval, *(_number(v) for v in (*controls, top, accuracy))))
     return lines
+
+
+def _untrained(metrics: pl.DataFrame, measure: str, model: str) -> float | None:
+    """The same architecture with fresh weights, at its own best layer."""
+    place = {"split": "test", "space": "raw", "labels": "task", "control": "untrained", "model": model}
+    best = value_of(metrics, "best_layer", model=model, control="untrained")
+    return value_of(metrics, measure, **place, layer=None if best is None else int(best))
 
 
 def _number(value: object) -> str:
