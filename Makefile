@@ -1,9 +1,9 @@
-# Five upkeep verbs. Each sets up what it needs; continuous integration calls these and nothing else.
+# Six upkeep verbs. Each sets up what it needs; continuous integration calls these and nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= runs/demo
 
-.PHONY: demo test check fix bench
+.PHONY: demo test check fix bench real
 
 demo: .venv/ready
 	$(BIN)/nucleate reproduce --size tiny --out $(OUT) --overwrite
@@ -22,6 +22,10 @@ fix: .venv/ready
 
 bench: .venv/ready
 	for one in benchmarks/*.py; do $(BIN)/python $$one || exit 1; done
+
+real: .venv/ready
+	$(BIN)/python benchmarks/fetch_smollm2.py runs/weights
+	$(BIN)/nucleate probe runs/weights/SmolLM2-135M-Instruct.Q4_1.gguf natural --out runs/real --resume
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -14,4 +14,7 @@ def test_the_example_that_looks_into_a_checkpoint_prints_a_line_per_layer(micro_
 
 
 def test_every_example_is_run_by_a_test():
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {"look_into_a_checkpoint.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {
+        "look_into_a_checkpoint.py",
+        "fine_tune.py",
+    }  # tests/test_guides.py runs the latter

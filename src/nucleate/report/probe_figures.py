@@ -90,7 +90,7 @@ def tasks_figure(metrics: pl.DataFrame, tasks: pl.DataFrame) -> Figure | None:
         axis.set_yticks(range(len(names)), [plain(name, 30) for name in names])
         axis.set_ylim(len(names) - 0.4, -0.6)
         axis.set_xlim(-0.02, 1.02)
-        axis.set_xlabel(f"share of {_SHARE} at the best layer (filled: separate; open: no more than a control)")
+        axis.set_xlabel(f"share of {_SHARE} at the best layer\n(filled: separate; open: no more than a control)")
         figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 

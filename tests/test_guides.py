@@ -1,0 +1,88 @@
+"""The guide is run as it stands, on tiny models: files that it shows are written, commands and Python executed."""
+
+import json
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+import nucleate
+from nucleate.cli import main
+from nucleate.model.networks import gpt2, save_network, word_tokenizer
+
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(r"(?:^`(?P<file>\S+)`:\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+GUIDE = (ROOT / "docs" / "guides" / "probe.md").read_text(encoding="utf-8")
+LABELS = ("refund", "greeting", "cancel")
+
+
+def prompts() -> list[dict[str, str]]:
+    rng = np.random.default_rng(0)
+    words = [["".join(rng.choice(list("abcdefghijkl"), 5)) for _ in range(3)] for _ in range(36)]
+    return [{"prompt": " ".join(three), "label": LABELS[number % 3]} for number, three in enumerate(words)]
+
+
+def models(folder: Path) -> None:
+    """Networks that know the words of the prompts and of the natural tasks, small enough to be probed in seconds."""
+    natural = nucleate.natural_dataset("natural-shared")
+    texts = [f"{one.instruction} {one.input} {one.output}" for one in natural.instances]
+    tokenizer = word_tokenizer(sorted({word for text in texts for word in text.split()}))
+    names = ("my-model", "my-tuned-model", "my-checkpoints/checkpoint-10", "my-checkpoints/checkpoint-20")
+    for seed, name in enumerate(names):
+        shape = {"width": 16, "feed_forward": 32, "layers": 2, "heads": 2, "positions": 64, "dropout": 0, "pad": 0}
+        save_network(gpt2(vocabulary=len(tokenizer), seed=seed, **shape), tokenizer, folder / name)
+
+
+def execute(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    program, *words = shlex.split(line)
+    if program == "python":
+        monkeypatch.setattr(sys, "argv", [*words[:3], "--steps", "3", "--every", "1"])
+        runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+        for step in (1, 2, 3):  # the guide names the checkpoints of the hundreds that it asks for
+            Path(f"{words[2]}/checkpoint-{step}").rename(f"{words[2]}/checkpoint-{step}00")
+        return
+    assert program == "nucleate"
+    many = any(word.endswith(("natural-shared", "held-out.jsonl")) for word in words)
+    assert main([*words, "--limit", "96"] if many else words) == 0
+
+
+def test_the_guide_to_probing_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    models(tmp_path)
+    pl.DataFrame(prompts()).write_ndjson("prompts.jsonl")
+    found: dict[str, Any] = {}
+    for block in BLOCK.finditer(GUIDE):
+        if block["file"] == "prompts.jsonl":
+            shown = [json.loads(line) for line in block["text"].splitlines()]
+            assert all(row.keys() == prompts()[0].keys() and row["label"] in LABELS for row in shown)
+        elif block["file"]:
+            (tmp_path / block["file"]).parent.mkdir()
+            (tmp_path / block["file"]).write_text(block["text"], encoding="utf-8")
+        elif block["language"] == "python":
+            exec(compile(block["text"], "probe.md", "exec"), found)
+        else:
+            for line in block["text"].splitlines():
+                execute(line, monkeypatch)
+    said = capsys.readouterr().out
+    assert "compared with my-model" in said and "llama-7b: 6,738 million parameters, 8,800 prompts" in said
+    assert (tmp_path / "layers.png").is_file() and (tmp_path / "kept" / "metrics.parquet").is_file()
+    compared = pl.read_parquet("tuning/tasks.parquet").filter(pl.col("measure").str.ends_with("_over_base"))
+    assert set(compared["model"]) == {"checkpoint-100", "checkpoint-200", "checkpoint-300"}
+    assert set(pl.read_parquet("curve/metrics.parquet")["step"].drop_nulls()) == {10, 20}
+    held_out = pl.read_ndjson("tuned/held-out.jsonl")
+    assert len(held_out) == 720 and held_out["task"].n_unique() == 6
+
+
+def test_the_guide_explains_every_option_and_table_of_a_probe():
+    for name in ("tasks", "confusion", "suspicious", "coordinates", "metrics"):
+        assert f"`{name}.parquet`" in GUIDE
+    for control in ("surface_prompt", "surface_instruction", "untrained", "neutral", "shuffled", "regrouped"):
+        assert f"`{control}`" in GUIDE
+    for option in ("base", "columns", "template", "chat", "layers", "limit", "dtype", "device", "thorough", "estimate"):
+        assert f"--{option}" in GUIDE
