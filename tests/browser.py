@@ -139,8 +139,11 @@ class Page:
         return self.browser.call(method, self.session, **parameters)
 
     def __call__(self, script: str) -> Any:
-        """The value of an expression in the page; a promise is waited for."""
-        answer = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        """The value of an expression in the page; a promise is waited for. As if a person had asked for it: Chromium
+        holds back files that a page saves of its own accord."""
+        answer = self.call(
+            "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True, userGesture=True
+        )
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
