@@ -7,6 +7,7 @@ import pytest
 from nucleate.measures.findings import change, difference, separated_tasks, span_of_layers
 from nucleate.measures.held_out import Side, deciding_search, held_out_units, sides_of, some_units
 from nucleate.measures.neighbours import Labels, TaskDeals, find_neighbours, share_measures
+from nucleate.measures.panel import GAIN, Effort, Panel, margins, sweep
 from nucleate.measures.scores import cluster_scores
 from nucleate.measures.separation import (
     MISLABELLED,
@@ -20,7 +21,6 @@ from nucleate.measures.separation import (
     own_shares,
 )
 from nucleate.measures.survey import Cohort, cast, survey
-from nucleate.measures.sweep import GAIN, Effort, Panel, margins, sweep
 
 TASKS, WIDTH = 4, 16
 

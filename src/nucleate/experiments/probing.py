@@ -28,9 +28,7 @@ from nucleate.measures.baselines import surface_features
 from nucleate.measures.findings import best_layer_of, change, deciding_measure, difference, headline, summary_lines
 from nucleate.measures.held_out import held_out_units, sides_of
 from nucleate.measures.neighbours import Labels
-from nucleate.measures.prompt_tables import coordinate_frame, layout_frame, suspicious_frame
-from nucleate.measures.separation import doubts
-from nucleate.measures.sweep import (
+from nucleate.measures.panel import (
     MOST_SHOWN,
     Effort,
     Panel,
@@ -44,6 +42,8 @@ from nucleate.measures.sweep import (
     sweep,
     task_frame,
 )
+from nucleate.measures.prompt_tables import coordinate_frame, layout_frame, suspicious_frame
+from nucleate.measures.separation import doubts
 from nucleate.model.batches import layers_of
 from nucleate.model.estimate import estimate
 from nucleate.model.networks import as_network, untrained

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
+from nucleate.measures.panel import Closer, Panel, Sweep
 from nucleate.measures.separation import MISLABELLED, Doubts
-from nucleate.measures.sweep import Closer, Panel, Sweep
 
 LISTED = 10  # prompts of each task, beside all that look mislabelled
 
