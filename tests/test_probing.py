@@ -273,3 +273,14 @@ def test_prompts_too_few_to_be_halved_are_refused(folder):
 def test_a_misspelt_option_is_refused_with_the_nearest(folder):
     with pytest.raises(Refused, match="'thorogh' is unknown; did you mean 'thorough'"):
         nucleate.probe(folder / "tuned", folder / "prompts.jsonl", thorogh=True)
+
+
+def test_a_split_that_cannot_be_used_as_it_is_is_told():
+    tasks, words = ("alpha", "beta"), ("x", "y", "z", "u")
+    rows = [
+        {"instruction": f"do {task} {k}", "input": word, "task": task, "split": "train" if k % 2 else "test"}
+        for task in tasks
+        for k in range(8)
+        for word in words
+    ]
+    assert "halved anew" in probing._Study.of(probing.read_prompts(rows), probing.settings_of({})).notes[0]

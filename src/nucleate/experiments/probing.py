@@ -355,6 +355,9 @@ class _Study:
         notes = [*prompts.warnings]
         if not by_instruction and prompts.has_inputs:
             notes.append("there are hardly more instructions than tasks, so whole prompts are held out instead")
+        splits = {one.split for one in instances}
+        if len(splits) > 1 and not {"train", "validation", "test"} <= splits:
+            notes.append(f"the splits {', '.join(sorted(splits))} are not train, validation and test: halved anew")
         effort = Effort(
             settings.perplexity, settings.iterations, settings.initialisations, settings.repeats, thread_count()
         )
