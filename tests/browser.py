@@ -228,6 +228,7 @@ class Page:
 
     def saved(self, selector: str, seconds: float = 20) -> Path:
         """Press a button that saves, and wait for its file."""
+        time.sleep(0.15)  # the browser drops what a page saves beyond ten files a second
         before = set(self.browser.downloads.glob("*"))
         self(f"document.querySelector({json.dumps(selector)}).click()")
         end = time.monotonic() + seconds
