@@ -1,11 +1,11 @@
 """Settings: sizes, changes, refusals, and the text that a run is saved under."""
 
 import tomllib
-from dataclasses import fields
+from dataclasses import dataclass, fields
 
 import pytest
 
-from nucleate.config import SECTIONS, SIZES, configure, describe, differing, to_toml
+from nucleate.config import SECTIONS, SIZES, configure, describe, differing, flat_toml, to_toml
 from nucleate.refusal import Refused
 
 
@@ -71,3 +71,15 @@ def test_differing_settings_are_named_with_both_values():
     one, other = to_toml(configure("tiny")), to_toml(configure("tiny", changes={"training.batch": "16"}))
     assert differing(one, one) == []
     assert differing(one, other) == ["training.batch (65 there, 16 now)"]
+
+
+def test_flat_settings_come_back_from_their_text_whatever_signs_and_containers_they_hold():
+    @dataclass(frozen=True)
+    class Some:
+        template: str = '{input} 🦆 \\ "ü"'
+        columns: object = None
+        layers: object = range(2, 4)
+        limit: int | None = None
+
+    saved = tomllib.loads(flat_toml(Some(columns={"task": "label"}), verb="probe"))
+    assert saved == {"verb": "probe", "template": Some.template, "columns": ["task=label"], "layers": [2, 3]}

@@ -4,6 +4,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -66,25 +67,13 @@ def _data(asked: argparse.Namespace) -> None:
 def _learn(asked: argparse.Namespace) -> None:
     from nucleate.experiments.learning import learn
 
-    config = _config(asked)
-    with _Progress() as progress:
-        done = learn(config, Path(asked.out), resume=asked.resume, overwrite=asked.overwrite, progress=progress)
-    if not done and (Path(asked.out) / "page.html").exists():
-        print(f"{asked.out} is finished already; nothing was changed")
-        return
-    _redraw([Path(asked.out)], out=None)
+    _run(asked, partial(learn, _config(asked), Path(asked.out)))
 
 
 def _pretrain(asked: argparse.Namespace) -> None:
     from nucleate.experiments.task_id_pretraining import pretrain
 
-    config = _config(asked)
-    with _Progress() as progress:
-        done = pretrain(config, Path(asked.out), resume=asked.resume, overwrite=asked.overwrite, progress=progress)
-    if not done and (Path(asked.out) / "page.html").exists():
-        print(f"{asked.out} is finished already; nothing was changed")
-        return
-    _redraw([Path(asked.out)], out=None)
+    _run(asked, partial(pretrain, _config(asked), Path(asked.out)))
 
 
 def _align(asked: argparse.Namespace) -> None:
@@ -98,13 +87,7 @@ def _align(asked: argparse.Namespace) -> None:
         raise Refused(f"--{next(iter(given)).replace('_', '-')} belongs to a model that is redirected: give --model M")
     if asked.out is None:
         raise Refused("nucleate align needs --out RUN, the folder to write to")
-    config = _config(asked)
-    with _Progress() as progress:
-        done = align(config, Path(asked.out), resume=asked.resume, overwrite=asked.overwrite, progress=progress)
-    if not done and (Path(asked.out) / "page.html").exists():
-        print(f"{asked.out} is finished already; nothing was changed")
-        return
-    _redraw([Path(asked.out)], out=None)
+    _run(asked, partial(align, _config(asked), Path(asked.out)))
 
 
 def _redirect(asked: argparse.Namespace, given: dict[str, Any]) -> None:
@@ -151,9 +134,14 @@ def _probe(asked: argparse.Namespace) -> None:
         print(sentence, file=sys.stdout if asked.estimate else sys.stderr)
     if asked.estimate:
         return
-    out, again = Path(asked.out), {"resume": asked.resume, "overwrite": asked.overwrite}
+    _run(asked, partial(probe_into, Path(asked.out), asked.models, asked.data, base=asked.base, **options))
+
+
+def _run(asked: argparse.Namespace, experiment: Callable[..., bool]) -> None:
+    """Into the run folder --out, with its page; a finished one that is drawn already stays as it is."""
+    out = Path(asked.out)
     with _Progress() as progress:
-        done = probe_into(out, asked.models, asked.data, base=asked.base, progress=progress, **again, **options)
+        done = experiment(resume=asked.resume, overwrite=asked.overwrite, progress=progress)
     if not done and (out / "page.html").exists():
         print(f"{out} is finished already; nothing was changed")
         return

@@ -319,6 +319,19 @@ def to_toml(config: Config, **leading: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def flat_toml(settings: Any, **leading: object) -> str:
+    """A dataclass without sections as TOML: mappings as `ours=theirs`, what is not set left out."""
+    lines = []
+    for key, value in {**leading, **asdict(settings)}.items():
+        if isinstance(value, Mapping):
+            value = [f"{ours}={theirs}" for ours, theirs in value.items()]
+        elif isinstance(value, Iterable) and not isinstance(value, str):
+            value = list(value)
+        if value is not None:
+            lines.append(f"{key} = {json.dumps(value, ensure_ascii=False)}\n")
+    return "".join(lines)
+
+
 def differing(saved: str, wanted: str) -> list[str]:
     """Keys whose values differ between two texts of `to_toml`, with both values."""
     old, new = (_flat(tomllib.loads(text)) for text in (saved, wanted))

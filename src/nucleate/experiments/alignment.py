@@ -20,7 +20,7 @@ import polars as pl
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from nucleate.config import Config, differing, to_toml
+from nucleate.config import Config
 from nucleate.data.dataset import Dataset, Instance
 from nucleate.experiments.groundwork import (
     SECONDS,
@@ -37,8 +37,8 @@ from nucleate.experiments.groundwork import (
     make_network,
     of_splits,
     optimizer_for,
+    run_of,
     steps_of_an_epoch,
-    threads_for,
     with_weights,
 )
 from nucleate.model.networks import load_network, save_network, word_tokenizer
@@ -46,7 +46,7 @@ from nucleate.model.states import read_groups
 from nucleate.model.switch import Head, Memory, Pace, Switch, learn_head, learn_switch, remember
 from nucleate.model.training import make_optimizer, stream, train, weights
 from nucleate.refusal import Refused
-from nucleate.runs import RunWriter, open_run
+from nucleate.runs import RunWriter
 
 METHODS = ("direct", "head", "linear_switch", "mlp_switch")
 EXAMPLES = (1, 2, 5, 10)  # of each other task; the first is the paper's
@@ -66,19 +66,10 @@ def align(
     device = device_for(config.device)
     dataset = make_dataset(config, kind="alignment")
     _check(config)
-    opening = open_run(
-        folder,
-        settings=to_toml(config, verb="align"),
-        differing=differing,
-        resume=resume,
-        overwrite=overwrite,
-        facts={"device": device, "seeds": {"root": config.seed}, "data_hash": dataset.content_hash()},
-    )
-    with opening as run:
+    with run_of("align", config, dataset, device, folder, resume=resume, overwrite=overwrite) as run:
         if run is None:
             return False
-        with threads_for(config):
-            _align(_Study(config, dataset, run, device), progress)
+        _align(_Study(config, dataset, run, device), progress)
     return True
 
 

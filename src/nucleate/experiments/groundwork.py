@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from nucleate.config import Config, MeasureSettings, TrainingSettings, configure
+from nucleate.config import Config, MeasureSettings, TrainingSettings, configure, differing, to_toml
 from nucleate.data.dataset import Dataset, Instance
 from nucleate.data.synthetic import generate
 from nucleate.measures.baselines import surface_features
@@ -26,7 +26,7 @@ from nucleate.model.prefix_tree import Group
 from nucleate.model.states import Reading, instances_as_groups
 from nucleate.model.training import Epoch, load_state, make_optimizer, order, save_state, train, weights
 from nucleate.refusal import Refused
-from nucleate.runs import RunWriter, file_hash, thread_count
+from nucleate.runs import RunWriter, file_hash, open_run, thread_count
 
 Progress = Callable[[str, float | None], None]  # a sentence to keep; or what is going on and the fraction done
 MEASURED = ("subset", "validation", "test")  # their neighbours are sought in `train`, which holds the subset too
@@ -93,7 +93,24 @@ def device_for(asked: str) -> str:
 
 
 @contextmanager
-def threads_for(config: Config) -> Iterator[None]:
+def run_of(
+    verb: str, config: Config, dataset: Dataset, device: str, folder: Path, *, resume: bool, overwrite: bool
+) -> Iterator[RunWriter | None]:
+    """The run folder of a network of our own, and the threads it trains best on; None where it is finished already."""
+    opening = open_run(
+        folder,
+        settings=to_toml(config, verb=verb),
+        differing=differing,
+        resume=resume,
+        overwrite=overwrite,
+        facts={"device": device, "seeds": {"root": config.seed}, "data_hash": dataset.content_hash()},
+    )
+    with opening as run, _threads_for(config):
+        yield run
+
+
+@contextmanager
+def _threads_for(config: Config) -> Iterator[None]:
     """One thread for narrow networks: a second one gains nothing there and waits at every step on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1 if config.model.width <= _NARROW else thread_count())

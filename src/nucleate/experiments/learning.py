@@ -17,7 +17,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from nucleate.config import Config, differing, to_toml
+from nucleate.config import Config
 from nucleate.data.dataset import Dataset, Instance
 from nucleate.experiments.groundwork import (
     MEASURED,
@@ -40,11 +40,11 @@ from nucleate.experiments.groundwork import (
     of_splits,
     optimizer_for,
     places_of,
+    run_of,
     seconds_of_an_epoch,
     steps_of_an_epoch,
     surface_rows,
     survey_of,
-    threads_for,
     with_weights,
 )
 from nucleate.measures.baselines import MOST_FEATURES
@@ -54,7 +54,7 @@ from nucleate.model.networks import save_network
 from nucleate.model.states import Reading, read_groups
 from nucleate.model.training import stream
 from nucleate.refusal import Refused
-from nucleate.runs import RunWriter, open_run, thread_count, write_whole
+from nucleate.runs import RunWriter, thread_count, write_whole
 
 SHOWN = ("subset", "validation")  # the points of the page's stage
 _COMPILED = 2**29  # bytes that products compiled for every length of a batch come to take
@@ -72,19 +72,10 @@ def learn(
     device = device_for(config.device)
     dataset = make_dataset(config)
     _check(config, dataset)
-    opening = open_run(
-        folder,
-        settings=to_toml(config, verb="learn"),
-        differing=differing,
-        resume=resume,
-        overwrite=overwrite,
-        facts={"device": device, "seeds": {"root": config.seed}, "data_hash": dataset.content_hash()},
-    )
-    with opening as run:
+    with run_of("learn", config, dataset, device, folder, resume=resume, overwrite=overwrite) as run:
         if run is None:
             return False
-        with threads_for(config):
-            _learn(_prepare(config, dataset, device, run), progress)
+        _learn(_prepare(config, dataset, device, run), progress)
     _state_file(run).unlink(missing_ok=True)  # not before the manifest says done
     return True
 

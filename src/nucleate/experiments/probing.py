@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import mkdtemp
@@ -20,7 +20,7 @@ from weakref import finalize
 import numpy as np
 import polars as pl
 
-from nucleate.config import differing
+from nucleate.config import differing, flat_toml
 from nucleate.data.dataset import Dataset, Instance
 from nucleate.data.prompts import Prompts, read_prompts
 from nucleate.experiments.groundwork import Progress, device_for
@@ -79,14 +79,6 @@ class ProbeSettings:
     initialisations: int = 10  # of k-means
     repeats: int = 20  # deals of the labels
 
-    def to_toml(self, **leading: object) -> str:
-        """As the settings of a run."""
-        values = {**leading, **asdict(self)}
-        values["columns"] = [f"{ours}={theirs}" for ours, theirs in (self.columns or {}).items()]
-        values["layers"] = None if self.layers is None else [int(layer) for layer in self.layers]
-        told = {key: json.dumps(value, ensure_ascii=False) for key, value in values.items() if value is not None}
-        return "".join(f"{key} = {value}\n" for key, value in told.items())
-
 
 def probe(
     model: Any,
@@ -134,7 +126,7 @@ def probe_into(
     same = {"data_hash": dataset.content_hash(), "weights": [one.checksum or "" for one in subjects]}
     opening = open_run(
         folder,
-        settings=settings.to_toml(**what, **same),
+        settings=flat_toml(settings, **what, **same),
         differing=differing,
         resume=resume,
         overwrite=overwrite,

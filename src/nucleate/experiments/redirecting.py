@@ -9,7 +9,7 @@ network with the switch of choice is saved in the run (`model/`).
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from nucleate.config import differing
+from nucleate.config import differing, flat_toml
 from nucleate.data.dataset import Dataset, Instance
 from nucleate.data.prompts import read_prompts
 from nucleate.data.redirection import SIDES, Redirection, name_of, redirection
@@ -69,12 +69,6 @@ class RedirectSettings:
     batch: int = 40  # prompts
     rates: Sequence[float] = (3e-4, 1e-3, 3e-3)  # the same for all methods
 
-    def to_toml(self, **leading: object) -> str:
-        """As the settings of a run."""
-        values = {**leading, **asdict(self)}
-        values["columns"] = [f"{ours}={theirs}" for ours, theirs in (self.columns or {}).items()]
-        return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items() if value is not None)
-
 
 def redirect_into(
     folder: Path,
@@ -96,7 +90,7 @@ def redirect_into(
     what = {"verb": "align", "size": study.dealt.prompts.name, "network": str(model), "data_hash": everything}
     opening = open_run(
         folder,
-        settings=settings.to_toml(**what, wished=wished),
+        settings=flat_toml(settings, **what, wished=wished),
         differing=differing,
         resume=resume,
         overwrite=overwrite,

@@ -20,7 +20,7 @@ from typing import Any, Self
 import polars as pl
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from nucleate.config import Config, MeasureSettings, TrainingSettings, differing, to_toml
+from nucleate.config import Config, MeasureSettings, TrainingSettings
 from nucleate.data.dataset import Dataset, Instance
 from nucleate.experiments.groundwork import (
     MEASURED,
@@ -42,11 +42,11 @@ from nucleate.experiments.groundwork import (
     of_splits,
     optimizer_for,
     places_of,
+    run_of,
     seconds_of_an_epoch,
     steps_of_an_epoch,
     surface_rows,
     survey_of,
-    threads_for,
     with_weights,
 )
 from nucleate.measures.survey import Cast
@@ -55,7 +55,7 @@ from nucleate.model.prefix_tree import Group
 from nucleate.model.states import read_groups
 from nucleate.model.training import stream
 from nucleate.refusal import Refused
-from nucleate.runs import RunWriter, open_run
+from nucleate.runs import RunWriter
 
 ARMS = ("none", "instruction", "task_id", "longer")
 PRETRAINED = ("instruction", "task_id")
@@ -75,19 +75,10 @@ def pretrain(
     device = device_for(config.device)
     dataset = make_dataset(config)
     _check(config, dataset)
-    opening = open_run(
-        folder,
-        settings=to_toml(config, verb="pretrain"),
-        differing=differing,
-        resume=resume,
-        overwrite=overwrite,
-        facts={"device": device, "seeds": {"root": config.seed}, "data_hash": dataset.content_hash()},
-    )
-    with opening as run:
+    with run_of("pretrain", config, dataset, device, folder, resume=resume, overwrite=overwrite) as run:
         if run is None:
             return False
-        with threads_for(config):
-            _pretrain(_Study(config, dataset, run, device), progress)
+        _pretrain(_Study(config, dataset, run, device), progress)
     return True
 
 

@@ -46,7 +46,8 @@ def layers_figure(metrics: pl.DataFrame) -> Figure:
     measure, best = _deciding(metrics), _best_layers(metrics)
     models = list(best)
     with _style():
-        figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+        lines = len(models) + 5  # of the legend, in three columns
+        figure = Figure(figsize=(WIDTH, 2.7 + 0.18 * -(-lines // 3)), layout="constrained")
         left, right = figure.subplots(1, 2)
         for axis, name in ((left, measure), (right, "f1")):
             rows = _rows(metrics, name, "test")
@@ -113,14 +114,15 @@ def confusion_figure(metrics: pl.DataFrame, confusion: pl.DataFrame) -> Figure |
         axis.set_xticks(range(len(names)), [plain(name, 20) for name in names], rotation=90)
         axis.set_yticks(range(len(names)), [plain(name, 20) for name in names])
         axis.set_xlabel("task of the neighbours")
-        axis.set_ylabel(f"task, in layer {layer} of {plain(model, 28)}")
+        axis.set_ylabel("task")
+        figure.suptitle(f"layer {layer} of {plain(model, 28)}", fontsize="medium")
         axis.grid(False)
         figure.colorbar(image, ax=axis, shrink=0.7, label="share")
     return figure
 
 
 def series_figure(metrics: pl.DataFrame) -> Figure | None:
-    """Along a series of checkpoints: the share at each one's best layer, and its controls. None without a series."""
+    """Along a series of checkpoints: the share at each one's best layer, and the accuracy. None without a series."""
     measure, best = _deciding(metrics), _best_layers(metrics)
     rows = _rows(metrics, measure, "test").filter(pl.col("model").is_in(list(best)))
     age = next((name for name in ("step", "epoch") if rows[name].n_unique() > 1 and rows[name].null_count() == 0), None)
