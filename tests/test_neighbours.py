@@ -8,14 +8,13 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from nucleate.measures import neighbours as room
-from nucleate.measures.neighbours import (
-    TIE,
-    Labels,
+from nucleate.measures.neighbours import TIE, Labels, find_neighbours, find_neighbours_many
+from nucleate.measures.shares import (
     TaskDeals,
-    find_neighbours,
-    find_neighbours_many,
     hard_shares,
     knn_accuracy,
+    look_around,
+    mixture,
     neighbour_measures,
     share,
     share_measures,
@@ -476,3 +475,42 @@ def test_bad_input_is_refused_by_name():
         Labels.coded({"instruction": ["a"], "task": [None]})
     with pytest.raises(Refused, match="equally often"):
         TaskDeals.of(two, two, query_tasks=np.zeros((2, 2), int))
+
+
+@pytest.mark.parametrize("pairs_at_once", [2**22, 200, 1])
+def test_looking_around_block_by_block_gives_what_the_neighbours_of_all_give(pairs_at_once, monkeypatch):
+    """Two sets of queries, hard examples in one, among candidates of which half lie on one point."""
+    monkeypatch.setattr(room, "_PAIRS_AT_ONCE", pairs_at_once)
+    rng = np.random.default_rng(5)
+
+    def some(n):
+        codes = {"task": 3, "input": 4, "output": 5, "distribution": 6, "instruction": 9}
+        return labels(n, **{name: rng.integers(0, most, n) for name, most in codes.items()})
+
+    candidate, near = some(40), rng.normal(size=(40, 3)).astype(np.float32)
+    near[::2] = near[0]
+    sets = [(near[:15] + 0, some(15)), (rng.normal(size=(7, 3)).astype(np.float32), some(7))]
+    deals = [
+        {
+            "none": TaskDeals.of(query, candidate),
+            "shuffled": TaskDeals.of(
+                query,
+                candidate,
+                query_tasks=rng.integers(0, 3, (2, len(query))),
+                candidate_tasks=rng.integers(0, 3, (2, 40)),
+            ),
+        }
+        for _, query in sets
+    ]
+    origins = [np.where(np.arange(15) % 4, -1, 2), np.full(7, -1)]
+    seen = look_around(sets, near, candidate, deals=deals, origin_task=origins)
+    for (points, query), dealt, origin, one in zip(sets, deals, origins, seen, strict=True):
+        found = find_neighbours(points, near, query, candidate)
+        true = share_measures(found, dealt["none"]) | knn_accuracy(found[""], query.output, candidate.output)
+        true |= hard_shares(found[""], query.task, candidate.task, origin_task=origin)
+        assert one.measures == {"none": true, "shuffled": share_measures(found, dealt["shuffled"])}
+        for search, neighbours in found.items():
+            offered = dealt["none"].offered[search][0]
+            own = share(neighbours, query.task, candidate.task)[neighbours.ks.index(10)]
+            np.testing.assert_array_equal(one.own[search], np.where(offered, own, np.nan))
+            np.testing.assert_allclose(one.mixed[search], mixture(neighbours, query.task, candidate.task), atol=1e-12)

@@ -6,7 +6,7 @@ import pytest
 
 from nucleate.measures.findings import change, difference, separated_tasks, span_of_layers
 from nucleate.measures.held_out import Side, deciding_search, held_out_units, sides_of, some_units
-from nucleate.measures.neighbours import Labels, TaskDeals, find_neighbours, share_measures
+from nucleate.measures.neighbours import Labels
 from nucleate.measures.panel import GAIN, Effort, Panel, margins, sweep
 from nucleate.measures.scores import cluster_scores
 from nucleate.measures.separation import (
@@ -18,8 +18,8 @@ from nucleate.measures.separation import (
     f1_interval,
     f1_of,
     mean_interval,
-    own_shares,
 )
+from nucleate.measures.shares import Surroundings, TaskDeals, look_around
 from nucleate.measures.survey import Cohort, cast, survey
 
 TASKS, WIDTH = 4, 16
@@ -47,32 +47,32 @@ def states(some: Labels, task: np.ndarray | None = None, *, strength: float, see
     return (strength * effect[some.task if task is None else task] + noise).astype(np.float32)
 
 
-def found(some: Labels, points: np.ndarray):
-    return find_neighbours(points, points, some, some), TaskDeals.of(some, some)
+def around(some: Labels, points: np.ndarray) -> Surroundings:
+    deals, nobody = {"none": TaskDeals.of(some, some)}, np.full(len(some), -1)
+    (seen,) = look_around([(points, some)], points, some, deals=[deals], origin_task=[nobody])
+    return seen
 
 
 def test_own_shares_have_the_mean_of_the_survey_and_are_unknown_where_a_task_offers_nobody():
     some = labels()
-    searched, deals = found(some, states(some, strength=1))
+    seen = around(some, states(some, strength=1))
     for search, name in (("", "knn_share"), ("other_inputs", "knn_share_other_inputs")):
-        shares = own_shares(searched[search], deals, search)
-        assert np.isclose(np.nanmean(shares), share_measures(searched, deals)[name])
+        assert np.isclose(np.nanmean(seen.own[search]), seen.measures["none"][name])
     alone = Labels(
         *(np.append(getattr(some, n), 99) for n in ("instruction", "input", "output", "task", "distribution"))
     )
-    searched, deals = found(alone, np.vstack([states(some, strength=1), np.zeros((1, WIDTH), np.float32)]))
-    shares = own_shares(searched[""], deals, "")
+    seen = around(alone, np.vstack([states(some, strength=1), np.zeros((1, WIDTH), np.float32)]))
+    shares = seen.own[""]
     assert np.isnan(shares[-1]) and not np.isnan(shares[:-1]).any()
 
 
 def test_confusion_sums_to_one_and_has_the_own_share_on_its_diagonal():
     some = labels()
     merged = np.where(some.task == 1, 0, some.task)  # the states of task 1 are those of task 0
-    searched, deals = found(some, states(some, merged, strength=3))
-    table = confusion(searched[""], some.task, some.task)
+    seen = around(some, states(some, merged, strength=3))
+    table = confusion(seen.mixed[""])
     assert np.allclose(table.sum(axis=1), 1)
-    own = by_task(own_shares(searched[""], deals, ""), some.task)
-    assert np.allclose(np.diag(table), own)
+    assert np.allclose(np.diag(table), by_task(seen.own[""], some.task))
     assert table[0, 1] > 0.3 and table[1, 0] > 0.3 and table[2, 2] > 0.95 and table[2, 3] < 0.05
 
 

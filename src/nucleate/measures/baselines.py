@@ -24,6 +24,7 @@ from nucleate.refusal import Refused
 MOST_FEATURES = 4096
 RIDGE = 0.01  # the probe's penalty, as a share of the mean eigenvalue of the features' correlation matrix, which is 1
 _SPARSE = 0.05  # share of numbers that are not 0 up to which the zeros are worth leaving out
+_ENOUGH = 20  # instructions, for quantiles over halves of them
 _NUMBERS_AT_ONCE = 2**21  # of states turned to double precision: 16 MiB
 
 
@@ -334,7 +335,8 @@ def subsample_interval(
     that is sought: they are to be multiplied by the root of b / (m - b), which for half of them is one. (With m odd
     b is (m - 1) / 2.) The interval is the full value minus the upper and the lower quantile of these deviations, so it
     also corrects for a bias of order 1/m, such as an F1's that is higher among fewer points, and may leave 0..1.
-    Below some twenty instructions it is too narrow, as any such interval.
+    Of fewer than twenty instructions there are too few different halves for quantiles: there it is Student's, with the
+    deviation of these deviations.
     """
     code = np.unique(np.asarray(instructions), return_inverse=True)[1]
     m = int(code.max()) + 1 if len(code) else 0
@@ -358,7 +360,11 @@ def subsample_interval(
         raise Refused(
             "subsample_interval: the statistic is undefined on most halves of the instructions; too few of them"
         )
-    low, high = np.quantile(deviations, [(1 - confidence) / 2, (1 + confidence) / 2])
+    if m < _ENOUGH:
+        reach = float(student.ppf((1 + confidence) / 2, m - 1)) * np.std(deviations)
+        low, high = np.mean(deviations) - reach, np.mean(deviations) + reach
+    else:
+        low, high = np.quantile(deviations, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(full), float(full - high), float(full - low))
 
 

@@ -13,7 +13,8 @@ from typing import Self
 
 import numpy as np
 
-from nucleate.measures.neighbours import Labels, TaskDeals
+from nucleate.measures.neighbours import Labels
+from nucleate.measures.shares import TaskDeals
 from nucleate.measures.survey import Cast, Cohort, cast
 
 AGAINST = "against"  # the name of a side's other half among its states

@@ -1,17 +1,14 @@
-"""Whose neighbours are the instances? Exact nearest training instances, and what tasks and outputs these have (§3.3).
+"""Whose neighbours are the instances? The exact nearest training instances, for every K and restriction at once.
 
-`neighbour_measures` is the short road. The long one: `find_neighbours` searches the states once, for every K and with
-every restriction; `share_measures` and `knn_accuracy` read off what was found, so that true, shuffled and regrouped
-labels (`TaskDeals`) cost one search together.
-
-Candidates that are as far as the K-th nearest count fractionally, so that the weights sum to K and file order decides
-nothing: in the embedding layer hundreds of training states coincide. A neighbour never has the same instruction.
+What tasks and outputs these have is read off in `shares.py`. Candidates that are as far as the K-th nearest count
+fractionally, so that the weights sum to K and file order decides nothing: in the embedding layer hundreds of training
+states coincide. A neighbour never has the same instruction.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from itertools import chain, combinations
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -133,197 +130,12 @@ class Neighbours:
         return np.where(place < self.inside[row, query], 1.0, tied)
 
 
-def neighbour_measures(
-    query_states: Any,
-    candidate_states: Any,
-    query: Labels,
-    candidate: Labels,
-    *,
-    ks: Sequence[int] = KS,
-    origin_task: np.ndarray | None = None,
-    device: str | torch.device | None = None,
-) -> dict[str, float]:
-    """Every neighbour measure of one layer: the names of `share_measures`, `knn_accuracy` and `hard_shares`."""
-    found = find_neighbours(query_states, candidate_states, query, candidate, ks=ks, device=device)
-    measures = share_measures(found, TaskDeals.of(query, candidate))
-    measures |= knn_accuracy(found[""], query.output, candidate.output)
-    if origin_task is not None:
-        measures |= hard_shares(found[""], query.task, candidate.task, origin_task=origin_task)
-    return measures
-
-
-# --- what the neighbours are ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class TaskDeals:
-    """Task labels of queries and candidates under one or more deals: the true ones, or permuted ones.
-
-    `offered[search]` says whose task offers a candidate at all that the search allows. It depends on the labels alone,
-    so make the deals once and use them for every layer and epoch.
-    """
-
-    query: np.ndarray  # (deal, query)
-    candidate: np.ndarray  # (deal, candidate)
-    offered: dict[str, np.ndarray]  # (deal, query) bool
-
-    @classmethod
-    def of(
-        cls,
-        query: Labels,
-        candidate: Labels,
-        *,
-        query_tasks: np.ndarray | None = None,
-        candidate_tasks: np.ndarray | None = None,
-    ) -> "TaskDeals":
-        """The true tasks, or `query_tasks` (deal, query) with `candidate_tasks` (deal, candidate) in their place.
-
-        Which candidates are allowed never changes with a deal: instructions, inputs and distributions stay.
-        """
-        query_tasks = query.task[None] if query_tasks is None else query_tasks
-        candidate_tasks = candidate.task[None] if candidate_tasks is None else candidate_tasks
-        if query_tasks.shape[1:] != query.task.shape or candidate_tasks.shape[1:] != candidate.task.shape:
-            raise Refused("task deals: give one task per instance in every deal, shape (deal, instance)")
-        if len(query_tasks) != len(candidate_tasks):
-            raise Refused(
-                f"task deals: {len(query_tasks)} for the queries but {len(candidate_tasks)} for the candidates; "
-                "deal both sides equally often"
-            )
-        offered = {
-            name: _offers(query, candidate, ("instruction", *SEARCHES[name]), query_tasks, candidate_tasks) > 0
-            for name in _searches(query, candidate)
-        }
-        return cls(query_tasks, candidate_tasks, offered)
-
-
-def share_measures(found: Mapping[str, Neighbours], deals: TaskDeals) -> dict[str, float]:
-    """How many of the neighbours have the query's task, 0..1; the mean over queries, then over deals.
-
-    `knn_share`, `knn_share_other_inputs`, `knn_share_other_distributions`, with `_k1` and so on for K other than 10.
-    Queries whose task offers no candidate are left out; `..._kept` is the share of queries that stay. A measure for
-    which none stays is missing.
-    """
-    measures = {}
-    for search, neighbours in found.items():
-        name, offered = "_".join(("knn_share", search)).rstrip("_"), deals.offered[search]
-        if not offered.shape[1]:
-            continue
-        kept = offered.sum(axis=1)
-        shares = share(neighbours, deals.query, deals.candidate)  # (deal, k, query)
-        for row, k in enumerate(neighbours.ks):
-            means = np.sum(shares[:, row], axis=1, where=offered)[kept > 0] / kept[kept > 0]
-            if len(means):
-                measures[name + _suffix(k)] = float(means.mean())
-        measures[f"{name}_kept"] = float(offered.mean())
-    return measures
-
-
-def share(neighbours: Neighbours, query_labels: np.ndarray, candidate_labels: np.ndarray) -> np.ndarray:
-    """Share of each query's K nearest that carry its own label, 0..1; 0 where a query has no neighbours.
-
-    Labels are (query,) and (candidate,), the result (k, query); or (deal, query), (deal, candidate), the result
-    (deal, k, query). Made of two counts and one fraction, so the order of ties cannot move even its last bit.
-    """
-    alone = query_labels.ndim == 1
-    own, theirs = (x[None] if alone else x for x in (query_labels, candidate_labels))
-    places = neighbours.start, neighbours.candidate, neighbours.inside, neighbours.reach
-    fully, tied = _matches(*places, own.astype(np.int64), theirs.astype(np.int64))
-    shares = (fully + neighbours.fraction * tied) / np.maximum(neighbours.total, 1)
-    return shares[0] if alone else shares
-
-
-def knn_accuracy(neighbours: Neighbours, query_outputs: np.ndarray, candidate_outputs: np.ndarray) -> dict[str, float]:
-    """Share of queries whose neighbours' majority output is their own, 0..1: `knn_accuracy`, `knn_accuracy_k1`, ...
-
-    Over the queries whose output is known (not -1); one without any neighbour counts as wrong.
-    """
-    known = query_outputs >= 0
-    if not known.any():
-        return {}
-    right = {k: vote(neighbours, candidate_outputs, k)[known] == query_outputs[known] for k in neighbours.ks}
-    return {f"knn_accuracy{_suffix(k)}": float(is_right.mean()) for k, is_right in right.items()}
-
-
-def vote(neighbours: Neighbours, candidate_outputs: np.ndarray, k: int) -> np.ndarray:
-    """(query,) the output of the largest summed weight among the K nearest; -1 without neighbours.
-
-    Of equal ones the one with the smaller summed (weighted) distance, then the smaller code: a law, not file order.
-    Candidates of unknown output (-1) vote for it.
-    """
-    query, weights, outputs = neighbours.query, neighbours.weights(k), candidate_outputs[neighbours.candidate]
-    query, outputs, weights, distance = (x[weights > 0] for x in (query, outputs, weights, neighbours.distance))
-    names, code = np.unique(outputs, return_inverse=True)
-    party, of_entry = np.unique(query * max(len(names), 1) + code, return_inverse=True)  # by query, then by code
-    voter, output = np.divmod(party, max(len(names), 1))
-    votes = np.bincount(of_entry, weights=weights, minlength=len(party))
-    far = np.bincount(of_entry, weights=weights * distance, minlength=len(party))
-
-    queries = len(neighbours.start) - 1
-    most = np.zeros(queries)
-    np.maximum.at(most, voter, votes)
-    leading = votes >= most[voter] - 1e-9  # three thirds are one
-    nearest = np.full(queries, np.inf)
-    np.minimum.at(nearest, voter[leading], far[leading])
-    leading &= far <= nearest[voter] + TIE * (nearest[voter] + votes * neighbours.scale)
-    elected = np.full(queries, -1, dtype=np.int64)
-    winners = np.flatnonzero(leading)[::-1]  # the smallest code is written last
-    elected[voter[winners]] = names[output[winners]]
-    return elected
-
-
-def hard_shares(
-    neighbours: Neighbours, query_task: np.ndarray, candidate_task: np.ndarray, *, origin_task: np.ndarray
-) -> dict[str, float]:
-    """Whose neighbours hard examples are, means over them, 0..1: `hard_share_own`, `hard_share_origin`.
-
-    Of the K = 10 nearest, or of the last of `ks` where 10 is not among them.
-    `origin_task` (query,) is the task of the instance that a hard query was made from, -1 where a query is not hard.
-    The two need not sum to 1: other tasks take the rest.
-    """
-    hard = origin_task >= 0
-    if not hard.any():
-        return {}
-    row = neighbours.ks.index(BARE) if BARE in neighbours.ks else -1
-    return {
-        "hard_share_origin": float(share(neighbours, origin_task, candidate_task)[row, hard].mean()),
-        "hard_share_own": float(share(neighbours, query_task, candidate_task)[row, hard].mean()),
-    }
-
-
-def _suffix(k: int) -> str:
-    return "" if k == BARE else f"_k{k}"
-
-
-def _searches(query: Labels, candidate: Labels) -> Iterator[str]:
+def searches_of(query: Labels, candidate: Labels) -> Iterator[str]:
     """The searches for which everything is known."""
     for name, columns in SEARCHES.items():
         codes = [getattr(labels, column) for column in columns for labels in (query, candidate)]
         if all((column >= 0).all() for column in codes):
             yield name
-
-
-def _offers(
-    query: Labels, candidate: Labels, apart: Sequence[str], query_tasks: np.ndarray, candidate_tasks: np.ndarray
-) -> np.ndarray:
-    """(deal, query) how many candidates have the query's task and differ from it in every column of `apart`.
-
-    All of the task, less those that share one column, plus those that share two, ... (inclusion and exclusion).
-    """
-    offers = np.zeros(query_tasks.shape, dtype=np.int64)
-    for size in range(len(apart) + 1):
-        for columns in combinations(apart, size):
-            cells = np.zeros(len(query) + len(candidate), dtype=np.int64)
-            for column in columns:
-                codes = np.concatenate([getattr(query, column), getattr(candidate, column)])
-                both = np.stack([cells, codes])
-                cells = np.unique(both, axis=1, return_inverse=True)[1].reshape(-1)
-            stride = int(cells.max(initial=0)) + 1
-            for deal, (own, theirs) in enumerate(zip(query_tasks, candidate_tasks, strict=True)):
-                held = np.sort(theirs.astype(np.int64) * stride + cells[len(query) :])
-                wanted = own.astype(np.int64) * stride + cells[: len(query)]
-                count = np.searchsorted(held, wanted, side="right") - np.searchsorted(held, wanted, side="left")
-                offers[deal] += (-1) ** size * count
-    return offers
 
 
 # --- the search -------------------------------------------------------------------------------------------------------
@@ -367,6 +179,25 @@ def find_neighbours_many(
 ) -> list[dict[str, Neighbours]]:
     """`find_neighbours` of several sets of queries (states with their labels) among the same candidates, which are
     made ready once."""
+    parts: list[list[dict[str, Neighbours]]] = [[] for _ in queries]
+    for number, _, found in neighbour_blocks(
+        queries, candidate_states, candidate, ks=ks, device=device, queries_at_once=queries_at_once
+    ):
+        parts[number].append(found)
+    return [{name: _joined([part[name] for part in some]) for name in some[0]} for some in parts]
+
+
+def neighbour_blocks(
+    queries: Sequence[tuple[Any, Labels]],
+    candidate_states: Any,
+    candidate: Labels,
+    *,
+    ks: Sequence[int] = KS,
+    device: str | torch.device | None = None,
+    queries_at_once: int | None = None,
+) -> Iterator[tuple[int, slice, dict[str, Neighbours]]]:
+    """`find_neighbours_many`, some queries after others: the number of their set, which of it they are, and what was
+    found. So few at once that all candidates may tie for each of them, as where all prompts end in the same word."""
     ks = tuple(ks)
     if not ks or min(ks) < 1 or len(set(ks)) < len(ks):
         raise Refused(f"neighbours: ks is {ks}; give different whole numbers from 1 on")
@@ -385,16 +216,12 @@ def find_neighbours_many(
     near = _near if torch.device(device).type == "cpu" else partial(_near_on, torch.device(device))
     search = _Search.of([states for states, _ in given], candidates)
     at_once = queries_at_once or max(1, _PAIRS_AT_ONCE // len(candidates))
-    found = []
-    for states, (_, labels) in zip(search.queries, given, strict=True):
-        names = tuple(_searches(labels, candidate))
-        parts = []
+    for number, (states, (_, labels)) in enumerate(zip(search.queries, given, strict=True)):
+        names = tuple(searches_of(labels, candidate))
         for first in range(0, max(len(states), 1), at_once):
             rows = slice(first, first + at_once)
             pairs = near(search, states[rows], labels[rows], candidate, max(ks), names)
-            parts.append(_measured(search, states[rows], pairs, names, ks))
-        found.append({name: _joined([part[name] for part in parts]) for name in names})
-    return found
+            yield number, rows, _measured(search, states[rows], pairs, names, ks)
 
 
 def _as_array(states: Any, labels: Labels, name: str) -> np.ndarray:
@@ -537,12 +364,16 @@ def _measured(
 ) -> dict[str, Neighbours]:
     """The distances of all pairs, those to coinciding candidates once, and what follows from them for each search."""
     points = len(search.distinct)
-    cell = pairs.query * points + search.point[pairs.candidate]
+    point = search.point[pairs.candidate]
     if points < len(search.point):
-        cells, at = np.unique(cell, return_inverse=True)
-        distance = np.sqrt(_squares(queries, search.distinct, *np.divmod(cells, points)))[at]
+        cell = pairs.query * points + point
+        asked = np.zeros(len(queries) * points, dtype=bool)
+        asked[cell] = True
+        squares = np.empty(len(asked))
+        squares[asked] = _squares(queries, search.distinct, *np.divmod(np.flatnonzero(asked), points))
+        distance = np.sqrt(squares[cell])
     else:
-        distance = np.sqrt(_squares(queries, search.distinct, pairs.query, pairs.candidate))
+        distance = np.sqrt(_squares(queries, search.distinct, pairs.query, point))
     order = np.lexsort((pairs.candidate, distance, pairs.query))
     row, column, distance, searches = (x[order] for x in (pairs.query, pairs.candidate, distance, pairs.searches))
     found = {}
@@ -620,7 +451,7 @@ def _joined(parts: Sequence[Neighbours]) -> Neighbours:
     )
 
 
-def _kernel(function: Callable) -> Any:
+def kernel(function: Callable) -> Any:
     """Compiled when first called and kept on disk. A sum may become vectors, in the same way for every pair."""
     options: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz"}}
     try:
@@ -629,7 +460,7 @@ def _kernel(function: Callable) -> Any:
         return njit(**options)(function)
 
 
-@_kernel
+@kernel
 def _squares(queries, points, row, column):
     """(pair,) squared distances in double precision, from the differences."""
     squares = np.empty(len(row))
@@ -643,7 +474,7 @@ def _squares(queries, points, row, column):
     return squares
 
 
-@_kernel
+@kernel
 def _squared_norms(states):
     """(n,) in double precision."""
     squares = np.empty(len(states))
@@ -655,7 +486,7 @@ def _squared_norms(states):
     return squares
 
 
-@_kernel
+@kernel
 def _equal_rows(states, twin):
     for row in range(len(states)):
         for i in range(states.shape[1]):
@@ -664,7 +495,7 @@ def _equal_rows(states, twin):
     return True
 
 
-@_kernel
+@kernel
 def _screen(dots, square, squares, start, member, own, theirs, allowed, searches, most, doubt, least, scale):
     """Who may be among the `most` nearest of each query, in any search: (pair,) query, candidate, bits of searches.
 
@@ -741,7 +572,7 @@ def _screen(dots, square, squares, start, member, own, theirs, allowed, searches
     return pair_query[:pairs], pair_candidate[:pairs], pair_bits[:pairs]
 
 
-@_kernel
+@kernel
 def _any_within(ends, dot, limit):
     within = 0  # counted, not left early, so that it is pure vector code
     for p in range(len(ends)):
@@ -749,27 +580,9 @@ def _any_within(ends, dot, limit):
     return within > 0
 
 
-@_kernel
+@kernel
 def _same(own, q, theirs, j):
     same = 0
     for column in range(own.shape[1]):
         same |= (1 if own[q, column] == theirs[j, column] else 0) << column
     return same
-
-
-@_kernel
-def _matches(start, candidate, inside, reach, own, theirs):
-    """(2, deal, k, query) how many neighbours have the query's label: of those that count fully, of those that tie."""
-    ks, queries = inside.shape
-    matches = np.empty((2, len(own), ks, queries), np.int64)
-    before = np.zeros(len(candidate) + 1, np.int64)  # how many of the first i entries of a query match
-    for deal in range(len(own)):
-        for q in range(queries):
-            first, label = start[q], own[deal, q]
-            for e in range(start[q + 1] - first):
-                before[e + 1] = before[e] + (1 if theirs[deal, candidate[first + e]] == label else 0)
-            for k in range(ks):
-                fully = before[inside[k, q]]
-                matches[0, deal, k, q] = fully
-                matches[1, deal, k, q] = before[reach[k, q]] - fully
-    return matches

@@ -23,7 +23,6 @@ from nucleate.measures.separation import (
     f1_interval,
     f1_of,
     mean_interval,
-    own_shares,
 )
 from nucleate.measures.survey import Cast, Survey, derived_seed, survey
 
@@ -144,19 +143,17 @@ class Sweep:
 
 def sweep(panel: Panel, states: np.ndarray, layers: Sequence[int], tell: Tell) -> Sweep:
     """Raw clusters and neighbours of every layer, on every side. `states` is (layer, instance, width)."""
-    found, task = Sweep(), panel.labels.task
+    found = Sweep()
     for side, some, one in _surveys(panel, panel.casts, panel.sides, states, layers):
         tell("measuring the layers", list(layers).index(some[-1]) + 1, len(layers))
         found.rows.extend(row._asdict() for row in one.rows)
-        deals = panel.casts[side.split].deals[side.split, "raw"]["none"]
         for layer in some:
-            neighbours = one.neighbours[side.split, layer, "raw"]
+            around = one.surroundings[side.split, layer, "raw"]
             found.clusters[side.split, layer] = one.clusters[side.split, layer, "raw", "task"]
             for search, shares in ((panel.search, found.shares), ("", found.plain)):
-                own = own_shares(neighbours[search], deals, search)
-                shares[side.split, layer] = panel.spread(own, side.members)
+                shares[side.split, layer] = panel.spread(around.own[search], side.members)
             if side.split == "test":
-                found.confusion[layer] = confusion(neighbours[panel.search], task[side.members], task[side.against])
+                found.confusion[layer] = confusion(around.mixed[panel.search])
     return found
 
 

@@ -8,28 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from nucleate.measures.baselines import Interval, LinearProbe, subsample_interval
-from nucleate.measures.neighbours import BARE, Neighbours, TaskDeals, share
 
 MISLABELLED = 0.5  # a margin of `doubts` from which on a prompt looks mislabelled
 _FOLDS = 5
 _FEWEST = 4  # instructions; with fewer there is no interval
 
 
-def own_shares(found: Neighbours, deals: TaskDeals, search: str, *, k: int = BARE) -> np.ndarray:
-    """(query,) share of each query's K nearest that have its task, 0..1; NaN where its task offers no candidate."""
-    shares = share(found, deals.query[0], deals.candidate[0])[found.ks.index(k)]
-    return np.where(deals.offered[search][0], shares, np.nan)
-
-
-def confusion(found: Neighbours, query_task: np.ndarray, candidate_task: np.ndarray, *, k: int = BARE) -> np.ndarray:
-    """(task, other) share of a task's neighbours that have the other task: rows sum to 1, or are NaN without any."""
-    tasks = int(max(query_task.max(), candidate_task.max())) + 1
-    weights, total = found.weights(k), np.zeros((tasks, tasks))
-    per_query = found.total[found.ks.index(k)]
-    of_query = np.divide(1.0, per_query, out=np.zeros(len(per_query)), where=per_query > 0)
-    np.add.at(total, (query_task[found.query], candidate_task[found.candidate]), weights * of_query[found.query])
-    queries = np.bincount(query_task[per_query > 0], minlength=tasks)[:, None]
-    return np.divide(total, queries, out=np.full_like(total, np.nan), where=queries > 0)
+def confusion(mixed: np.ndarray) -> np.ndarray:
+    """(task, other) share of a task's neighbours that have the other task, from `Surroundings.mixed`: rows sum to 1,
+    or are NaN without any."""
+    queries = mixed.sum(axis=1, keepdims=True)
+    return np.divide(mixed, queries, out=np.full_like(mixed, np.nan), where=queries > 0)
 
 
 def best_cluster_f1(task: np.ndarray, clusters: np.ndarray) -> np.ndarray:

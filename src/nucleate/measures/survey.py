@@ -24,16 +24,9 @@ from nucleate.measures.baselines import (
     shuffled_labels,
 )
 from nucleate.measures.clustering import KMeansJob, kmeans_many
-from nucleate.measures.neighbours import (
-    Labels,
-    Neighbours,
-    TaskDeals,
-    find_neighbours_many,
-    hard_shares,
-    knn_accuracy,
-    share_measures,
-)
+from nucleate.measures.neighbours import Labels
 from nucleate.measures.scores import ClusterScores, ari_within, cluster_scores_many
+from nucleate.measures.shares import Surroundings, TaskDeals, look_around
 from nucleate.measures.tsne import Embedding, tsne
 
 KINDS = ("task", "distribution", "distribution_mapping")
@@ -195,7 +188,7 @@ class Survey:
 
     rows: list[Row]
     embeddings: dict[tuple[str, int], Embedding]  # (split, layer): the t-SNE that was scored
-    neighbours: dict[tuple[str, int, str], Mapping[str, Neighbours]]  # (split, layer, space) -> search -> found
+    surroundings: dict[tuple[str, int, str], Surroundings]  # (split, layer, space)
     clusters: dict[tuple[str, int, str, str], np.ndarray]  # (split, layer, space, kind of labels) -> (point,)
 
 
@@ -240,7 +233,7 @@ def survey(
         ]
         rows: list[Row] = []
         views: list[_View] = []
-        neighbours: dict[tuple[str, int, str], Mapping[str, Neighbours]] = {}
+        surroundings: dict[tuple[str, int, str], Surroundings] = {}
         for layer, raw, centred in zip(layers, looks[::2], looks[1::2], strict=True):
             for cohort in cast.cohorts:
                 place = (cohort.split, layer)
@@ -253,9 +246,9 @@ def survey(
                     if found is not None:
                         rows += found.rows
                         views += found.views
-                        neighbours |= {(*place, space): one for space, one in found.neighbours.items()}
+                        surroundings |= {(*place, space): one for space, one in found.surroundings.items()}
         scored, clusters = _cluster_rows(cast, views, initialisations=initialisations, threads=threads, pool=pool)
-    return Survey(rows + scored, embeddings, neighbours, clusters)
+    return Survey(rows + scored, embeddings, surroundings, clusters)
 
 
 # --- spaces ----------------------------------------------------------------------------------------------------------
@@ -280,7 +273,7 @@ class _Looked:
 
     views: list[_View]
     rows: list[Row]
-    neighbours: dict[str, Mapping[str, Neighbours]]  # space -> search -> found
+    surroundings: dict[str, Surroundings]  # by space
 
 
 def _look_at_raw(cast: Cast, layer: int, states: Mapping[str, np.ndarray]) -> dict[str, _Looked]:
@@ -382,30 +375,30 @@ def _score_rows(cast: Cast, view: _View, kind: str, clusters: np.ndarray) -> lis
 
 def _neighbour_rows(
     cast: Cast, views: Sequence[_View], reference: np.ndarray, reference_members: np.ndarray
-) -> list[tuple[list[Row], Mapping[str, Neighbours]]]:
+) -> list[tuple[list[Row], Surroundings]]:
     """Whose neighbours the points of each view are among the training instances in the same space: one search for all
     splits and controls."""
-    candidate = cast.reference.labels[reference_members]
-    members = [cast.places[view.cohort.split, view.space].members for view in views]
-    queries = [view.cohort.labels[some] for view, some in zip(views, members, strict=True)]
-    searched = find_neighbours_many(
-        [(view.points, query) for view, query in zip(views, queries, strict=True)], reference, candidate
-    )
-    looked: list[tuple[list[Row], Mapping[str, Neighbours]]] = []
-    for view, some, query, found in zip(views, members, queries, searched, strict=True):
-        here = [
-            view.row("task", control, measure, value)
-            for control, deals in cast.deals[view.cohort.split, view.space].items()
-            for measure, value in share_measures(found, deals).items()
-        ]
-        measures = knn_accuracy(found[""], query.output, candidate.output)
+    queries, deals, origins = [], [], []
+    for view in views:
         labels, pairs = view.cohort.labels, view.cohort.pairs
         origin = np.full(len(labels), -1)
         origin[pairs[:, 0]] = labels.task[pairs[:, 1]]
-        measures |= hard_shares(found[""], query.task, candidate.task, origin_task=origin[some])
-        here += [view.row("task", "none", measure, value) for measure, value in measures.items()]
-        looked.append((here, found))
-    return looked
+        some = cast.places[view.cohort.split, view.space].members
+        queries.append((view.points, labels[some]))
+        deals.append(cast.deals[view.cohort.split, view.space])
+        origins.append(origin[some])
+    found = look_around(queries, reference, cast.reference.labels[reference_members], deals=deals, origin_task=origins)
+    return [
+        (
+            [
+                view.row("task", control, measure, value)
+                for control, measures in one.measures.items()
+                for measure, value in measures.items()
+            ],
+            one,
+        )
+        for view, one in zip(views, found, strict=True)
+    ]
 
 
 def _variance_rows(view: _View) -> list[Row]:
