@@ -13,6 +13,7 @@ from nucleate.model.batches import share_prefixes
 from nucleate.model.networks import load_network
 from nucleate.model.prefix_tree import pack
 from nucleate.model.prompts import read_prompts_states
+from nucleate.model.texts import prompts_of
 from nucleate.refusal import Refused
 from test_families import WHOLE, WIDE, Line, alone, lines, tiny, words
 from test_states import merging_tokenizer
@@ -178,6 +179,22 @@ def test_messages_are_read_as_they_are():
     reading = read(model, tokenizer, prompts, messages=chats, chat=True)
     for row, text in enumerate(["x19 w19 w1 x18 x19 w18 w2 x18 x19 x17", "x19 w18 w3 w4 x18 x19 x17"]):
         same(reading.states["answer_start"][:, row], alone(model, tokenizer(text)["input_ids"])[0][:, -1])
+
+
+@pytest.mark.parametrize(
+    "template, answer",
+    [
+        ("{% if turn.role == 'user' %}b {{ turn.content }} b{% else %} {{ turn.content }} t{% endif %}", " c"),
+        ("b{{ turn.content }}b{% if turn.role == 'user' %}a{% endif %}", "c"),
+        ("{% if turn.role == 'user' %}b{{ turn.content }}b{% else %}at{{ turn.content }}{% endif %}", "c"),
+    ],
+    ids=["a blank, as Llama 2", "none, as ChatML", "a thought before it"],
+)
+def test_the_answer_of_a_chat_begins_as_the_template_would_begin_it(template, answer):
+    tokenizer = merging_tokenizer()
+    tokenizer.chat_template = "{% for turn in messages %}" + template + "{% endfor %}"
+    (prompt,) = prompts_of(tokenizer, [Line("tt", "aa", "c", "a")], reads=("input",), chat=True)
+    assert tokenizer.convert_ids_to_tokens(prompt.answer) == [answer]
 
 
 def test_prompts_that_cannot_be_read_are_left_out_with_the_reason():

@@ -77,7 +77,7 @@ def prompts_of(
             text = fill(template, {"instruction": one.instruction, "input": one.input}, reads)
             text = text if render is None else render.turn(text)
         output = one.output or ""
-        joint = "" if render is not None or text.text[-1:].isspace() else " "
+        joint = render.joint if render is not None else "" if text.text[-1:].isspace() else " "
         texts.append(replace(text, answer=joint + output if output.strip() and not closed else ""))
     return list(_prompts(tokenizer, texts, reads, special=not chat, closed=closed))
 
@@ -197,7 +197,20 @@ class _Chats:
         if not getattr(tokenizer, "chat_template", None):
             raise Refused("the tokenizer has no chat template: leave the chat option away, or save one beside it")
         self._tokenizer = tokenizer
-        self._before = self._render([{"role": "user", "content": _MARK}]).partition(_MARK)[0]
+        asked = [{"role": "user", "content": _MARK}]
+        rendered = self._render(asked)
+        self._before = rendered.partition(_MARK)[0]
+        self.joint = self._joint(rendered, [*asked, {"role": "assistant", "content": _MARK * 2}])
+
+    def _joint(self, asked: str, answered: Chat) -> str:
+        """The blanks between the prompt and its answer: none in most templates, one in Llama 2's."""
+        try:
+            whole = self._render(answered, ask=False)
+        except Refused:
+            return ""
+        before, answer, _ = whole.partition(_MARK * 2)
+        joint = before[len(asked) :]
+        return joint if answer and before.startswith(asked) and not joint.strip() else ""
 
     def whole(self, turns: Chat) -> _Text:
         text = self._render(turns)
@@ -212,9 +225,9 @@ class _Chats:
         moved = {part: (first + start, end + start) for part, (first, end) in given.spans.items()}
         return _Text(text, moved | {"text": (0, len(text))})
 
-    def _render(self, turns: Chat) -> str:
+    def _render(self, turns: Chat, *, ask: bool = True) -> str:
         try:
-            text = self._tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=True)
+            text = self._tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=ask)
         except Exception as error:  # a template may raise whatever it likes
             raise Refused(f"the chat template refuses a prompt ({' '.join(str(error).split())[:200]})") from error
         return str(text)
