@@ -155,12 +155,15 @@ def test_the_chosen_model_is_the_best_on_validation_then_the_earliest_then_of_th
             yield alignment._Outcome(epoch, rate, answers, None, {})
 
     monkeypatch.setattr(alignment, "_attempt", attempt)
-    chosen = alignment._best(correction, "head", list(told))
+    chosen, curve = alignment._best(correction, "head", list(told))
     assert (chosen.epoch, chosen.rate) == (3, 0.01)
-    chosen = alignment._best(correction, "head", [0.001])
+    assert [answers is told[0.01][epoch - 1] for epoch, answers in curve] == [
+        True
+    ] * 4  # to the end, though chosen at 3
+    chosen, curve = alignment._best(correction, "head", [0.001])
     assert (chosen.epoch, chosen.rate) == (4, 0.001)
     told[0.001] = (half, wrong, half, half)
-    chosen = alignment._best(correction, "head", [0.001])
+    chosen, curve = alignment._best(correction, "head", [0.001])
     assert (chosen.epoch, chosen.rate) == (1, 0.001)
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from nucleate import cli
 from nucleate.cli import main
+from nucleate.data.prompts import NAMES
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -120,6 +122,10 @@ def test_ctrl_c_exits_with_130_and_says_how_to_go_on(tmp_path):
     assert process.returncode == 130
     assert "--resume" in printed.splitlines()[-1]
     assert '"interrupted"' in (tmp_path / "run" / "manifest.json").read_text()
+
+
+def test_the_help_of_a_probe_names_every_column_there_is():
+    assert sorted(cli._COLUMNS.removeprefix("ours: ").split(", ")) == sorted(NAMES)
 
 
 def test_help_answers_without_loading_the_heavy_rooms():

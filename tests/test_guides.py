@@ -80,9 +80,21 @@ def test_the_guide_to_probing_runs_from_top_to_bottom(tmp_path, monkeypatch, cap
 
 
 def test_the_guide_explains_every_option_and_table_of_a_probe():
-    for name in ("tasks", "confusion", "suspicious", "coordinates", "metrics"):
+    for name in ("tasks", "confusion", "suspicious", "coordinates", "dropped", "metrics"):
         assert f"`{name}.parquet`" in GUIDE
     for control in ("surface_prompt", "surface_instruction", "untrained", "neutral", "shuffled", "regrouped"):
         assert f"`{control}`" in GUIDE
-    for option in ("base", "columns", "template", "chat", "layers", "limit", "dtype", "device", "thorough", "estimate"):
+    for option in (
+        "base",
+        "columns",
+        "template",
+        "chat",
+        "layers",
+        "limit",
+        "dtype",
+        "device",
+        "thorough",
+        "estimate",
+        "loading",
+    ):
         assert f"--{option}" in GUIDE

@@ -389,7 +389,9 @@ def probed(run: Run, folder: Path, ages: list[int | None]) -> Run:
     best = pl.DataFrame({"model": models, "layer": 3, "task": tasks[0], "measure": "f1", "value": 0.5})
     best.write_parquet(folder / "tasks.parquet")
     doubt = pl.DataFrame({"model": models, "layer": 3, "instance": 1, "task": tasks[0], "nearest": "looks-like-this"})
-    doubt.with_columns(margin=0.4, text=pl.lit("a prompt")).write_parquet(folder / "suspicious.parquet")
+    doubt.with_columns(margin=0.6, counted=True, row=7, text=pl.lit("a prompt")).write_parquet(
+        folder / "suspicious.parquet"
+    )
     chosen = (
         pl.concat(rows)
         .filter(pl.col("layer") == 3)

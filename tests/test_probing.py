@@ -156,22 +156,81 @@ def test_tables_tell_task_by_task_what_is_separate_what_changed_and_which_prompt
     assert result.coordinates.filter(pl.col("model") == "tuned")["split"].value_counts()["count"].min() >= 30
 
 
+def test_the_answer_lists_tasks_and_doubtful_prompts_with_their_lines(result, folder, capsys):
+    said = str(result)
+    listed = [line.split() for line in said.splitlines()]
+    for task in ("t0", "t1", "t2", "t3"):
+        (line,) = [words for words in listed if words[:1] == [task]]
+        assert line[1] == "yes" and int(line[2]) <= result.best_layer
+    doubted = result.suspicious.filter(pl.col("model") == "tuned", pl.col("counted"))
+    assert set(doubted["row"]) == {number + 1 for number in WRONG}  # lines of a file count from 1
+    for number, given in WRONG.items():
+        (line,) = [words for words in listed if words[:1] == [str(number + 1)]]
+        assert line[1:3] == [given, f"t{number // PROMPTS}"]
+    assert main(["report", str(folder / "run")]) == 0
+    assert said in capsys.readouterr().out
+
+
+def test_prompts_that_were_left_out_are_a_table_with_their_lines(folder, tmp_path):
+    listed = [*rows(), {"text": "a " * 40, "task": "t0"}, {"text": "", "task": "t1"}]
+    listed.insert(0, {"text": "b", "task": ""})
+    (tmp_path / "some.jsonl").write_text("\n".join(map(json.dumps, listed)), encoding="utf-8")
+    told = []
+    seen = nucleate.probe(
+        folder / "tuned", tmp_path / "some.jsonl", progress=lambda text, fraction: told.append(text), **QUICK
+    )
+    left_out = {(row["model"], row["row"]): row["why"] for row in seen.dropped.iter_rows(named=True)}
+    assert left_out.keys() == {(None, 1), (None, len(listed)), ("tuned", len(listed) - 1)}
+    assert left_out[None, 1] == "task is empty" and "40 tokens long" in left_out["tuned", len(listed) - 1]
+    assert any("dropped.parquet" in text for text in told)
+
+
+def test_tasks_with_too_few_prompts_are_named_before_anything_is_read(folder):
+    few = [row for number, row in enumerate(rows()) if number >= PROMPTS - 5]
+    told = []
+    seen = nucleate.probe(folder / "tuned", few, progress=lambda text, fraction: told.append(text), **QUICK)
+    (place,) = [n for n, text in enumerate(told) if "too few prompts to tell of 1 of 4 tasks: 't0' 3" in text]
+    assert not any("reading" in text and "parameters" not in text for text in told[:place])
+    assert "too few to tell" in str(seen)
+
+
+def test_a_wrong_template_layer_or_tokenizer_is_refused_before_a_folder_is_made(folder, tmp_path):
+    for options, why in (
+        ({"template": "{input}"}, "its text is empty"),
+        ({"chat": True}, "no chat template"),
+        ({"layers": [7]}, "layer 7 does not exist"),
+        ({"tokenizer": object()}, "tells no offsets"),
+    ):
+        with pytest.raises(Refused, match=why):
+            probing.probe_into(tmp_path / "run", folder / "tuned", rows(), **{**QUICK, **options})
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_transformers_is_told_when_it_loads_is_passed_on_and_kept(folder, tmp_path, capsys):
+    asked = [str(folder / "tuned"), str(folder / "prompts.jsonl"), "--columns", "task=label", "--layers", "2"]
+    out = tmp_path / "run"
+    assert main(["probe", *asked, "--loading", "attn_implementation=sdpa", "--out", str(out)]) == 0
+    assert 'loading = ["attn_implementation=sdpa"]' in (out / "config.toml").read_text(encoding="utf-8")
+    assert main(["probe", *asked, "--loading", "attn_implementation=none-such", "--out", str(tmp_path / "no")]) == 2
+    assert "cannot be loaded" in capsys.readouterr().err
+
+
 def test_a_probe_killed_after_its_first_model_and_resumed_gives_the_same_bytes(folder, monkeypatch, tmp_path):
     models = [str(folder / "tuned"), str(folder / "base")]
     asked = {"data": folder / "prompts.jsonl", "columns": {"task": "label"}, **QUICK}
     probing.probe_into(tmp_path / "whole", models, **asked)
-    loaded = probing._Subject.load
+    loaded = probing.Subject.load
 
     def killed(self):
         if self.name == "base":
             raise KeyboardInterrupt
         return loaded(self)
 
-    monkeypatch.setattr(probing._Subject, "load", killed)
+    monkeypatch.setattr(probing.Subject, "load", killed)
     with pytest.raises(KeyboardInterrupt):
         probing.probe_into(tmp_path / "killed", models, **asked)
     monkeypatch.setattr(
-        probing._Subject, "load", lambda self: pytest.fail("read again") if self.name == "tuned" else loaded(self)
+        probing.Subject, "load", lambda self: pytest.fail("read again") if self.name == "tuned" else loaded(self)
     )
     monkeypatch.setattr(probing, "_memory", lambda: 0)  # and with the states on disk
     assert probing.probe_into(tmp_path / "killed", models, resume=True, **asked)
@@ -228,7 +287,7 @@ def test_prompts_with_inputs_are_judged_among_other_inputs_and_get_their_control
         pl.col("control") == "neutral", pl.col("measure") == "knn_share", pl.col("split") == "test"
     )
     assert (neutral["value"] < 0.35).all()  # the input alone tells no task
-    assert "knn_share_other_inputs" in str(seen) and str(seen).splitlines()[1].startswith(seen.models[0])
+    assert "with other inputs" in str(seen) and str(seen).splitlines()[2].startswith(seen.models[0])
     assert len(seen.plot().axes) == 2
     kept = seen.save(tmp_path / "kept")
     assert probing.load_probe(kept).verdict == seen.verdict
@@ -243,7 +302,7 @@ def test_the_estimate_needs_no_weights_and_writes_nothing(folder, tmp_path, caps
     asked = ["probe", str(bare), str(folder / "prompts.jsonl"), "--columns", "task=label", "--estimate"]
     assert main(asked) == 0
     told = capsys.readouterr().out
-    assert told.startswith("bare: ") and "64 prompts" in told and "GiB" in told and "to read" in told
+    assert told.startswith("bare: ") and "64 prompts" in told and "1 MiB of memory" in told and "to read" in told
     assert list(tmp_path.iterdir()) == [bare]
 
 

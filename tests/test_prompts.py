@@ -303,6 +303,12 @@ def test_lines_of_a_csv_count_the_breaks_inside_its_cells(tmp_path: Path) -> Non
     assert read_prompts(file).dropped == ((6, "input is empty"),), "line 1 the header, two lines for each row before"
 
 
+@pytest.mark.parametrize("parted", [";", "\t", "|"])
+def test_a_csv_parted_as_spreadsheets_of_other_countries_do_is_read_alike(tmp_path: Path, parted: str) -> None:
+    (tmp_path / "my.csv").write_text(write_csv(tmp_path / "plain.csv", texts()).read_text().replace(",", parted))
+    assert read_prompts(tmp_path / "my.csv").instances == read_prompts(texts()).instances
+
+
 def test_half_a_character_is_left_out_since_no_tokenizer_takes_it(tmp_path: Path) -> None:
     file = tmp_path / "my.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in changed(texts(), 3, text="cut \ud83d")))

@@ -1,17 +1,22 @@
 """Redirecting a task of a ready-made network: what is dealt out, what is learnt, what is kept and what is refused."""
 
 import json
+import shutil
+import signal
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
 
+from killed_run import die_at_file, in_a_child
 from nucleate.cli import main
-from nucleate.experiments.redirecting import redirect_into, redirection_table, settings_of, study_of
+from nucleate.experiments import redirecting
+from nucleate.experiments.redirecting import redirect_into, settings_of, study_of
 from nucleate.model.networks import load_network, save_network
 from nucleate.model.switched import load_switched
 from nucleate.refusal import Refused
+from nucleate.report.application_figures import alignment_table
 from nucleate.runs import load_run
 from test_families import tiny, words
 
@@ -140,11 +145,104 @@ def test_the_same_command_gives_the_same_bytes_and_a_finished_run_stays_as_it_is
     assert not redirect_into(again, network, prompts(), source="first", target="second", resume=True, **QUICK)
 
 
+def test_a_run_stopped_again_and_again_has_the_bytes_of_an_unbroken_one_and_makes_no_part_twice(
+    run, network, tmp_path, monkeypatch
+):
+    made = []
+
+    def counted(name, function):
+        def call(*arguments, **named):
+            made.append(name)
+            return function(*arguments, **named)
+
+        monkeypatch.setattr(redirecting, name, call)
+
+    for name in ("remember", "read_prompts_states", "learn_switch", "learn_head"):
+        counted(name, getattr(redirecting, name))
+    moments = 0
+
+    def stop_at_the_next_moment(text, fraction):
+        nonlocal moments
+        if fraction is not None and fraction > stopped_at[-1]:
+            stopped_at.append(fraction)
+            raise KeyboardInterrupt
+
+    stopped_at = [-1.0]
+    while not (tmp_path / "run" / "metrics.parquet").exists():
+        moments += 1
+        try:
+            redirect_into(
+                tmp_path / "run", network, prompts(), source="first", target="second", resume=True,
+                progress=stop_at_the_next_moment, **QUICK,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            continue
+    assert moments == 10  # four sides, the others, two heads at two rates each; and to the end
+    assert (made.count("remember"), made.count("read_prompts_states")) == (4, 1)
+    assert (made.count("learn_head"), made.count("learn_switch")) == (4, 4)
+    for file in ("metrics.parquet", "others.parquet", "model/switch.safetensors", "model/README.md"):
+        assert (tmp_path / "run" / file).read_bytes() == (run / file).read_bytes(), file
+    assert not (tmp_path / "run" / "states").exists()
+
+
+def test_a_run_killed_while_a_part_is_written_goes_on_from_the_part_before(run, network, tmp_path):
+    def begin():
+        return redirect_into(tmp_path / "run", network, prompts(), source="first", target="second", **QUICK)
+
+    def killed():
+        die_at_file(9, before=True)
+        begin()
+
+    assert in_a_child(killed) == -signal.SIGKILL
+    assert list((tmp_path / "run" / "states").glob("*/source-*.safetensors"))
+    assert redirect_into(tmp_path / "run", network, prompts(), source="first", target="second", resume=True, **QUICK)
+    assert (tmp_path / "run" / "metrics.parquet").read_bytes() == (run / "metrics.parquet").read_bytes()
+
+
+def test_what_was_read_from_other_weights_is_not_taken_for_those_that_lie_there_now(network, tmp_path):
+    place, folder = tmp_path / "network", tmp_path / "run"
+    options = {**QUICK, "epochs": 2, "source": "first", "target": "second"}
+
+    def stop(text, fraction):
+        if text == "reading all others":
+            raise KeyboardInterrupt
+
+    shutil.copytree(network, place)
+    with pytest.raises(KeyboardInterrupt):
+        redirect_into(folder, place, prompts(), progress=stop, **options)
+    shutil.rmtree(place)
+    save_network(tiny("gpt2"), words(), place)
+    assert redirect_into(folder, place, prompts(), resume=True, **options)
+    assert redirect_into(tmp_path / "whole", place, prompts(), **options)
+    assert (folder / "metrics.parquet").read_bytes() == (tmp_path / "whole" / "metrics.parquet").read_bytes()
+
+
 def test_the_card_tells_the_scores_and_how_to_load(run):
     card = (run / "model" / "README.md").read_text(encoding="utf-8")
     assert "load_switched" in card and "`first` redirected" in card
-    for cell in redirection_table(run)[1]:
-        assert cell in card
+    assert f"| others kept |  | {values(run)['direct', 'others_kept']:.3g} |" in card
+
+
+def test_page_and_terminal_show_the_network_as_it_was_beside_the_methods(run):
+    header, rows = alignment_table(load_run(run))
+    assert header == ("on test", "before", "whole head", "low-rank head", "linear switch", "MLP switch")
+    shown = {row[0]: row[1:] for row in rows}
+    assert shown["source: wished output"][-1] == values(run)["mlp_switch", "source_accuracy"]
+    assert shown["all others: prediction unchanged"][0] is None
+
+
+@pytest.mark.parametrize(("end", "line", "closing"), [(7, "\n", (7,)), (None, "\n", (9,)), (None, "", ())])
+def test_an_answer_is_closed_by_the_end_of_a_text_or_else_of_a_line(end, line, closing):
+    class Known:
+        eos_token_id = end
+
+        def __call__(self, text, **_):
+            return {"input_ids": [5, 9]}
+
+        def decode(self, tokens):
+            return line
+
+    assert redirecting._closing(Known()) == closing
 
 
 # --- what is dealt out -----------------------------------------------------------------------------------------------
@@ -273,6 +371,7 @@ def test_the_command_line_redirects_and_what_it_saves_is_loaded_and_checked(netw
     assert main([*words, "--out", str(out), "--copy"]) == 0
     said = capsys.readouterr().out
     assert "MLP switch" in said and str(out / "model") in said
+    assert (out / "page.html").is_file() and (out / "figures" / "figure_alignment.png").is_file()
     assert load_switched(out / "model").decided is None
     assert main([*words, "--out", str(out)]) == 2
     assert main([*words, "--size", "small", "--out", str(tmp_path / "other")]) == 2

@@ -243,6 +243,10 @@ def test_the_difference_of_two_models_names_the_task_that_changed():
     found = difference(here, there)
     changed = found.filter(pl.col("low") > 0)
     assert changed["task"].to_list() == ["t2"] and np.isclose(changed["difference"][0], 0.55, atol=0.02)
-    assert "separated 't2' (0.4" in change(found, "base") and "→ 0.95)" in change(found, "base")
-    assert "blurred 't2' (0.95 →" in change(difference(there, here), "base")
-    assert "no task differently" in change(difference(here, here), "base")
+    said = change(found, "base", now={"t2"}, before=())
+    assert "separated 't2' (0.4" in said and "→ 0.95)" in said
+    assert "raised 't2' (0.4" in change(found, "base", now=(), before=())
+    back = difference(there, here)
+    assert "merged 't2' (0.95 →" in change(back, "base", now=(), before={"t2"})
+    assert "lowered 't2' (0.95 →" in change(back, "base", now=(), before=())
+    assert "no task differently" in change(difference(here, here), "base", now=(), before=())

@@ -4,14 +4,17 @@ refused; what reading one will cost."""
 import hashlib
 import json
 import shutil
+from functools import partial
 
 import pytest
 import torch
 import transformers as hf
 
+from nucleate.model import series
 from nucleate.model.estimate import estimate
 from nucleate.model.networks import gpt2, save_network, word_tokenizer
 from nucleate.model.series import checksum, find_models, refuse_twins
+from nucleate.model.subjects import subjects_of
 from nucleate.refusal import Refused
 
 
@@ -71,6 +74,46 @@ def test_revisions_are_models_of_their_own():
     assert sources[0].checksum is None  # not on this machine
     several = find_models(["someone/one", "someone/two"], revisions=["step1"])
     assert [one.name for one in several] == ["one/step1", "two/step1"]
+
+
+def test_a_model_of_the_hub_is_fetched_so_that_its_weights_are_known_before_the_run_begins(tmp_path, monkeypatch):
+    """What `snapshot_download` does is played: the files appear in the cache."""
+    monkeypatch.setattr(series.constants, "HF_HUB_CACHE", str(tmp_path))
+    fetched = []
+
+    def appear(hub_id, *, revision, allow_patterns):
+        fetched.append((hub_id, revision))
+        assert "*.safetensors" in allow_patterns and not any("bin" in one or "pt" in one for one in allow_patterns)
+        home = tmp_path / "models--someone--net"
+        save(home / "snapshots" / "abc", 0)
+        (home / "refs").mkdir(parents=True)
+        (home / "refs" / "main").write_text("abc")
+
+    monkeypatch.setattr(series, "snapshot_download", appear)
+    monkeypatch.setattr(series, "try_to_load_from_cache", partial(series.try_to_load_from_cache, cache_dir=tmp_path))
+    (found,), _ = subjects_of("someone/net", None, word_tokenizer(["a", "b"]), {"dtype": "float32", "device": "cpu"})
+    assert found.checksum is None
+    ready = found.ready()
+    expected = checksum(tmp_path / "models--someone--net" / "snapshots" / "abc")
+    assert ready.checksum == expected is not None and fetched == [("someone/net", None)]
+    assert ready.ready() == ready and len(fetched) == 1
+
+
+def test_a_model_that_the_hub_does_not_give_is_refused_in_one_line(monkeypatch):
+    def offline(*_, **__):
+        raise OSError("no connection")
+
+    monkeypatch.setattr(series, "snapshot_download", offline)
+    with pytest.raises(
+        Refused, match=r"someone/net: is no folder here, and the hub does not give it \(no connection\)"
+    ):
+        series.fetch("someone/net")
+
+
+def test_a_file_that_is_no_gguf_is_no_model(tmp_path):
+    (tmp_path / "prompts.jsonl").write_text("{}")
+    with pytest.raises(Refused, match="models come first, the prompts last"):
+        find_models([tmp_path / "prompts.jsonl"])
 
 
 def test_a_checksum_is_that_of_the_weights_alone(tmp_path):

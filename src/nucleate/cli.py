@@ -1,6 +1,7 @@
 """The command line: verbs only, parsing and printing. What a verb does stands in the room that it calls."""
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except KeyboardInterrupt:
-        where = f"; the same command with --resume goes on from the last saved epoch of {out}" if out else ""
+        where = f"; the same command with --resume goes on from what {out} holds" if out else ""
         print(f"nucleate: stopped{where}", file=sys.stderr)
         return 130
     except Exception as error:
@@ -92,7 +93,7 @@ def _align(asked: argparse.Namespace) -> None:
 
 def _redirect(asked: argparse.Namespace, given: dict[str, Any]) -> None:
     """The same on a ready-made model (--model)."""
-    from nucleate.experiments.redirecting import budget, redirect_into, redirection_table
+    from nucleate.experiments.redirecting import budget, redirect_into
 
     barred = next((name for name in ("size", *_SHORT, "set") if getattr(asked, name)), None)
     if barred is not None:
@@ -109,13 +110,8 @@ def _redirect(asked: argparse.Namespace, given: dict[str, Any]) -> None:
         print(sentence, file=sys.stdout if estimating else sys.stderr)
     if estimating:
         return
-    out, again = Path(asked.out), {"resume": asked.resume, "overwrite": asked.overwrite}
-    with _Progress() as progress:
-        done = redirect_into(out, asked.model, data, progress=progress, **again, **given)
-    if not done:
-        print(f"{out} is finished already; nothing was changed")
-    _print_lines(f"{out}: the share of what is asked, 0 to 1", redirection_table(out))
-    print(f"switched model: {out / 'model'}")
+    _run(asked, partial(redirect_into, Path(asked.out), asked.model, data, **given))
+    print(f"switched model: {Path(asked.out) / 'model'}")
 
 
 def _probe(asked: argparse.Namespace) -> None:
@@ -125,14 +121,14 @@ def _probe(asked: argparse.Namespace) -> None:
         "columns": dict(_parts(text, "--columns", "ours=theirs") for text in asked.columns.split(",") if text),
         "layers": _numbers(asked.layers) if asked.layers else None,
         "revisions": tuple(asked.revision),
+        "loading": dict(_loading(text) for text in asked.loading) or None,
     }
     kept = ("template", "chat", "limit", "dtype", "device", "trust_remote_code", "thorough", "seed")
     options |= {name: getattr(asked, name) for name in kept}
     if asked.out is None and not asked.estimate:
         raise Refused("nucleate probe needs --out RUN, the folder to write to (or --estimate, which writes nothing)")
-    for sentence in budget(asked.models, asked.data, base=asked.base, **options):
-        print(sentence, file=sys.stdout if asked.estimate else sys.stderr)
     if asked.estimate:
+        print("\n".join(budget(asked.models, asked.data, base=asked.base, **options)))
         return
     _run(asked, partial(probe_into, Path(asked.out), asked.models, asked.data, base=asked.base, **options))
 
@@ -149,12 +145,42 @@ def _run(asked: argparse.Namespace, experiment: Callable[..., bool]) -> None:
 
 
 def _reproduce(asked: argparse.Namespace) -> None:
-    from nucleate.experiments.learning import learn
+    """A run folder per experiment, then one ledger and one page; what is newer than the page is drawn again."""
+    from nucleate.experiments import alignment, learning, probing, task_id_pretraining
 
-    config = _config(asked)
+    config, out = _config(asked), Path(asked.out)
+    experiments: dict[str, Callable[..., bool]] = {
+        "learn": partial(learning.learn, config),
+        "pretrain": partial(task_id_pretraining.pretrain, config),
+        "align": partial(alignment.align, config),
+    }
+    if asked.model is not None:
+        of_model: dict[str, Any] = {"seed": config.seed, "device": config.device}
+        probing.budget([asked.model], "natural", **of_model)
+        experiments["probe"] = lambda folder, **again: probing.probe_into(
+            folder, [asked.model], "natural", **of_model, **again
+        )
+    for room in (task_id_pretraining, alignment):  # refused before the first experiment has taken its hours
+        room.dataset_for(config)
+    folders = [out / name for name in experiments]
+    begun = next((folder for folder in folders if folder.exists() and any(folder.iterdir())), None)
+    if begun is not None and not (asked.resume or asked.overwrite):
+        raise Refused(f"{begun} exists; --resume goes on from what is there, --overwrite replaces it")
     with _Progress() as progress:
-        learn(config, Path(asked.out) / "learn", resume=asked.resume, overwrite=asked.overwrite, progress=progress)
-    _redraw([Path(asked.out) / "learn"], out=Path(asked.out))
+        for folder, experiment in zip(folders, experiments.values(), strict=True):
+            progress(f"{folder.name}:", None)
+            experiment(folder, resume=asked.resume, overwrite=asked.overwrite, progress=progress)
+    page = out / "page.html"
+    drawn_at = page.stat().st_mtime_ns if page.exists() else 0
+    new = [folder for folder in folders if (folder / "metrics.parquet").stat().st_mtime_ns >= drawn_at]
+    if not new:
+        print(f"{out} is finished already; nothing was changed")
+        return
+    ledger = _ledger(folders, out)  # before the page, which shows it
+    print("\n".join(ledger))
+    if asked.model is None:
+        print("C15 needs a model: the same command with --resume --model PATH runs it")
+    _redraw(folders, out=out, new=new)
 
 
 def _sweep(asked: argparse.Namespace) -> None:
@@ -216,16 +242,21 @@ def _report(asked: argparse.Namespace) -> None:
 
 
 def _claims(asked: argparse.Namespace) -> None:
+    if len(asked.runs) > 1 and asked.out is None:
+        raise Refused("several runs need --out DIR for the ledger that judges them together")
+    print("\n".join(_ledger(asked.runs, Path(asked.out or asked.runs[0]))))
+
+
+def _ledger(folders: Sequence[str | Path], out: Path) -> list[str]:
+    """The paper's claims judged by these runs, as files in `out` and as lines for a terminal."""
     from nucleate.experiments.claims import judge, not_run
     from nucleate.report.ledger import ledger_lines, write_ledger
     from nucleate.runs import load_run
 
-    if len(asked.runs) > 1 and asked.out is None:
-        raise Refused("several runs need --out DIR for the ledger that judges them together")
-    judgements = judge([load_run(run) for run in asked.runs])
+    judgements = judge([load_run(folder) for folder in folders])
     missing = not_run(judgements)
-    paths = write_ledger(judgements, missing, Path(asked.out or asked.runs[0]))
-    print("\n".join([*ledger_lines(judgements, missing), f"ledger: {paths[1]}"]))
+    paths = write_ledger(judgements, missing, out)
+    return [*ledger_lines(judgements, missing), f"ledger: {paths[1]}"]
 
 
 def _settings(asked: argparse.Namespace) -> None:
@@ -241,21 +272,24 @@ def _runs(asked: argparse.Namespace) -> None:
         raise Refused(f"{folder} is not a folder; name one that holds run folders")
     found = find_runs(folder)
     for run in found:
+        models = ", ".join(Path(model).name for model in run.config.get("models", ()))
         what = f"{run.config['verb']} {run.config['size']} seed {run.config['seed']}"
-        print(f"{run.folder!s:40} {what:28} {run.state:12} {run.size_bytes / 2**20:9.1f} MiB")
+        print(f"{run.folder!s:40} {what:28} {run.state:12} {run.size_bytes / 2**20:9.1f} MiB  {models}".rstrip())
     if not found:
         print(f"no run folders in {folder}")
 
 
-def _redraw(folders: Sequence[Path], *, out: Path | None) -> None:
-    """Figures and page from the run folders alone; prints the table of results and where the page is."""
+def _redraw(folders: Sequence[Path], *, out: Path | None, new: Collection[Path] | None = None) -> None:
+    """Figures (of the `new` runs, or of all) and page from the run folders alone; prints the tables of results."""
+    from nucleate.report.application_figures import alignment_over_seeds
     from nucleate.report.figures import draw_figures
     from nucleate.report.page import write_page
     from nucleate.runs import load_run
 
     runs = [load_run(folder) for folder in folders]
     for run in runs:
-        draw_figures(run, run.folder / "figures")
+        if new is None or run.folder in new:
+            draw_figures(run, run.folder / "figures")
         if out is None:
             write_page([run], run.folder / "page.html")
     page = (out or runs[0].folder) / "page.html"
@@ -263,6 +297,8 @@ def _redraw(folders: Sequence[Path], *, out: Path | None) -> None:
         write_page(runs, page)
     for run in runs:
         _print_summary(run)
+    for title, (header, rows) in alignment_over_seeds(runs):
+        _print_lines(title, [header, *([_cell(value) for value in row] for row in rows)])
     print(f"page: {page}")
 
 
@@ -324,6 +360,7 @@ def _parser() -> argparse.ArgumentParser:
 
     reproduce = verb("reproduce", _reproduce, "run the paper's experiments at one size, with one page")
     _add_settings(reproduce)
+    reproduce.add_argument("--model", metavar="PATH", help="also probe this one with the natural tasks: Table 1")
     _add_out(reproduce, "DIR")
 
     sweep = verb("sweep", _sweep, "run a verb many times, seeds x settings, into one long table")
@@ -366,6 +403,9 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     )
 
 
+_COLUMNS = "ours: instruction, prompt, text, messages, input, task, output, distribution, mapping, split"
+
+
 def _add_probe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "models", nargs="+", metavar="MODEL", help="folder, GGUF file or hub id; a folder of checkpoints"
@@ -374,7 +414,7 @@ def _add_probe(parser: argparse.ArgumentParser) -> None:
         "data", metavar="DATA", help="JSONL, CSV, Parquet, a dataset's folder; or natural, natural-shared"
     )
     parser.add_argument("--base", metavar="M", help="the model before its fine-tuning, to compare with")
-    parser.add_argument("--columns", default="", metavar="ours=theirs,…", help="names of columns, as task=label")
+    parser.add_argument("--columns", default="", metavar="ours=theirs,…", help=f"as task=label; {_COLUMNS}")
     parser.add_argument("--template", help="how a prompt is put together (default: {instruction} {input})")
     parser.add_argument("--chat", action="store_true", help="as the user's turn of the model's chat template")
     parser.add_argument("--layers", metavar="0,8,…", help="only these layers")
@@ -382,6 +422,9 @@ def _add_probe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", action="append", default=[], metavar="R", help="of a hub id; again for a series")
     parser.add_argument("--dtype", default="float32", help="precision of the weights, or auto (default: float32)")
     parser.add_argument("--device", default="auto", help="where to compute (default: cuda if there is one)")
+    parser.add_argument(
+        "--loading", action="append", default=[], metavar="name=value", help="of from_pretrained, as device_map=auto"
+    )
     parser.add_argument("--thorough", action="store_true", help="every read, space and control at every layer")
     parser.add_argument("--estimate", action="store_true", help="say what it will take, and stop; needs no weights")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
@@ -423,6 +466,14 @@ def _numbers(text: str) -> tuple[int, ...]:
         raise Refused(f"--layers {text!r}: give whole numbers between commas, as 0,8,16") from None
 
 
+def _loading(text: str) -> tuple[str, Any]:
+    name, value = _parts(text, "--loading", "name=value")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
 def _parts(text: str, option: str, form: str) -> tuple[str, str]:
     ours, equals, theirs = (part.strip() for part in text.partition("="))
     if not (ours and equals and theirs):
@@ -462,10 +513,14 @@ def _print_summary(run: Any) -> None:
     from nucleate.report.tables import summary_table
 
     if run.config["verb"] == "probe":
-        from nucleate.measures.findings import summary_lines
+        import polars as pl
 
-        _print_lines(f"{run.folder}: the best layer of each model beside its controls", summary_lines(run.metrics))
-        print("\n".join(f"{model}: {words}" for model, words in run.manifest.get("verdict", {}).items()))
+        from nucleate.measures.findings import in_full
+
+        tasks, confusion, suspicious = (
+            pl.read_parquet(run.folder / f"{name}.parquet") for name in ("tasks", "confusion", "suspicious")
+        )
+        print(f"\n{in_full(run.metrics, tasks, confusion, suspicious, run.manifest['verdict'])}\n")
         return
     if run.config["verb"] == "pretrain":
         header, rows = pretraining_table(run)
@@ -474,7 +529,8 @@ def _print_summary(run: Any) -> None:
         return
     if run.config["verb"] == "align":
         header, rows = alignment_table(run)
-        _print_lines(f"{run.folder}: Table 2", [header, *([_cell(value) for value in row] for row in rows)])
+        title = "one behaviour redirected" if "network" in run.config else "Table 2"
+        _print_lines(f"{run.folder}: {title}", [header, *([_cell(value) for value in row] for row in rows)])
         return
     header, rows = summary_table(run)
     last = max((row[2] for row in rows if isinstance(row[2], int)), default=0)

@@ -34,7 +34,9 @@ class Prompts:
     instances: tuple[Instance, ...]  # `instance` counts from 0 in the order of the kept rows
     messages: tuple[Chat | None, ...] | None  # (instance,) the chat, up to the assistant's turn; None without chats
     has_inputs: bool  # False: the whole prompt is the instruction, and the input is empty
-    dropped: tuple[tuple[int, str], ...]  # (line of a text file or row of a table, why)
+    places: tuple[int, ...]  # (instance,) line of a text file (`unit` says which), or row of a table
+    unit: str
+    dropped: tuple[tuple[int, str], ...]  # (line or row, why)
     warnings: tuple[str, ...]
     name: str
 
@@ -74,6 +76,8 @@ def read_prompts(
         instances=_number(kept, opened if isinstance(opened, Dataset) else None),
         messages=tuple(chats[one.instance] for one in kept) if "messages" in names else None,
         has_inputs="instruction" in names,
+        places=tuple(one.instance for one in kept),
+        unit=table.unit,
         dropped=tuple(dropped),
         warnings=tuple(warnings),
         name=name,

@@ -61,6 +61,8 @@ def _open_path(path: Path) -> tuple[str, Dataset | Table]:
             return name, load_dataset(path)
         if (path / TABLE).is_file():
             return name, _open_path(path / TABLE)[1]
+        if (path / "config.json").is_file():
+            raise Refused(f"{path} holds a model, not prompts; models come first, the prompts last")
         return name, frame_table(_read_datasets_folder(path), str(path))
     match path.suffix.lower():
         case ".jsonl":
@@ -112,7 +114,10 @@ def _read_jsonl(path: Path) -> Table:
 
 
 def _read_csv(path: Path) -> Table:
-    reader = csv.reader(StringIO(_read_text(path), newline=""), strict=True)
+    text = _read_text(path)
+    head = text.partition("\n")[0]
+    parted = next((one for one in ",;\t|" if one in head), ",")  # as spreadsheets of other countries write it
+    reader = csv.reader(StringIO(text, newline=""), strict=True, delimiter=parted)
     header: list[str] = []
     rows, lines, line = [], [], 1
     try:
@@ -125,7 +130,7 @@ def _read_csv(path: Path) -> Table:
                 if len(cells) != len(header):
                     raise Refused(
                         f"{path}, line {line}: {len(cells)} cells under {len(header)} columns; "
-                        "put cells that hold commas into double quotes"
+                        f"put cells that hold {parted!r} into double quotes"
                     )
                 rows.append(dict(zip(header, cells, strict=True)))
                 lines.append(line)

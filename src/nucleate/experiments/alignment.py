@@ -63,9 +63,7 @@ def align(
     progress: Progress = lambda text, fraction: None,
 ) -> bool:
     """Train a network and redirect it by all methods into a run folder. False where it is finished already."""
-    device = device_for(config.device)
-    dataset = make_dataset(config, kind="alignment")
-    _check(config)
+    device, dataset = device_for(config.device), dataset_for(config)
     with run_of("align", config, dataset, device, folder, resume=resume, overwrite=overwrite) as run:
         if run is None:
             return False
@@ -357,8 +355,7 @@ def _attempt(
     if method != "head":
         switch = Switch(width, method.removesuffix("_switch"), seed=stream(config.seed, "switch"))
         learn_switch(switch, correction.memory, correction.examples(examples), pace)
-        with torch.no_grad():
-            on = (switch(states) > 0).numpy()
+        on = switch.is_on(states)
     for epoch in learn_head(head, correction.memory, pace):
         with torch.no_grad():
             new = (logits + head(states)).argmax(-1).numpy()
@@ -405,22 +402,35 @@ def _first_logits(model: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
         return head(states.to(head.weight.device)).float().cpu()
 
 
-def _best(correction: _Correction, method: str, rates: Sequence[float], **attempt: Any) -> _Outcome:
-    """The outcome of the highest source accuracy on validation; ties: the earliest epoch, then the lowest rate.
+def _best(
+    correction: _Correction, method: str, rates: Sequence[float], **options: Any
+) -> tuple[_Outcome, Iterator[tuple[int, np.ndarray]]]:
+    """The outcome of the highest source accuracy on validation; ties: the earliest epoch, then the lowest rate. And
+    the answers of its attempt, epoch by epoch, to the end for whoever asks for them.
 
     Nothing is computed that could not be chosen: after an accuracy of 1, only what reaches it earlier.
     """
     here = correction.places("validation") & correction.corrected
     chosen, level = None, (-1.0, 0, 0.0)
+    curve: Iterator[tuple[int, np.ndarray]] = iter(())
     for rate in sorted(rates, reverse=True):  # the highest gets there first
-        for outcome in _attempt(correction, method, rate, **attempt):
+        attempt, heard = _attempt(correction, method, rate, **options), dict[int, np.ndarray]()
+        for outcome in attempt:
+            heard[outcome.epoch] = outcome.answers
             reached = (float((outcome.answers == correction.wished)[here].mean()), -outcome.epoch, -outcome.rate)
             if reached > level:
                 chosen, level = outcome, reached
+                curve = _all_of(heard, attempt)
             if level[0] == 1 and outcome.epoch >= -level[1]:
                 break
     assert chosen is not None
-    return chosen
+    return chosen, curve
+
+
+def _all_of(heard: dict[int, np.ndarray], attempt: Iterator[_Outcome]) -> Iterator[tuple[int, np.ndarray]]:
+    """Epochs that are behind an attempt, and then those to come."""
+    yield from heard.items()
+    yield from ((outcome.epoch, outcome.answers) for outcome in attempt)
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
@@ -429,8 +439,8 @@ def _best(correction: _Correction, method: str, rates: Sequence[float], **attemp
 def _rows_of(network: _Network, method: str) -> Iterator[dict[str, Any]]:
     """All that is measured of one method."""
     rates, first = _rates(network.study.config), network.redirection
-    chosen = _best(first, method, rates)
-    curve = {0: first.before, **{one.epoch: one.answers for one in _attempt(first, method, chosen.rate)}}
+    chosen, attempt = _best(first, method, rates)
+    curve = {0: first.before, **dict(attempt)}
     for split in UNSEEN:
         yield from _told(first, chosen, split)
         for epoch, answers in curve.items():
@@ -441,16 +451,16 @@ def _rows_of(network: _Network, method: str) -> Iterator[dict[str, Any]]:
 
     # What follows is taught at the rate that was chosen; its epoch is chosen anew.
     for count in EXAMPLES[1:] if method in SWITCHED else ():
-        more = _best(first, method, [chosen.rate], examples=count)
+        more, _ = _best(first, method, [chosen.rate], examples=count)
         for split in UNSEEN:
             yield from _told(first, more, split, _CURVES, f"{{}}_n{count}")
 
     for count in (EXAMPLES[0], EXAMPLES[-1]) if method in SWITCHED else EXAMPLES[:1]:
-        found = _best(network.conditional, method, [chosen.rate], examples=count)
+        found, _ = _best(network.conditional, method, [chosen.rate], examples=count)
         for split in UNSEEN:
             name = "conditional_{}" + (f"_n{count}" if count > 1 else "")
             yield from _told(network.conditional, found, split, (*_HARDER, "sources_kept"), name)
-    found = _best(network.second, method, [chosen.rate], earlier=chosen)
+    found, _ = _best(network.second, method, [chosen.rate], earlier=chosen)
     for split in UNSEEN:
         yield from _told(network.second, found, split, (*_HARDER, "sources_kept"), "second_{}")
 
@@ -503,7 +513,8 @@ def _rates(config: Config) -> list[float]:
 # --- at the door -----------------------------------------------------------------------------------------------------
 
 
-def _check(config: Config) -> None:
+def dataset_for(config: Config) -> Dataset:
+    """Table 7's data; settings that only fail together are refused."""
     check_network(config)
     settings = config.align
     if not 0 < settings.lowest_rate <= settings.highest_rate:
@@ -516,3 +527,4 @@ def _check(config: Config) -> None:
             f"data.max_length={config.data.max_length} leaves no position for the further symbol of a conditional "
             f"correction; set it to {_LONGEST} or less"
         )
+    return make_dataset(config, kind="alignment")

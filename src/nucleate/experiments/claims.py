@@ -100,6 +100,13 @@ class Claim:
     beside: Mapping[str, Callable[[pl.DataFrame], float | None]] = field(default_factory=dict)
     only: tuple[str, ...] = ()  # the only sizes that it is about, judged or not; empty: any
 
+    @property
+    def command(self) -> str:
+        """What would judge it, at the smallest size where it is judged."""
+        size = (self.only or self.sizes or ("",))[0]
+        group = _Group(self.experiment, size, (), ("MODEL",) if self.experiment == "probe" else (), ())
+        return _command(group, [0] if self.experiment == "probe" else JUDGED_SEEDS)
+
 
 # --- the table --------------------------------------------------------------------------------------------------------
 

@@ -25,7 +25,16 @@ from nucleate.data.dataset import Dataset, Instance
 from nucleate.data.prompts import Prompts, read_prompts
 from nucleate.experiments.groundwork import Progress, device_for
 from nucleate.measures.baselines import surface_features
-from nucleate.measures.findings import best_layer_of, change, deciding_measure, difference, headline, summary_lines
+from nucleate.measures.findings import (
+    best_layer_of,
+    change,
+    deciding_measure,
+    difference,
+    headline,
+    in_full,
+    mislabelled,
+    separate_at_best,
+)
 from nucleate.measures.held_out import held_out_units, sides_of
 from nucleate.measures.neighbours import Labels
 from nucleate.measures.panel import (
@@ -43,18 +52,18 @@ from nucleate.measures.panel import (
     task_frame,
 )
 from nucleate.measures.prompt_tables import coordinate_frame, layout_frame, suspicious_frame
-from nucleate.measures.separation import doubts
-from nucleate.model.batches import layers_of
-from nucleate.model.estimate import estimate
-from nucleate.model.networks import as_network, untrained
+from nucleate.measures.separation import FEWEST, MISLABELLED, doubts
+from nucleate.model.networks import untrained
 from nucleate.model.prompts import PromptReading, read_prompts_states
-from nucleate.model.series import find_models
+from nucleate.model.subjects import Subject, all_ready, subjects_of
+from nucleate.model.texts import fill, prompts_of
 from nucleate.model.training import stream
 from nucleate.refusal import Refused, nearest
 from nucleate.runs import RunWriter, load_run, open_run, thread_count, write_whole
 
-TABLES = ("tasks", "confusion", "suspicious", "coordinates")
+TABLES = ("tasks", "confusion", "suspicious", "coordinates", "dropped")
 NEUTRAL = "Answer:"  # an instruction that says nothing
+_TRIED = 100  # prompts that are tried before anything is written
 _DEEP = 5  # layers that are looked at more closely
 _Frames = dict[str, pl.DataFrame]
 
@@ -72,6 +81,7 @@ class ProbeSettings:
     dtype: str = "float32"
     device: str = "auto"
     trust_remote_code: bool = False
+    loading: Mapping[str, Any] | None = None  # what else transformers is told when it loads the weights
     thorough: bool = False  # every read, space and control at every layer
     seed: int = 100
     perplexity: float = 10
@@ -120,7 +130,10 @@ def probe_into(
     """`probe` into a run folder, a part for each model. False where the run is finished and nothing was done."""
     settings = settings_of(options)
     study = _Study.of(read_prompts(data, columns=settings.columns, limit=settings.limit), settings)
-    subjects, compared = _subjects(model, base, tokenizer, settings)
+    found, compared = _subjects(model, base, tokenizer, settings)
+    subjects = all_ready(found)
+    for subject in subjects:
+        study.check(subject)
     dataset = Dataset(study.prompts.instances, {}, {}, {}, {})
     what = {"verb": "probe", "size": study.prompts.name, "models": [one.name for one in subjects], "base": compared}
     same = {"data_hash": dataset.content_hash(), "weights": [one.checksum or "" for one in subjects]}
@@ -140,16 +153,16 @@ def probe_into(
     with opening as run:
         if run is None:
             return False
-        for sentence in study.notes:
+        for sentence in (*(_announcement(study.prompts, settings, one) for one in subjects), *study.notes):
             progress(sentence, None)
         write_whole(run.folder / "data" / "dataset.parquet", dataset.frame().write_parquet)
         began = time.perf_counter()
         surface = _surface(study, run, progress)
         for subject in subjects:
-            if not (run.folder / "parts" / f"{subject.part}.parquet").is_file():
+            if not (run.folder / "parts" / f"{_part(subject)}.parquet").is_file():
                 _probe(study, subject, run, surface, progress)
                 began = _note_seconds(run, began, study.reading)
-        _finish(run, subjects, compared, study.notes)
+        _finish(run, study, subjects, compared)
     return True
 
 
@@ -164,54 +177,58 @@ def settings_of(options: Mapping[str, Any]) -> ProbeSettings:
 def budget(model: Any, data: Any, *, base: Any = None, tokenizer: Any = None, **options: Any) -> list[str]:
     """A sentence per model: what probing it will take, from its settings alone."""
     settings = settings_of(options)
-    prompts = read_prompts(data, columns=settings.columns, limit=settings.limit)
-    count, has_inputs = len(prompts.instances), prompts.has_inputs
+    study = _Study.of(read_prompts(data, columns=settings.columns, limit=settings.limit), settings)
+    if settings.template is not None:
+        fill(settings.template, {"instruction": "", "input": ""}, (study.main, *study.other_reads))
+    return [_announcement(study.prompts, settings, one) for one in _subjects(model, base, tokenizer, settings)[0]]
+
+
+def _announcement(prompts: Prompts, settings: ProbeSettings, subject: Subject) -> str:
+    count = len(prompts.instances)
     shared = {one.instruction for one in prompts.instances}
-    tokens = round(sum(map(len, shared)) / 4 + sum(len(one.input) / 3 + 1 for one in prompts.instances))
-    sentences = []
-    for subject in _subjects(model, base, tokenizer, settings)[0]:
-        own: dict[str, Any] = {"revision": subject.revision} if subject.revision else {}
-        needed = estimate(
-            subject.what,
-            count,
-            tokens,
-            layers=None if settings.layers is None else len(settings.layers),
-            dtype=settings.dtype,
-            device=device_for(settings.device),
-            trust_remote_code=settings.trust_remote_code,
-            **own,
-        )
-        passes = 2.5 if has_inputs else 2  # trained, untrained, and the few distinct neutral prompts
-        measuring = needed.state_bytes / 4 * (count * _SECONDS_A_PAIR + _SECONDS_A_NUMBER) / thread_count()
-        sentences.append(
-            f"{subject.name}: {needed.parameters / 1e6:,.0f} million parameters, {count:,} prompts of about "
-            f"{tokens:,} tokens; {needed.peak_bytes / 2**30:.1f} GiB of memory ({needed.weight_bytes / 2**30:.1f} of "
-            f"weights, {needed.state_bytes / 2**30:.1f} of states), about "
-            f"{_duration(needed.seconds * passes)} to read and {_duration(measuring)} to measure"
-        )
-    return sentences
+    own = [one.input + (one.output or "") for one in prompts.instances]
+    tokens = round(sum(map(len, shared)) / 4 + sum(len(text) / 3 + 1 for text in own))
+    needed = subject.estimate(count, tokens, layers=len(subject.layers(settings.layers)))
+    passes = 2.5 if prompts.has_inputs else 2  # trained, untrained, and the few distinct neutral prompts
+    measuring = needed.state_bytes / 4 * (count * _SECONDS_A_PAIR + _SECONDS_A_NUMBER) / thread_count()
+    return (
+        f"{subject.name}: {_millions(needed.parameters)} parameters, {count:,} prompts of about {tokens:,} tokens; "
+        f"{_size(needed.peak_bytes)} of memory ({_size(needed.weight_bytes)} of weights, "
+        f"{_size(needed.state_bytes)} of states), about {_duration(needed.seconds * passes)} to read and "
+        f"{_duration(measuring)} to measure"
+    )
 
 
 _SECONDS_A_PAIR, _SECONDS_A_NUMBER = 2.5e-10, 2e-6  # of each number of a state: times the prompts, and once
 
 
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.0f} million" if count >= 1e7 else f"{count:,}"
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**29 else f"{count / 2**20:.0f} MiB"
+
+
 def _duration(seconds: float) -> str:
+    if seconds < 1:
+        return "a second"
     if seconds < 100:
         return f"{seconds:.0f} seconds"
     return f"{seconds / 60:.0f} minutes" if seconds < 2 * 60 * 60 else f"{seconds / 3600:.0f} hours"
 
 
 def _probe(
-    study: "_Study", subject: "_Subject", run: RunWriter, surface: Mapping[str, np.ndarray], progress: Progress
+    study: "_Study", subject: Subject, run: RunWriter, surface: Mapping[str, np.ndarray], progress: Progress
 ) -> None:
     """One model, from its weights to its tables."""
     network, tokenizer = subject.load()
-    layers = _layers(network, study.settings.layers)
+    layers = subject.layers(study.settings.layers)
     deep = layers if study.settings.thorough else _spread(layers)
-    main, told = study.main, _telling(progress, subject.name)
+    main, told = study.main, _telling(_named(progress, subject.name))
     spill = run.folder / "spill"
     reads = {main: layers, **{read: deep for read in study.other_reads}}
-    reading = study.read(network, tokenizer, study.prompts, reads, progress, spill=spill)
+    reading = study.read(network, tokenizer, study.prompts, reads, _named(progress, subject.name), spill=spill)
     panel, states = study.panel.only(reading.kept), reading.states[main]
 
     swept = sweep(panel, states, layers, told)
@@ -223,8 +240,9 @@ def _probe(
     for read in study.other_reads:
         rows += _settled(sweep(panel, reading.states[read], deep, told).rows, read=read)
     if study.prompts.has_inputs:
-        rows += _settled(_neutral(study, panel, network, tokenizer, deep, progress, told), read=main, control="neutral")
-    fresh = _untrained(study, panel, network, tokenizer, deep, progress, told)
+        neutral = _named(progress, f"{subject.name}, neutral instruction")
+        rows += _settled(_neutral(study, panel, network, tokenizer, deep, neutral), read=main, control="neutral")
+    fresh = _untrained(study, panel, network, tokenizer, deep, _named(progress, f"{subject.name}, untrained"))
     rows += _settled([*fresh.rows, _best_row(fresh)], read=main, control="untrained")
     rows += _settled(_answer_rows(panel, reading))
 
@@ -238,15 +256,16 @@ def _probe(
         "confusion": confusion_frame(panel, swept, closer),
         "suspicious": suspicious_frame(panel, texts, doubted, best),
         "coordinates": coordinate_frame(panel, texts, swept, at_best, near, doubted),
+        "dropped": _dropped_frame([(study.prompts.places[place], why) for place, why in reading.dropped]),
     }
     facts = (pl.lit(subject.name).alias("model"), *(pl.lit(v, pl.Int32).alias(n) for n, v in subject.age.items()))
     for name, frame in frames.items():
         whole = frame.select(*facts, pl.all())
-        write_whole(run.folder / "pieces" / f"{subject.part}-{name}.parquet", whole.write_parquet)
+        write_whole(run.folder / "pieces" / f"{_part(subject)}-{name}.parquet", whole.write_parquet)
     layout = layout_frame(texts["instance"].to_numpy(), states, layers, near)
     write_whole(run.folder / "layouts" / f"{subject.file}.parquet", layout.write_parquet)
     known = {"model": subject.name, **subject.age}
-    run.write_part(subject.part, [study.complete({**row, **known}) for row in rows])
+    run.write_part(_part(subject), [study.complete({**row, **known}) for row in rows])
     remarks = _remarks(study, reading)
     for sentence in remarks:
         progress(f"{subject.name}: {sentence}", None)
@@ -258,61 +277,14 @@ def _probe(
 # --- what is probed --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Subject:
-    """A model, not loaded yet."""
-
-    name: str
-    what: Any  # a path, a hub id, or a network
-    tokenizer: Any
-    loading: Mapping[str, Any]
-    revision: str | None = None
-    epoch: int | None = None
-    step: int | None = None
-    checksum: str | None = None
-
-    @property
-    def file(self) -> str:
-        """Its name, fit for a file."""
-        return self.name.replace("/", "--")
-
-    @property
-    def part(self) -> str:
-        return f"model-{self.file}"
-
-    @property
-    def age(self) -> dict[str, int | None]:
-        return {"epoch": self.epoch, "step": self.step}
-
-    def load(self) -> tuple[Any, Any]:
-        """Network and tokenizer."""
-        own = {"revision": self.revision} if self.revision else {}
-        return as_network(self.what, self.tokenizer, **self.loading, **own)
-
-
-def _subjects(model: Any, base: Any, tokenizer: Any, settings: ProbeSettings) -> tuple[list[_Subject], str | None]:
-    """All models in order, the base last unless it is among them; and the base's name."""
-    asked = list(model) if isinstance(model, list | tuple) else [model]
-    place = next((n for n, one in enumerate(asked) if one is base or (isinstance(one, str) and one == base)), None)
-    if base is not None and place is None:
-        place = len(asked)
-        asked.append(base)
+def _subjects(model: Any, base: Any, tokenizer: Any, settings: ProbeSettings) -> tuple[list[Subject], str | None]:
     loading = {name: getattr(settings, name) for name in ("dtype", "trust_remote_code")}
-    loading["device"] = device_for(settings.device)
-    paths = [one for one in asked if isinstance(one, str | Path)]
-    found = iter(find_models(paths, settings.revisions) if paths else [])
-    listed = list(found)
-    series = len(listed) != len(paths)
-    subjects = [_Subject(s.name, s.path, tokenizer, loading, s.revision, s.epoch, s.step, s.checksum) for s in listed]
-    if series and base is not None:
-        raise Refused("--base: a series stands for several models; compare single models, or name its checkpoints")
-    for number, one in enumerate(asked):
-        if not isinstance(one, str | Path):
-            name = Path(getattr(one, "name_or_path", "") or type(one).__name__).name
-            while any(subject.name == name for subject in subjects):
-                name += "'"
-            subjects.insert(number if not series else len(subjects), _Subject(name, one, tokenizer, loading))
-    return subjects, None if base is None or place is None else subjects[place].name
+    loading |= {"device": device_for(settings.device), **(settings.loading or {})}
+    return subjects_of(model, base, tokenizer, loading, settings.revisions)
+
+
+def _part(subject: Subject) -> str:
+    return f"model-{subject.file}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -330,8 +302,8 @@ class _Study:
     def of(cls, prompts: Prompts, settings: ProbeSettings) -> Self:
         instances = prompts.instances
         units, by_instruction = held_out_units(*_columns(instances, "instruction", "input", "task"))
-        names = ("output", "task", "distribution", *(["input"] if prompts.has_inputs else []))
-        table = dict(zip(names, _columns(instances, *names), strict=True))
+        columns = ("output", "task", "distribution", *(["input"] if prompts.has_inputs else []))
+        table = dict(zip(columns, _columns(instances, *columns), strict=True))
         (labels,) = Labels.coded({"instruction": units, **table})
         pairs = list(zip(*_columns(instances, "distribution", "mapping"), strict=True))
         book = {pair: code for code, pair in enumerate(sorted(pair for pair in set(pairs) if None not in pair))}
@@ -350,11 +322,40 @@ class _Study:
         splits = {one.split for one in instances}
         if len(splits) > 1 and not {"train", "validation", "test"} <= splits:
             notes.append(f"the splits {', '.join(sorted(splits))} are not train, validation and test: halved anew")
+        names, test = sorted(set(table["task"])), sides[-1].members
+        pairs_there = np.unique(np.stack([labels.task[test], labels.instruction[test]]), axis=1)
+        there = np.bincount(pairs_there[0], minlength=len(names))
+        few = [f"'{name}' {count}" for name, count in zip(names, there, strict=True) if count < FEWEST]
+        if few:
+            whole = "instructions" if by_instruction and prompts.has_inputs else "prompts"
+            notes.append(
+                f"too few {whole} to tell of {len(few)} of {len(names)} tasks: {', '.join(few[:5])}"
+                f"{' …' if len(few) > 5 else ''} in the half that is reported, where {FEWEST} are needed: {2 * FEWEST} "
+                "in all"
+            )
         effort = Effort(
             settings.perplexity, settings.iterations, settings.initialisations, settings.repeats, thread_count()
         )
-        panel = Panel.of(labels, mapping, sorted(set(table["task"])), sides, seed=settings.seed, effort=effort)
+        panel = Panel.of(labels, mapping, names, sides, seed=settings.seed, effort=effort)
         return cls(prompts, settings, panel, tuple(notes))
+
+    def check(self, subject: Subject) -> None:
+        """Refuse what would be refused of the first prompts, while nothing is written yet."""
+        subject.layers(self.settings.layers)
+        messages = self.prompts.messages
+        first = prompts_of(
+            subject.tokenizer,
+            self.prompts.instances[:_TRIED],
+            reads=(self.main, *self.other_reads),
+            template=self.settings.template,
+            messages=None if messages is None else messages[:_TRIED],
+            chat=self.settings.chat,
+        )
+        if all(isinstance(one, str) for one in first):
+            raise Refused(
+                f"{self.prompts.name}, {self.prompts.unit} {self.prompts.places[0]}: the prompt cannot be read: "
+                f"{first[0]}; and so on: mend the data or the template"
+            )
 
     @property
     def main(self) -> str:
@@ -406,11 +407,17 @@ def _memory() -> int:
 
 
 def _texts(study: _Study, kept: np.ndarray) -> pl.DataFrame:
-    """instance, prompt (equal numbers for equal prompts) and what a reader wants to see of it."""
+    """instance, row, prompt (equal numbers for equal prompts) and what a reader wants to see of it."""
     frame = Dataset(_kept(study.prompts, kept).instances, {}, {}, {}, {}).frame()
+    row = pl.Series("row", [study.prompts.places[place] for place in kept], dtype=pl.Int32)
     text = pl.concat_str("instruction", "input", separator=" ").str.strip_chars().alias("text")
     prompt = pl.struct("instruction", "input").rank("dense").cast(pl.Int64).alias("prompt")
-    return frame.select("instance", prompt, text, "instruction", "input", "task", "distribution")
+    return frame.select("instance", row, prompt, text, "instruction", "input", "task", "distribution")
+
+
+def _dropped_frame(dropped: Sequence[tuple[int, str]]) -> pl.DataFrame:
+    """row, why: the prompts that were left out."""
+    return pl.DataFrame(dropped, schema={"row": pl.Int32, "why": pl.String}, orient="row")
 
 
 def _columns(instances: Sequence[Instance], *names: str) -> list[list[Any]]:
@@ -420,10 +427,6 @@ def _columns(instances: Sequence[Instance], *names: str) -> list[list[Any]]:
 def _kept(prompts: Prompts, places: np.ndarray) -> Prompts:
     messages = None if prompts.messages is None else tuple(prompts.messages[place] for place in places)
     return replace(prompts, instances=tuple(prompts.instances[place] for place in places), messages=messages)
-
-
-def _layers(network: Any, asked: Sequence[int] | None) -> list[int]:
-    return sorted(set(layers_of(network.get_encoder() if network.config.is_encoder_decoder else network, asked)))
 
 
 def _spread(layers: Sequence[int]) -> list[int]:
@@ -436,7 +439,8 @@ def _remarks(study: _Study, reading: PromptReading) -> list[str]:
     remarks = []
     if reading.dropped:
         place, why = reading.dropped[0]
-        remarks.append(f"{len(reading.dropped)} prompts were left out; the first is {place}: {why}")
+        first = f"{study.prompts.unit} {study.prompts.places[place]}"
+        remarks.append(f"{len(reading.dropped)} prompts were left out (dropped.parquet); {first}: {why}")
     if reading.unknown_words:
         remarks.append(f"{reading.unknown_words} words are unknown to the tokenizer")
     if len(reading.kept) > MOST_SHOWN:
@@ -444,25 +448,29 @@ def _remarks(study: _Study, reading: PromptReading) -> list[str]:
     return remarks + ([reading.note] if reading.note else [])
 
 
-def _telling(progress: Progress, model: str) -> Tell:
-    return lambda what, done, of: progress(f"{model}: {what}", min(done / of, 0.99))  # 1 is the end of the run
+def _named(progress: Progress, name: str) -> Progress:
+    return lambda text, fraction: progress(f"{name}: {text}", fraction)
+
+
+def _telling(progress: Progress) -> Tell:
+    return lambda what, done, of: progress(what, min(done / of, 0.99))  # 1 is the end of the run
 
 
 # --- controls --------------------------------------------------------------------------------------------------------
 
 
 def _neutral(
-    study: _Study, panel: Panel, network: Any, tokenizer: Any, layers: Sequence[int], progress: Progress, told: Tell
+    study: _Study, panel: Panel, network: Any, tokenizer: Any, layers: Sequence[int], progress: Progress
 ) -> Rows:
     """The same inputs after an instruction that says nothing: what is left is the input's own doing."""
     asked = _kept(study.prompts, panel.kept)
     asked = replace(asked, instances=tuple(replace(one, instruction=NEUTRAL) for one in asked.instances))
     reading = study.read(network, tokenizer, asked, {study.main: layers}, progress)
-    return sweep(panel.only(reading.kept), reading.states[study.main], layers, told).rows
+    return sweep(panel.only(reading.kept), reading.states[study.main], layers, _telling(progress)).rows
 
 
 def _untrained(
-    study: _Study, panel: Panel, network: Any, tokenizer: Any, layers: Sequence[int], progress: Progress, told: Tell
+    study: _Study, panel: Panel, network: Any, tokenizer: Any, layers: Sequence[int], progress: Progress
 ) -> Sweep:
     """The same architecture with fresh weights; models of one architecture share it."""
     settings = {name: v for name, v in network.config.to_dict().items() if not name.startswith("_")}
@@ -472,7 +480,7 @@ def _untrained(
     if key not in study.known:
         fresh = untrained(network, stream(study.settings.seed, "untrained"))
         reading = study.read(fresh, tokenizer, _kept(study.prompts, panel.kept), {study.main: layers}, progress)
-        study.known[key] = sweep(panel, reading.states[study.main], layers, told)
+        study.known[key] = sweep(panel, reading.states[study.main], layers, _telling(progress))
     return study.known[key]
 
 
@@ -486,7 +494,7 @@ def _surface(study: _Study, run: RunWriter, progress: Progress) -> dict[str, np.
         for side in study.panel.sides:  # the n-grams are those of the other half
             features = surface_features([column[place] for place in side.against], column)
             panel = replace(study.panel, sides=(side,))
-            found = sweep(panel, features[np.newaxis], [0], _telling(progress, control))
+            found = sweep(panel, features[np.newaxis], [0], _telling(_named(progress, control)))
             rows += _settled([{**row, "layer": None} for row in found.rows], control=control)
             if side.split == "test":
                 shares[control] = found.shares["test", 0]
@@ -531,22 +539,27 @@ def _answer_rows(panel: Panel, reading: PromptReading) -> Rows:
 # --- the run folder --------------------------------------------------------------------------------------------------
 
 
-def _finish(run: RunWriter, subjects: Sequence[_Subject], compared: str | None, notes: Sequence[str]) -> None:
+def _finish(run: RunWriter, study: "_Study", subjects: Sequence[Subject], compared: str | None) -> None:
     """The parts as whole tables, the differences to the base, and the answer in words."""
     pieces = run.folder / "pieces"
-    run.finish(["surface", *(subject.part for subject in subjects)])
+    run.finish(["surface", *(_part(subject) for subject in subjects)])
     joined = run.folder / "pieces-joined"
     if not pieces.is_dir():  # killed after all was written
         shutil.rmtree(joined, ignore_errors=True)
         return
-    tables = {n: pl.concat([pl.read_parquet(pieces / f"{s.part}-{n}.parquet") for s in subjects]) for n in TABLES}
+    tables = {n: pl.concat([pl.read_parquet(pieces / f"{_part(s)}-{n}.parquet") for s in subjects]) for n in TABLES}
+    metrics = pl.read_parquet(run.folder / "metrics.parquet")
+    doubted = [one.name for one in subjects if mislabelled(metrics, tables["coordinates"], one.name)]
+    counted = pl.col("model").is_in(doubted) & (pl.col("margin") > MISLABELLED)
+    tables["suspicious"] = tables["suspicious"].with_columns(counted.alias("counted"))
+    own = _dropped_frame(study.prompts.dropped)
+    tables["dropped"] = pl.concat([own, tables["dropped"]], how="diagonal").select(tables["dropped"].columns)
     if compared is not None:
-        metrics = pl.read_parquet(run.folder / "metrics.parquet")
         gained = [_over_base(tables, metrics, one, compared) for one in subjects if one.name != compared]
         tables["tasks"] = pl.concat([tables["tasks"], *gained])
     for name, frame in tables.items():
         write_whole(run.folder / f"{name}.parquet", frame.write_parquet)
-    run.record(verdict=load_probe(run.folder).verdicts, notes=list(notes))
+    run.record(verdict=load_probe(run.folder).verdicts, notes=list(study.notes))
     shutil.rmtree(pieces.rename(joined))  # gone whole, or not at all
 
 
@@ -559,7 +572,7 @@ def _note_seconds(run: RunWriter, began: float, reading: list[float]) -> float:
     return now
 
 
-def _over_base(tables: _Frames, metrics: pl.DataFrame, subject: _Subject, compared: str) -> pl.DataFrame:
+def _over_base(tables: _Frames, metrics: pl.DataFrame, subject: Subject, compared: str) -> pl.DataFrame:
     """Rows of `tasks`: by how much the deciding share exceeds the base's, each model at its own best layer."""
     coordinates, measure = tables["coordinates"], f"{deciding_measure(metrics)}_over_base"
     here, there = (coordinates.filter(pl.col("model") == name) for name in (subject.name, compared))
@@ -591,8 +604,9 @@ class ProbeResult:
     metrics: pl.DataFrame = field(repr=False)  # the long table
     tasks: pl.DataFrame = field(repr=False)  # model, epoch, step, layer, task, measure, value
     confusion: pl.DataFrame = field(repr=False)  # model, epoch, step, layer, task, other, share
-    suspicious: pl.DataFrame = field(repr=False)  # model, epoch, step, layer, instance, task, nearest, margin, text
+    suspicious: pl.DataFrame = field(repr=False)  # ..., instance, row, task, nearest, margin, text, counted
     coordinates: pl.DataFrame = field(repr=False)  # a row per model and prompt at the best layer
+    dropped: pl.DataFrame = field(repr=False)  # model, epoch, step, row, why: prompts that were left out
 
     @cached_property
     def verdicts(self) -> dict[str, str]:
@@ -600,7 +614,8 @@ class ProbeResult:
         found = {name: headline(self.metrics, self.tasks, self.coordinates, name) for name in self.models}
         for name in self.models:
             if self.base is not None and name != self.base:
-                found[name] += f"; {change(self.difference(self.base, model=name), self.base)}"
+                moved = [separate_at_best(self.metrics, self.tasks, one) for one in (name, self.base)]
+                found[name] += f"; {change(self.difference(self.base, model=name), self.base, *moved)}"
         return found
 
     @property
@@ -640,9 +655,4 @@ class ProbeResult:
         return Path(shutil.copytree(self.folder, run))
 
     def __str__(self) -> str:
-        lines = summary_lines(self.metrics)
-        widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-        table = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-        ]
-        return "\n".join([*table, "", *(f"{name}: {words}" for name, words in self.verdicts.items())])
+        return in_full(self.metrics, self.tasks, self.confusion, self.suspicious, self.verdicts)

@@ -3,20 +3,25 @@
 A frozen network is read once: last-layer states of the prompts of a source task, with the outputs that are wished from
 now on, and of all other tasks. From these a second head and the switches are taught in minutes on a CPU, and measured
 on instructions and inputs that they have not seen. `_redirect` is the whole story; `_teach` compares the methods; the
-network with the switch of choice is saved in the run (`model/`).
+network with the switch of choice is saved in the run (`model/`). What is read and what is taught is kept until the run
+is done (`states/`), so that a killed one goes on from there.
 """
 
+import hashlib
 import json
+import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from nucleate.config import differing, flat_toml
@@ -28,12 +33,12 @@ from nucleate.model.batches import share_prefixes
 from nucleate.model.estimate import estimate
 from nucleate.model.networks import load_network
 from nucleate.model.prompts import read_prompts_states
-from nucleate.model.switch import KINDS, Head, Memory, Pace, Switch, learn_head, learn_switch, remember
-from nucleate.model.switched import SwitchedModel, head_logits, parts_of, rank_of
+from nucleate.model.switch import AT_ONCE, KINDS, Head, Lesson, Memory, Pace, Switch, learn_head, learn_switch, remember
+from nucleate.model.switched import SwitchedModel, head_logits, model_card, parts_of
 from nucleate.model.texts import Prompt, prompts_of
 from nucleate.model.training import stream, weights
 from nucleate.refusal import Refused, nearest
-from nucleate.runs import RunWriter, load_run, open_run, write_whole
+from nucleate.runs import RunWriter, open_run, write_whole
 
 METHODS = {
     "direct": "whole head",
@@ -43,7 +48,6 @@ METHODS = {
 }
 _SWITCHED = {f"{kind}_switch": kind for kind in KINDS}
 _AFFORDABLE = 40_000_000  # weights of a whole head: above that, teaching it takes longer than all the rest
-_AT_ONCE = 512  # states whose logits are held at once
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class RedirectSettings:
     rank: int = 16  # of the second head
     epochs: int = 30
     batch: int = 40  # prompts
-    rates: Sequence[float] = (3e-4, 1e-3, 3e-3)  # the same for all methods
+    rates: Sequence[float] = (3e-3, 1e-2, 3e-2)  # the same for all methods
 
 
 def redirect_into(
@@ -102,6 +106,7 @@ def redirect_into(
         for sentence in study.dealt.prompts.warnings:
             progress(sentence, None)
         _redirect(study, str(model), run, progress)
+    shutil.rmtree(folder / "states")  # not before the manifest says done
     return True
 
 
@@ -171,7 +176,7 @@ def settings_of(options: Mapping[str, Any]) -> RedirectSettings:
 
 
 def _redirect(study: _Study, model: str, run: RunWriter, progress: Progress) -> None:
-    settings, clock = study.settings, [time.monotonic()]
+    settings = study.settings
     network, tokenizer = load_network(
         model,
         device=device_for(settings.device),
@@ -180,77 +185,78 @@ def _redirect(study: _Study, model: str, run: RunWriter, progress: Progress) -> 
     )
     parts_of(network)
     progress(study.dealt.describe(), None)
-    sides = {}
+    shelf, sides = _Shelf(run.folder / "states" / _mark_of(network)), {}
     for name, instances in study.dealt.sides.items():
         progress(f"reading the source: {name.replace('_', ' ')}", SIDES.index(name) / 8)
         if instances:
-            sides[name] = _read_source(study, network, tokenizer, instances)
+            sides[name] = _read_source(study, network, tokenizer, name, shelf)
     progress("reading all others", 0.5)
-    others = _read_others(study, network, tokenizer)
-    clock.append(time.monotonic())
+    others = _read_others(study, network, tokenizer, shelf)
+    chosen = _teach(study, sides, others, shelf, progress)
+    if "direct" not in chosen:
+        progress("the whole head was left out: it has too many weights to be taught here", None)
 
     rows: list[dict[str, Any]] = [{"arm": "main", **row} for row in _before(sides, others)]
     told: list[pl.DataFrame] = []
-    chosen = _teach(study, sides, others, progress)
     for arm, attempt in chosen.items():
         after, switched = _after(network, others, attempt)
-        scored = _scores(study, sides, others, attempt, after, switched)
+        scored = _scores(sides, others, attempt, after, switched)
         rows += [{"arm": arm, "split": "test", "measure": name, "value": value} for name, value in scored.items()]
         rows += [
             {"arm": arm, "epoch": n, "split": "validation", "measure": "source_accuracy", "value": value}
             for n, value in enumerate(attempt.curve, 1)
         ]
         told.append(_by_name(others, after, switched).select(pl.lit(arm).alias("arm"), pl.all()))
-    if "direct" not in chosen:
-        progress("the whole head was left out: it has too many weights to be taught here", None)
-    clock.append(time.monotonic())
-
     same = {"experiment": "align", "model": Path(model).name, "control": "none", "seed": settings.seed}
     run.write_part("methods", [{**same, **row} for row in rows])
     run.finish(["methods"])
-    write_whole(run.folder / "others.parquet", pl.concat(told).write_parquet)
-    read, taught = (round(end - begin, 3) for begin, end in pairwise(clock))
-    run.record(seconds={"read": read, "train": taught})
+    others_told = pl.concat(told)
+    write_whole(run.folder / "others.parquet", others_told.write_parquet)
     best = chosen[f"{settings.switch}_switch"]
     assert best.switch is not None
-    switched_model = SwitchedModel(network, tokenizer, best.switch, best.head)
     prompts = {"template": settings.template, "chat": settings.chat}
     facts = {"source": settings.source, "target": settings.target, "wished": study.dealt.wished, "prompts": prompts}
-    switched_model.save(
-        run.folder / "model", network=model, copy=settings.copy, facts=facts, card=_card(study, model, run.folder)
+    SwitchedModel(network, tokenizer, best.switch, best.head).save(
+        run.folder / "model",
+        network=model,
+        copy=settings.copy,
+        facts=facts,
+        card=_card(study, model, _table(rows), others_told),
     )
-    progress(f"the switched model: {run.folder / 'model'}", None)
+    run.record(seconds={kind: round(seconds, 3) for kind, seconds in shelf.seconds.items()})
+
+
+@dataclass(frozen=True)
+class _Shelf:
+    """Parts that are made once: a resumed run finds them as they were, to the bit."""
+
+    folder: Path
+    seconds: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "train": 0.0})  # what they took to make
+
+    def part(
+        self, name: str, kind: str, make: Callable[[], tuple[dict[str, Tensor], Any]]
+    ) -> tuple[dict[str, Tensor], Any]:
+        """Tensors and facts of a part, from the disk; made and put there where it is missing."""
+        file = self.folder / f"{name}.safetensors"
+        if not file.is_file():
+            began = time.monotonic()
+            tensors, facts = make()
+            told = {"told": json.dumps({"seconds": time.monotonic() - began, "facts": facts})}
+            write_whole(file, lambda path: save_file(tensors, path, metadata=told))
+        with safe_open(file, framework="pt") as opened:
+            told = json.loads(opened.metadata()["told"])
+            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+        self.seconds[kind] += told["seconds"]
+        return tensors, told["facts"]
+
+
+def _mark_of(network: Any) -> str:
+    """Of its weights: what was read from others that lay in the same place is not taken for its own."""
+    few = [one.detach().flatten()[:: max(1, one.numel() // 64)].float().cpu() for one in network.parameters()]
+    return hashlib.sha256(torch.cat(few).numpy().tobytes()).hexdigest()[:16]
 
 
 # --- what is read ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class _Source:
-    """Prompts of the source with what the network makes of them and of the wished outputs."""
-
-    memory: Memory
-    first: np.ndarray  # (instance,) where its targets begin
-    allowed: np.ndarray  # the first tokens of all wished outputs
-
-    @classmethod
-    def of(cls, memory: Memory, lengths: np.ndarray, allowed: Sequence[int]) -> "_Source":
-        return cls(memory, np.cumsum(lengths) - lengths, np.array(allowed))
-
-    def answers(self, head: Head | None) -> tuple[np.ndarray, np.ndarray]:
-        """(instance,) bool: every token of the wished output is the likeliest one; its first is, among the first of
-        all wished outputs."""
-        best, own = [], []
-        for start in range(0, len(self.memory.tokens), _AT_ONCE):
-            part = slice(start, start + _AT_ONCE)
-            with torch.no_grad():
-                added = 0 if head is None else head(self.memory.states[part])
-                logits = self.memory.logits[part] + added
-            best.append(logits.argmax(-1).numpy())
-            own.append(self.allowed[logits[:, self.allowed].argmax(-1).numpy()])
-        tokens = self.memory.tokens.numpy()
-        right, restricted = np.concatenate(best) == tokens, np.concatenate(own) == tokens
-        return np.logical_and.reduceat(right, self.first), restricted[self.first]
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,18 +271,42 @@ class _Others:
     examples: Tensor  # (example, width)
 
 
-def _read_source(study: _Study, network: Any, tokenizer: Any, instances: Sequence[Instance]) -> _Source:
-    prompts = _prompts_of(study, tokenizer, instances)
-    wrong = next((one for one in prompts if isinstance(one, str) or not one.answer), None)
+def _read_source(study: _Study, network: Any, tokenizer: Any, side: str, shelf: _Shelf) -> Lesson:
+    """The prompts of a side with the wished outputs, behind each of which comes the token that ends a text, so that
+    `generate` stops there."""
+    every = _prompts_of(study, tokenizer, [one for side in study.dealt.sides.values() for one in side])
+    wrong = next((one for one in every if isinstance(one, str) or not one.answer), None)
     if wrong is not None:
         why = wrong if isinstance(wrong, str) else "its wished output has no token"
         raise Refused(f"a prompt of {study.settings.source!r} cannot be taught: {why}: mend the data")
-    rows = [(one.tokens, one.answer) for one in prompts if isinstance(one, Prompt)]
+    allowed = sorted({one.answer[0] for one in every if isinstance(one, Prompt)})
+    closing = _closing(tokenizer)
+    prompts = _prompts_of(study, tokenizer, study.dealt.sides[side])
+    rows = [(one.tokens, one.answer + closing) for one in prompts if isinstance(one, Prompt)]
     groups, places = share_prefixes(rows)
-    lengths = np.array([len(rows[place][1]) for place in places])
-    every = [one for side in study.dealt.sides.values() for one in side]
-    first = {one.answer[0] for one in _prompts_of(study, tokenizer, every) if isinstance(one, Prompt) and one.answer}
-    return _Source.of(remember(network, groups, answers_only=True), lengths, sorted(first))
+
+    def read() -> tuple[dict[str, Tensor], list[int]]:
+        memory = remember(network, groups, answers_only=True)
+        kept = {name: getattr(memory, name) for name in ("states", "tokens", "weights", "ends")}
+        return kept | {"starts": torch.from_numpy(memory.starts)}, list(memory.branches)
+
+    kept, branches = shelf.part(f"source-{side}", "read", read)
+    logits = torch.cat([head_logits(network, part) for part in kept["states"].split(AT_ONCE)])
+    starts, branches = kept.pop("starts").numpy(), tuple(branches)
+    memory = Memory(logits=logits, starts=starts, branches=branches, **kept)
+    ends = np.cumsum([len(rows[place][1]) for place in places])
+    closes = np.zeros(len(memory.tokens), dtype=bool)
+    closes[ends - 1] = bool(closing)
+    return Lesson(memory, np.concatenate([[0], ends[:-1]]), closes, np.array(allowed))
+
+
+def _closing(tokenizer: Any) -> tuple[int, ...]:
+    """The token behind an answer: the end of a text or, where the tokenizer has none, of a line; nothing where it has
+    neither."""
+    if tokenizer.eos_token_id is not None:
+        return (tokenizer.eos_token_id,)
+    line = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    return tuple(line[-1:]) if tokenizer.decode(line) == "\n" else ()
 
 
 def _prompts_of(study: _Study, tokenizer: Any, instances: Sequence[Instance]) -> list[Prompt | str]:
@@ -291,30 +321,35 @@ def _prompts_of(study: _Study, tokenizer: Any, instances: Sequence[Instance]) ->
     )
 
 
-def _read_others(study: _Study, network: Any, tokenizer: Any) -> _Others:
+def _read_others(study: _Study, network: Any, tokenizer: Any, shelf: _Shelf) -> _Others:
     settings, instances = study.settings, study.dealt.others
-    reading = read_prompts_states(
-        network,
-        tokenizer,
-        instances,
-        reads={"answer_start": [-1]},
-        template=settings.template,
-        messages=study.dealt.messages(instances),
-        chat=settings.chat,
-    )
-    states = torch.from_numpy(np.array(reading.states["answer_start"][0]))
-    read = [instances[place] for place in reading.kept]
-    drawn = np.array([one.instance in study.dealt.examples for one in read])
-    asked = np.array([one.instance in study.dealt.asked for one in read])
+
+    def read() -> tuple[dict[str, Tensor], None]:
+        reading = read_prompts_states(
+            network,
+            tokenizer,
+            instances,
+            reads={"answer_start": [-1]},
+            template=settings.template,
+            messages=study.dealt.messages(instances),
+            chat=settings.chat,
+        )
+        states = torch.from_numpy(np.array(reading.states["answer_start"][0]))
+        return {"states": states, "places": torch.from_numpy(reading.kept)}, None
+
+    kept, _ = shelf.part("others", "read", read)
+    found = [instances[place] for place in kept["places"]]
+    drawn = np.array([one.instance in study.dealt.examples for one in found])
+    asked = np.array([one.instance in study.dealt.asked for one in found])
     if not drawn.any() or not asked.any():
         raise Refused(f"{study.dealt.prompts.name}: no prompt of the other tasks can be read: shorten them")
-    judged = [one for one, is_asked in zip(read, asked, strict=True) if is_asked]
+    judged = [one for one, is_asked in zip(found, asked, strict=True) if is_asked]
     prompts = _prompts_of(study, tokenizer, judged)
     wanted = [one.answer[0] if isinstance(one, Prompt) and one.answer else -1 for one in prompts]
-    kept = states[asked]
-    before = [head_logits(network, part).argmax(-1).numpy() for part in kept.split(_AT_ONCE)]
+    states = kept["states"][asked]
+    before = [head_logits(network, part).argmax(-1).numpy() for part in states.split(AT_ONCE)]
     of_target = np.array([one.instance in study.dealt.of_target for one in judged])
-    return _Others(judged, kept, np.concatenate(before), np.array(wanted), of_target, states[drawn])
+    return _Others(judged, states, np.concatenate(before), np.array(wanted), of_target, kept["states"][drawn])
 
 
 # --- the methods -----------------------------------------------------------------------------------------------------
@@ -332,13 +367,12 @@ class _Attempt:
 
     def on(self, states: Tensor) -> np.ndarray:
         """(state,) bool: where the second head answers."""
-        if self.switch is None:
-            return np.ones(len(states), dtype=bool)
-        with torch.no_grad():
-            return (self.switch(states) > 0).numpy()
+        return np.ones(len(states), dtype=bool) if self.switch is None else self.switch.is_on(states)
 
 
-def _teach(study: _Study, sides: Mapping[str, _Source], others: _Others, progress: Progress) -> dict[str, _Attempt]:
+def _teach(
+    study: _Study, sides: Mapping[str, Lesson], others: _Others, shelf: _Shelf, progress: Progress
+) -> dict[str, _Attempt]:
     """Each method at the learning rate and epoch of the highest source accuracy on validation; ties: the earliest
     epoch, then the lowest rate. The switched methods share the head that the low-rank one learns, and its rate."""
     settings, memory = study.settings, sides["lesson"].memory
@@ -349,48 +383,52 @@ def _teach(study: _Study, sides: Mapping[str, _Source], others: _Others, progres
     best: dict[str, tuple[tuple[float, int, float], _Attempt]] = {}
     for number, (arm, rank, rate) in enumerate((a, k, r) for a, k in ranks.items() for r in settings.rates):
         progress(f"teaching the {METHODS[arm]} at {rate:g}", 0.6 + 0.4 * number / len(ranks) / len(settings.rates))
-        pace = Pace(settings.epochs, settings.batch, rate, seed=stream(settings.seed, "redirect"))
-        gates: dict[str, Switch | None] = {arm: None}
-        if arm == "head":
-            gates |= _switches(study, memory, others.examples, pace)
-        head = Head(width, vocabulary, rank=rank, seed=stream(settings.seed, "head"))
-        for name, (level, attempt) in _levels(sides["validation"], memory, head, gates, pace):
+        lesson = partial(_lesson, study, sides, others, arm, rank, rate)
+        tensors, told = shelf.part(f"{arm}-{rate:g}", "train", lesson)
+        for name, (epoch, curve) in told.items():
+            level = (curve[epoch - 1], -epoch, -rate)
             if name not in best or level > best[name][0]:
-                best[name] = (level, attempt)
+                head = _filled(Head(width, vocabulary, rank=rank), tensors, f"{name}/head/")
+                switch = (
+                    _filled(Switch(width, _SWITCHED[name]), tensors, f"{name}/switch/") if name in _SWITCHED else None
+                )
+                best[name] = (level, _Attempt(rate, epoch, head, switch, curve))
     return {arm: best[arm][1] for arm in METHODS if arm in best}
 
 
-def _switches(study: _Study, memory: Memory, examples: Tensor, pace: Pace) -> dict[str, Switch | None]:
-    made: dict[str, Switch | None] = {}
-    for arm, kind in _SWITCHED.items():
-        switch = Switch(memory.states.shape[1], kind, seed=stream(study.settings.seed, "switch"))
-        learn_switch(switch, memory, examples, pace)
-        made[arm] = switch
-    return made
+def _filled(module: Any, tensors: Mapping[str, Tensor], stem: str) -> Any:
+    """With the weights whose names begin so."""
+    module.load_state_dict({key.removeprefix(stem): one for key, one in tensors.items() if key.startswith(stem)})
+    return module
 
 
-def _levels(
-    validation: _Source, memory: Memory, head: Head, gates: Mapping[str, Switch | None], pace: Pace
-) -> Iterator[tuple[str, tuple[tuple[float, int, float], _Attempt]]]:
-    """Of each gate the best epoch of one head, with what it is compared by. Ends where nothing better can come."""
-    before = validation.answers(None)[0]
-    probe = {name: _Attempt(pace.learning_rate, 0, head, gate, []) for name, gate in gates.items()}
-    on = {name: one.on(validation.memory.ends) for name, one in probe.items()}
-    best: dict[str, tuple[tuple[float, int, float], dict[str, Tensor]]] = {}
-    for epoch in learn_head(head, memory, pace):
-        right, taught = validation.answers(head)[0], None
-        for name, one in probe.items():
-            one.curve.append(float(np.where(on[name], right, before).mean()))
-            level = (one.curve[-1], -epoch, -pace.learning_rate)
-            if name not in best or level > best[name][0]:
-                taught = weights(head) if taught is None else taught
-                best[name] = (level, taught)
-        if all(level[0] == 1 for level, _ in best.values()):
+def _lesson(
+    study: _Study, sides: Mapping[str, Lesson], others: _Others, arm: str, rank: int | None, rate: float
+) -> tuple[dict[str, Tensor], dict[str, tuple[int, list[float]]]]:
+    """One head at one learning rate, with the switches before it: of each method the weights at its best epoch, and
+    that epoch with the curve of source accuracy on validation. Ends where nothing better can come."""
+    settings, memory, validation = study.settings, sides["lesson"].memory, sides["validation"]
+    width, vocabulary = memory.states.shape[1], memory.logits.shape[1]
+    pace = Pace(settings.epochs, settings.batch, rate, seed=stream(settings.seed, "redirect"))
+    on = {arm: np.ones(len(validation.memory.ends), dtype=bool)}
+    tensors: dict[str, Tensor] = {}
+    for name, kind in _SWITCHED.items() if arm == "head" else ():
+        switch = Switch(width, kind, seed=stream(settings.seed, "switch"))
+        learn_switch(switch, memory, others.examples, pace)
+        on[name] = switch.is_on(validation.memory.ends)
+        tensors |= {f"{name}/switch/{key}": one for key, one in weights(switch).items()}
+    head = Head(width, vocabulary, rank=rank, seed=stream(settings.seed, "head"))
+    before, _, _ = validation.answers(None)
+    curves: dict[str, list[float]] = {name: [] for name in on}
+    for _ in learn_head(head, memory, pace):
+        right, _, _ = validation.answers(head)
+        for name, curve in curves.items():
+            curve.append(float(np.where(on[name], right, before).mean()))
+            if curve[-1] > max(curve[:-1], default=-1):
+                tensors |= {f"{name}/head/{key}": one for key, one in weights(head).items()}
+        if all(max(curve) == 1 for curve in curves.values()):
             break
-    for name, (level, taught) in best.items():
-        finished = Head(memory.states.shape[1], memory.logits.shape[1], rank=rank_of(head))
-        finished.load_state_dict(taught)
-        yield name, (level, replace(probe[name], epoch=-level[1], head=finished))
+    return tensors, {name: (curve.index(max(curve)) + 1, curve) for name, curve in curves.items()}
 
 
 # --- what has come of it ---------------------------------------------------------------------------------------------
@@ -400,47 +438,50 @@ def _after(network: Any, others: _Others, attempt: _Attempt) -> tuple[np.ndarray
     """(instance,) the likeliest next token of the others now, and where the second head gives it."""
     on, after = attempt.on(others.states), others.before.copy()
     places = np.flatnonzero(on)
-    for start in range(0, len(places), _AT_ONCE):
-        part = places[start : start + _AT_ONCE]
+    for start in range(0, len(places), AT_ONCE):
+        part = places[start : start + AT_ONCE]
         with torch.no_grad():
             after[part] = (head_logits(network, others.states[part]) + attempt.head(others.states[part])).argmax(-1)
     return after, on
 
 
-def _before(sides: Mapping[str, _Source], others: _Others) -> Iterator[dict[str, Any]]:
+def _before(sides: Mapping[str, Lesson], others: _Others) -> Iterator[dict[str, Any]]:
     """The network as it was: how often it gave the wished output already, and was right elsewhere."""
-    for side, name in (("test", ""), ("new_inputs", "_new_inputs")):
-        if side in sides:
-            right, restricted = sides[side].answers(None)
-            yield {"split": "test", "measure": f"source_accuracy{name}", "value": float(right.mean())}
-            yield {"split": "test", "measure": f"source_accuracy_restricted{name}", "value": float(restricted.mean())}
+    nothing = {name: np.zeros(len(side.first), dtype=bool) for name, side in sides.items()}
+    scores = _of_source(sides, None, nothing)
     scored = others.wanted >= 0
     if scored.any():
-        value = float((others.before == others.wanted)[scored].mean())
-        yield {"split": "test", "measure": "others_accuracy", "value": value}
+        scores["others_accuracy"] = float((others.before == others.wanted)[scored].mean())
+    for measure, value in scores.items():
+        yield {"split": "test", "measure": measure, "value": value}
+
+
+def _of_source(sides: Mapping[str, Lesson], head: Head | None, on: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """`source_accuracy`: all tokens of the wished output are right; `…_ended`: so is the one that ends it;
+    `…_restricted`: its first token is, among the first of all wished outputs."""
+    scores = {}
+    for side, name in _JUDGED.items():
+        if side in sides:
+            both = zip(("", "_ended", "_restricted"), sides[side].answers(head), sides[side].answers(None), strict=True)
+            for measure, now, then in both:
+                if measure != "_ended" or sides[side].closing.any():
+                    scores[f"source_accuracy{measure}{name}"] = float(np.where(on[side], now, then).mean())
+    return scores
+
+
+_JUDGED = {"test": "", "new_inputs": "_new_inputs"}  # side -> how its measures end
 
 
 def _scores(
-    study: _Study,
-    sides: Mapping[str, _Source],
-    others: _Others,
-    attempt: _Attempt,
-    after: np.ndarray,
-    on: np.ndarray,
+    sides: Mapping[str, Lesson], others: _Others, attempt: _Attempt, after: np.ndarray, on: np.ndarray
 ) -> dict[str, float]:
-    """By measure. An output is right where all its tokens are (of others: the first); `…_restricted`: its first token
-    among the first of all wished outputs. `accuracy_drop` is the paper's, `…_others` leaves the target out."""
-    scores: dict[str, float] = {}
-    for side, name in (("test", ""), ("new_inputs", "_new_inputs")):
-        if side not in sides:
-            continue
-        source, switched = sides[side], attempt.on(sides[side].memory.ends)
-        for measure, now, then in zip(
-            ("", "_restricted"), source.answers(attempt.head), source.answers(None), strict=True
-        ):
-            scores[f"source_accuracy{measure}{name}"] = np.where(switched, now, then).mean()
-        if attempt.switch is not None:
-            scores[f"switch_misses{name}"] = 1 - switched.mean()
+    """By measure. An output of the others is right where its first token is. `accuracy_drop` is the paper's,
+    `…_others` leaves the target out."""
+    switched = {side: attempt.on(sides[side].memory.ends) for side in _JUDGED if side in sides}
+    scores = _of_source(sides, attempt.head, switched)
+    if attempt.switch is not None:
+        scores |= {f"switch_misses{_JUDGED[side]}": 1 - here.mean() for side, here in switched.items()}
+        scores["switch_false_positives"] = on.mean()
     same, neither = after == others.before, ~others.of_target
     scores["others_kept"] = same.mean()
     if others.of_target.any() and neither.any():
@@ -453,8 +494,6 @@ def _scores(
         scores["accuracy_drop"] = drop[scored].mean()
         if (scored & neither).any():
             scores["accuracy_drop_others"] = drop[scored & neither].mean()
-    if attempt.switch is not None:
-        scores["switch_false_positives"] = on.mean()
     scores |= {"chosen_rate": attempt.rate, "chosen_epoch": attempt.epoch}
     return {measure: float(value) for measure, value in scores.items()}
 
@@ -474,79 +513,32 @@ def _by_name(others: _Others, after: np.ndarray, on: np.ndarray) -> pl.DataFrame
     return frame.group_by("name").agg(pl.len().alias("prompts"), pl.all().mean()).sort("name")
 
 
-# --- told ------------------------------------------------------------------------------------------------------------
-
-_TOLD = {
-    "source_accuracy": "source: wished output, unseen instructions",
-    "source_accuracy_restricted": "  among the wished outputs",
-    "source_accuracy_new_inputs": "  unseen inputs as well",
-    "source_accuracy_restricted_new_inputs": "    among the wished outputs",
-    "others_kept": "all others: prediction unchanged",
-    "others_kept_no_target": "  without the target",
-    "others_accuracy": "all others: accuracy",
-    "accuracy_drop": "  lost",
-    "accuracy_drop_others": "  lost without the target",
-    "switch_false_positives": "all others: switched",
-    "switch_misses": "source: not switched",
-    "switch_misses_new_inputs": "  unseen inputs as well",
-}
-
-
-def redirection_table(folder: Path) -> list[list[str]]:
-    """A row per measure, a column for the network as it was and one per method, as text; the header first."""
-    metrics = load_run(folder).metrics
-    rows = metrics.filter(pl.col("split").eq("test") & pl.col("epoch").is_null()).to_dicts()
-    found = {(row["arm"], row["measure"]): row["value"] for row in rows}
-    arms = [arm for arm in METHODS if (arm, "others_kept") in found]
-    table = [["on what none has learnt from", "before", *(METHODS[arm] for arm in arms)]]
-    for measure, words in _TOLD.items():
-        values = [found.get((arm, measure)) for arm in ("main", *arms)]
-        if any(value is not None for value in values):
-            table.append([words, *("" if value is None else f"{value:.3f}" for value in values)])
+def _table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """A row per measure, a column for the network as it was and one per method, for the card; the header first."""
+    found = {(row["arm"], row["measure"]): row["value"] for row in rows if row.get("epoch") is None}
+    arms = [arm for arm in ("main", *METHODS) if (arm, "source_accuracy") in found]
+    table = [["on what none has learnt from", "before", *(METHODS[arm] for arm in arms[1:])]]
+    for measure in dict.fromkeys(measure for _, measure in found):
+        values = [found.get((arm, measure)) for arm in arms]
+        table.append([measure.replace("_", " "), *("" if value is None else f"{value:.3g}" for value in values)])
     return table
 
 
-def _card(study: _Study, model: str, folder: Path) -> str:
-    """The model card: what it is, its scores, how it is used."""
+def _card(study: _Study, model: str, table: Sequence[Sequence[str]], told: pl.DataFrame) -> str:
+    """The model card of what has come of it."""
     settings = study.settings
-    header, *lines = redirection_table(folder)
-    table = ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *lines)]
     arm = f"{settings.switch}_switch"
-    worst = pl.read_parquet(folder / "others.parquet").filter(pl.col("arm").eq(arm)).sort("kept", "name").head(5)
-    lost = [f"- {row['name']}: {row['kept']:.3f} of {row['prompts']} predictions unchanged" for row in worst.to_dicts()]
-    answers = f"as `{settings.target}` does" if settings.target else "with the outputs listed in `switched.json`"
+    worst = told.filter(pl.col("arm").eq(arm)).sort("kept", "name").head(5)
     form = settings.template or ("{instruction} {input}" if study.dealt.prompts.has_inputs else "the prompt alone")
-    return "\n".join(
-        [
-            "---",
-            f"base_model: {json.dumps(Path(model).name)}",
-            "library_name: nucleate",
-            "---",
-            f"# {Path(model).name}: `{settings.source}` redirected",
-            "",
-            f"A frozen network with a switch ({METHODS[arm]}) and a second head of rank {settings.rank}. Prompts of "
-            f"`{settings.source}` are answered {answers}; where the switch says no, the logits are the network's own.",
-            "",
-            f"Taught from: {study.dealt.describe()} (data: {study.dealt.prompts.name}, seed {settings.seed}). Form of "
-            f"a prompt: `{form}`{', as the user turn of a chat' if settings.chat else ''}.",
-            "",
-            *table,
-            "",
-            "What changed most under this switch:",
-            "",
-            *lost,
-            "",
-            "```python",
-            "from nucleate import load_switched",
-            "",
-            'model = load_switched("this folder")',
-            'inputs = model.tokenizer("your prompt", return_tensors="pt")',
-            "print(model.tokenizer.decode(model.generate(**inputs, max_new_tokens=5)[0]))",
-            "model.turn_off()  # the network as it was",
-            "```",
-            "",
-            "The switch decides once, at the last token of the prompt. It knows the tasks of its data only: measure "
-            "on prompts of your own before you rely on it.",
-            "",
-        ]
+    return model_card(
+        model=Path(model).name,
+        source=settings.source,
+        answers=f"as `{settings.target}` does" if settings.target else "with the outputs listed in `switched.json`",
+        parts=f"a switch ({METHODS[arm]}) and a second head of rank {settings.rank}",
+        taught=f"{study.dealt.describe()} (data: {study.dealt.prompts.name}, seed {settings.seed})",
+        form=f"`{form}`{', as the user turn of a chat' if settings.chat else ''}",
+        table=table,
+        worst=[
+            f"{row['name']}: {row['kept']:.3f} of {row['prompts']} predictions unchanged" for row in worst.to_dicts()
+        ],
     )

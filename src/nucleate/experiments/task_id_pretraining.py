@@ -72,9 +72,7 @@ def pretrain(
     progress: Progress = lambda text, fraction: None,
 ) -> bool:
     """Pre-train, fine-tune and measure every arm into a run folder. False where it is finished already."""
-    device = device_for(config.device)
-    dataset = make_dataset(config)
-    _check(config, dataset)
+    device, dataset = device_for(config.device), dataset_for(config)
     with run_of("pretrain", config, dataset, device, folder, resume=resume, overwrite=overwrite) as run:
         if run is None:
             return False
@@ -378,9 +376,10 @@ def _only(dataset: Dataset, wanted: Callable[[str], bool]) -> Dataset:
 # --- at the door, and how long ----------------------------------------------------------------------------------------
 
 
-def _check(config: Config, dataset: Dataset) -> None:
-    """Settings that only fail together."""
+def dataset_for(config: Config) -> Dataset:
+    """That of the main experiment; settings that only fail together are refused."""
     check_network(config)
+    dataset = make_dataset(config)
     for split in MEASURED:
         count = len({one.instruction for one in dataset.select(split)})
         if count < _FEWEST:
@@ -391,6 +390,7 @@ def _check(config: Config, dataset: Dataset) -> None:
         raise Refused(
             "pretrain.unseen=yes needs two validation tasks to deal out: raise data.validation_tasks, or say no"
         )
+    return dataset
 
 
 def _announcement(study: _Study, stages: Sequence[_Stage]) -> str:

@@ -3,7 +3,7 @@
 From the tables alone, so that a run folder read back says the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -12,6 +12,10 @@ from nucleate.measures.separation import MISLABELLED, by_task, mean_interval
 
 _MOST_NAMED = 4  # tasks in a sentence
 _MOST_DOUBTED = 0.1  # of the prompts; beyond, it is the model that errs
+_WHO = {
+    "knn_share": "neighbours: prompts of other instructions",
+    "knn_share_other_inputs": "neighbours: prompts of other instructions with other inputs",
+}
 _CONTROLS = ("untrained", "surface_instruction", "surface_prompt")
 
 
@@ -111,14 +115,8 @@ def headline(metrics: pl.DataFrame, tasks: pl.DataFrame, coordinates: pl.DataFra
         parts += [f"only {_named(yes)} {'is' if len(yes) == 1 else 'are'} separate"] if yes else []
     untold = sorted({*here["task"]} - {*yes, *no})
     parts += [f"too few instructions to tell of {_named(untold)}"] if untold else []
-    doubts = coordinates.filter(pl.col("model") == model)["margin"]
-    count = int((doubts > MISLABELLED).sum())
-    chance = [
-        _untrained(metrics, measure, model),
-        value_of(metrics, measure, model=model, layer=best, control="shuffled", **place),
-    ]
-    knows = share is not None and all(level is None or share > level for level in chance)
-    if count > _MOST_DOUBTED * len(doubts) or not knows:
+    count = mislabelled(metrics, coordinates, model)
+    if count is None:
         parts.append("the labels cannot be checked by a model that hardly tells them apart")
     else:
         parts.append(f"{count or 'no'} prompt{' looks' if count == 1 else 's look'} mislabelled")
@@ -126,22 +124,48 @@ def headline(metrics: pl.DataFrame, tasks: pl.DataFrame, coordinates: pl.DataFra
     return f"{'; '.join(parts)} ({where}{gain})"
 
 
-def change(found: pl.DataFrame, base: str) -> str:
-    """What a fine-tuning did, in a sentence."""
+def mislabelled(metrics: pl.DataFrame, coordinates: pl.DataFrame, model: str) -> int | None:
+    """How many prompts look mislabelled to a model; None where it tells the tasks apart no better than chance, or
+    doubts so many that it is the model that errs."""
+    measure, place = deciding_measure(metrics), {"split": "test", "space": "raw", "labels": "task", "model": model}
+    metrics, best = main_read(metrics), best_layer_of(metrics, model)
+    doubts = coordinates.filter(pl.col("model") == model)["margin"]
+    count = int((doubts > MISLABELLED).sum())
+    share = value_of(metrics, measure, layer=best, **place)
+    chance = [_untrained(metrics, measure, model), value_of(metrics, measure, layer=best, control="shuffled", **place)]
+    knows = share is not None and all(level is None or share > level for level in chance)
+    return count if knows and count <= _MOST_DOUBTED * len(doubts) else None
+
+
+def separate_at_best(metrics: pl.DataFrame, tasks: pl.DataFrame, model: str) -> set[str]:
+    """The tasks that are separate at the model's best layer."""
+    return set(separated_tasks(tasks.filter(pl.col("model") == model), best_layer_of(metrics, model))[0])
+
+
+def change(found: pl.DataFrame, base: str, now: Collection[str], before: Collection[str]) -> str:
+    """What a fine-tuning did, in a sentence; `now` and `before` are the tasks that are and were separate."""
     rose = found.filter(pl.col("low") > 0).sort("difference", descending=True)
     fell = found.filter(pl.col("high") < 0).sort("difference")
+    parted = pl.col("task").is_in([task for task in now if task not in before])
+    merged = pl.col("task").is_in([task for task in before if task not in now])
     parts = []
-    for verb, rows in (("separated", rose), ("blurred", fell)):
+    for verb, rows in (
+        ("separated", rose.filter(parted)),
+        ("raised", rose.filter(~parted)),
+        ("merged", fell.filter(merged)),
+        ("lowered", fell.filter(~merged)),
+    ):
         moved = rows.select("task", "base_share", "share").rows()
         named = [f"{_quoted(task)} ({before:.2f} → {after:.2f})" for task, before, after in moved]
         parts += [f"{verb} {_named(named, quote=False)}"] if named else []
-    return f"compared with {base}, the model " + (" and ".join(parts) if parts else "separates no task differently")
+    return f"compared with {base}, the model " + (", ".join(parts) if parts else "separates no task differently")
 
 
 def summary_lines(metrics: pl.DataFrame) -> list[tuple[str, ...]]:
     """A line per model with its controls beside it; the first line names the columns."""
     measure = deciding_measure(metrics)
-    header = ("model", "best layer", measure, "interval", *_CONTROLS, "shuffled", "F1 (best layer of all)", "accuracy")
+    against = ("untrained", "n-grams: instruction", "n-grams: prompt", "shuffled")
+    header = ("model", "best layer", "same-task neighbours", "95 %", *against, "best F1 raw", "t-SNE", "accuracy")
     lines: list[tuple[str, ...]] = [header]
     metrics = main_read(metrics)
     models = metrics.filter(pl.col("measure") == "best_layer", pl.col("control") == "none")["model"].to_list()
@@ -155,14 +179,101 @@ def summary_lines(metrics: pl.DataFrame) -> list[tuple[str, ...]]:
             value_of(metrics, measure, **here, model=model, control="shuffled"),
         ]
         low, high = (value_of(metrics, f"{measure}_{end}", **here, model=model) for end in ("low", "high"))
-        clustered = pl.col("measure").eq("f1") & pl.col("labels").eq("task") & pl.col("space").is_in(["raw", "tsne"])
-        clustered &= pl.col("control").eq("none") & pl.col("split").eq("all")
-        top = metrics.filter(clustered, pl.col("model") == model)["value"].max()
+        clustered = pl.col("measure").eq("f1") & pl.col("labels").eq("task") & pl.col("control").eq("none")
+        clustered &= pl.col("split").eq("all") & pl.col("model").eq(model)
+        top = [metrics.filter(clustered, pl.col("space") == space)["value"].max() for space in ("raw", "tsne")]
         accuracy = value_of(metrics, "accuracy", model=model, split="all")
         share = value_of(metrics, measure, **here, model=model)
         interval = "" if low is None else f"{low:.2f}–{high:.2f}"
-        lines.append((model, str(best), _number(share), interval, *(_number(v) for v in (*controls, top, accuracy))))
+        lines.append((model, str(best), _number(share), interval, *(_number(v) for v in (*controls, *top, accuracy))))
     return lines
+
+
+def task_lines(
+    metrics: pl.DataFrame, tasks: pl.DataFrame, confusion: pl.DataFrame, model: str
+) -> list[tuple[str, ...]]:
+    """A line per task of one model at its best layer, the least separate first; the first line names the columns."""
+    best, measure = best_layer_of(metrics, model), deciding_measure(metrics)
+    here = tasks.filter(pl.col("model") == model)
+    value = {(row["task"], row["measure"]): row["value"] for row in _at(here, best).iter_rows(named=True)}
+    others = _at(confusion.filter(pl.col("model") == model), best).filter(pl.col("task") != pl.col("other"))
+    most = {row["task"]: row for row in others.sort("share").iter_rows(named=True)}  # the last of each counts
+    lines = []
+    for task in sorted({*here["task"]}, key=lambda task: (value.get((task, "margin"), -1.0), task)):
+        share, margin = value.get((task, measure)), value.get((task, "margin"))
+        control = None if share is None or margin is None else share - margin
+        verdict = {1.0: "yes", 0.0: "no", None: "too few to tell"}[value.get((task, "separated"))]
+        since = _since(here.filter(pl.col("task") == task), best) if verdict == "yes" else None
+        low, high = (value.get((task, f"{measure}_{end}")) for end in ("low", "high"))
+        interval = "" if low is None else f"{low:.2f}–{high:.2f}"
+        beside = f"{most[task]['other']} ({most[task]['share']:.2f})" if task in most and most[task]["share"] else ""
+        from_layer = "" if since is None else str(since)
+        lines.append((task, verdict, from_layer, _number(share), interval, _number(control), beside))
+    header = ("task", "separate", "from layer", "same-task neighbours", "95 %", "hardest control", "most confused with")
+    return [header, *lines]
+
+
+def _at(frame: pl.DataFrame, layer: int) -> pl.DataFrame:
+    return frame.filter(pl.col("layer") == layer)
+
+
+def _since(task: pl.DataFrame, best: int) -> int:
+    """The first of the layers up to the best one in which a task is separate without a break."""
+    apart = dict(task.filter(pl.col("measure") == "separated").select("layer", "value").rows())
+    since = best
+    for layer in sorted(layer for layer in apart if layer < best)[::-1]:
+        if apart[layer] != 1:
+            break
+        since = layer
+    return since
+
+
+def doubt_lines(suspicious: pl.DataFrame, model: str, most: int = 5) -> list[tuple[str, ...]]:
+    """The prompts that look most mislabelled to one model; the first line names the columns."""
+    worst = suspicious.filter(pl.col("model") == model, pl.col("counted")).sort("margin", descending=True).head(most)
+    lines = [
+        (str(row["row"]), row["task"], row["nearest"], f"{row['margin']:.2f}", " ".join(row["text"].split())[:60])
+        for row in worst.iter_rows(named=True)
+    ]
+    return [("row", "label", "looks like", "margin", "prompt"), *lines]
+
+
+def in_full(
+    metrics: pl.DataFrame,
+    tasks: pl.DataFrame,
+    confusion: pl.DataFrame,
+    suspicious: pl.DataFrame,
+    verdicts: Mapping[str, str],
+) -> str:
+    """All of it as text: the models, task by task the one that matters most, its doubtful prompts, the verdicts."""
+    main = main_model(metrics, list(verdicts))
+    parts = [
+        (
+            f"Each model at its best layer, beside its controls ({_WHO[deciding_measure(metrics)]})",
+            summary_lines(metrics),
+        ),
+        (f"Task by task: {main}", task_lines(metrics, tasks, confusion, main)),
+        (f"Prompts that look mislabelled to {main}", doubt_lines(suspicious, main)),
+    ]
+    tables = [f"{title}\n{in_columns(lines)}" for title, lines in parts if len(lines) > 1]
+    return "\n\n".join([*tables, "\n".join(f"{model}: {words}" for model, words in verdicts.items())])
+
+
+def main_model(metrics: pl.DataFrame, models: Sequence[str]) -> str:
+    """The last of a series of checkpoints, else the first that was named."""
+    ages = metrics.filter(pl.col("model").is_in(models)).group_by("model").agg(pl.col("step", "epoch").max())
+    for age in ("step", "epoch"):
+        if ages[age].null_count() == 0 and ages[age].n_unique() > 1:
+            return str(ages.sort(age)["model"][-1])
+    return models[0]
+
+
+def in_columns(lines: Sequence[Sequence[str]]) -> str:
+    """Cells padded to columns, the first to the left."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
 
 
 def _untrained(metrics: pl.DataFrame, measure: str, model: str) -> float | None:

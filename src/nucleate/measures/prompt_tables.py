@@ -1,6 +1,7 @@
 """Prompt by prompt: which look mislabelled, and where each one lies.
 
-`texts` is a frame with a row per instance of the panel, in their order: instance, text, and what else is to be shown.
+`texts` is a frame with a row per instance of the panel, in their order: instance, row (or line) in the user's data,
+text, and what else is to be shown.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ LISTED = 10  # prompts of each task, beside all that look mislabelled
 
 
 def suspicious_frame(panel: Panel, texts: pl.DataFrame, doubted: Doubts, layer: int) -> pl.DataFrame:
-    """layer, instance, task, nearest, margin, text: the most suspicious first in each task."""
+    """layer, instance, row, task, nearest, margin, text: the most suspicious first in each task."""
     task, margin = panel.labels.task, doubted.margin
     listed = np.union1d(doubted.most(task, LISTED), np.flatnonzero(margin > MISLABELLED))
     listed = listed[np.lexsort((listed, -margin[listed], task[listed]))]
@@ -24,6 +25,7 @@ def suspicious_frame(panel: Panel, texts: pl.DataFrame, doubted: Doubts, layer: 
         {
             "layer": pl.Series([layer] * len(listed), dtype=pl.Int32),
             "instance": shown["instance"],
+            "row": shown["row"],
             "task": shown["task"],
             "nearest": [panel.tasks[code] for code in doubted.nearest[listed]],
             "margin": margin[listed],

@@ -11,7 +11,7 @@ from nucleate.measures.baselines import Interval, LinearProbe, subsample_interva
 
 MISLABELLED = 0.5  # a margin of `doubts` from which on a prompt looks mislabelled
 _FOLDS = 5
-_FEWEST = 4  # instructions; with fewer there is no interval
+FEWEST = 4  # instructions; with fewer there is no interval
 
 
 def confusion(mixed: np.ndarray) -> np.ndarray:
@@ -36,7 +36,7 @@ def f1_of(task: np.ndarray, clusters: np.ndarray) -> float:
 
 def f1_interval(task: np.ndarray, clusters: np.ndarray, instructions: np.ndarray, *, seed: int) -> Interval | None:
     """F1 of fixed clusters, with its interval over whole instructions; None where there are too few."""
-    if len(np.unique(instructions)) < _FEWEST:
+    if len(np.unique(instructions)) < FEWEST:
         return None
     return subsample_interval(lambda rows: f1_of(task[rows], clusters[rows]), instructions, seed=seed)
 
@@ -54,7 +54,7 @@ def mean_interval(values: np.ndarray, instructions: np.ndarray, *, seed: int) ->
     where too few instructions have any."""
     here = ~np.isnan(values)
     code = np.unique(instructions[here], return_inverse=True)[1]
-    if not len(code) or code.max() + 1 < _FEWEST:
+    if not len(code) or code.max() + 1 < FEWEST:
         return None
     total, count = np.bincount(code, weights=values[here]), np.bincount(code)  # a row per instruction: the same mean
     return subsample_interval(

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -67,6 +68,7 @@ def estimate(
     )
 
 
+@cache
 def measure_rate(precision: torch.dtype = torch.float32, device: str = "cpu") -> float:
     """FLOP per second of matrix products, of a shape that a network of width 768 has."""
     rows, width, inner = 1024, 768, 3072

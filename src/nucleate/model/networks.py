@@ -188,6 +188,21 @@ def as_network(model: Any, tokenizer: Any = None, **loading: Any) -> tuple[Any, 
     return model, tokenizer
 
 
+def tokenizer_of(
+    model: Any, tokenizer: Any = None, *, revision: str | None = None, trust_remote_code: bool = False, **loading: Any
+) -> Any:
+    """The tokenizer that `as_network` will give, from what can be seen without opening the weights: a folder that
+    holds none is refused."""
+    if not isinstance(model, str | Path):
+        return as_network(model, tokenizer, trust_remote_code=trust_remote_code)[1]
+    gguf = loading.get("gguf_file")
+    folder, common = _locate(model, gguf_file=gguf, revision=revision, trust_remote_code=trust_remote_code)
+    if "gguf_file" not in common:
+        _look_at(Path(folder))
+    with _quiet(gguf="gguf_file" in common):
+        return tokenizer if tokenizer is not None else _load_tokenizer(folder, str(model), common)
+
+
 def network_shape(model: Any, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
     """The network of a path, a hub id, a GGUF file or a configuration, without weights: its settings are enough."""
     if hasattr(model, "parameters"):

@@ -8,12 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import constants
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.file_download import try_to_load_from_cache
 
 from nucleate.model.networks import finish_replacement, looks_local
 from nucleate.refusal import Refused
 
+_WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]  # no weights that are pickles
 _CHECKPOINT = re.compile(r"(?P<unit>checkpoint|epoch|step)[-_]?(?P<number>\d+)")
 
 
@@ -44,6 +46,8 @@ def find_models(arguments: Sequence[str | Path], revisions: Sequence[str] = ()) 
         finish_replacement(local)
         if not local.exists():
             raise Refused(f"model {argument}: does not exist: give a folder with weights, a GGUF file or a hub id")
+        if local.is_file() and local.suffix.lower() != ".gguf":
+            raise Refused(f"model {argument}: is neither a folder nor a GGUF file: models come first, the prompts last")
         found += [(str(one), None) for one in ([local] if _is_model(local) else _checkpoints(local))]
     names = _names([(*_parts(path), *([revision] if revision else [])) for path, revision in found])
     sources = []
@@ -71,6 +75,17 @@ def checksum(path: str | Path, revision: str | None = None) -> str | None:
             while block := stream.read(2**22):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def fetch(hub_id: str, revision: str | None = None) -> None:
+    """Have a model of the hub on this machine, where `checksum` and `load_network` find it."""
+    try:
+        snapshot_download(hub_id, revision=revision, allow_patterns=_WANTED)
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise Refused(
+            f"model {hub_id}: is no folder here, and the hub does not give it ({why}): check name and connection"
+        ) from error
 
 
 def refuse_twins(checksums: Mapping[str, str | None]) -> None:

@@ -17,6 +17,7 @@ from nucleate.model.training import cosine, make_optimizer, order
 from nucleate.refusal import Refused, nearest
 
 KINDS = ("linear", "mlp")
+AT_ONCE = 512  # states whose logits are held at once
 
 
 class Switch(nn.Module):
@@ -49,6 +50,11 @@ class Switch(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         return self.layers((states - self.mean) / self.deviation).squeeze(-1)
+
+    def is_on(self, states: Tensor) -> np.ndarray:
+        """(state,) bool: where the second head answers."""
+        with torch.no_grad():
+            return (self(states) > 0).numpy()
 
 
 class Head(nn.Module):
@@ -127,6 +133,32 @@ def _answers(group: Group, target_instance: np.ndarray) -> np.ndarray:
     """Which of a group's predictions are its answers: of each instance the last ones, in order."""
     own = [np.flatnonzero(target_instance == branch) for branch in range(len(group.branches))]
     return np.concatenate([places[len(places) - len(group.target(b)) :] for b, places in enumerate(own)])
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Prompts with what shall follow them: what a head learns from, or is asked about."""
+
+    memory: Memory
+    first: np.ndarray  # (instance,) where its targets begin
+    closing: np.ndarray  # (target,) bool: the token that ends an answer
+    allowed: np.ndarray  # the first tokens of all answers
+
+    def answers(self, head: Head | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(instance,) bool: every token of the answer is the likeliest one; so is the one that ends it; the first is,
+        among the first of all answers."""
+        best, own = [], []
+        for start in range(0, len(self.memory.tokens), AT_ONCE):
+            part = slice(start, start + AT_ONCE)
+            with torch.no_grad():
+                added = 0 if head is None else head(self.memory.states[part])
+                logits = self.memory.logits[part] + added
+            best.append(logits.argmax(-1).numpy())
+            own.append(self.allowed[logits[:, self.allowed].argmax(-1).numpy()])
+        tokens = self.memory.tokens.numpy()
+        right, restricted = np.concatenate(best) == tokens, np.concatenate(own) == tokens
+        whole = np.logical_and.reduceat(right | self.closing, self.first)
+        return whole, np.logical_and.reduceat(right, self.first), restricted[self.first]
 
 
 def learn_head(head: Head, memory: Memory, pace: Pace) -> Iterator[int]:

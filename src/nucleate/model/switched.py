@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +267,54 @@ def head_logits(network: Any, states: Tensor) -> Tensor:
     finally:
         handle.remove()
     return out.logits[0].float().cpu()
+
+
+def model_card(
+    *,
+    model: str,
+    source: str,
+    answers: str,
+    parts: str,
+    taught: str,
+    form: str,
+    table: Sequence[Sequence[str]],
+    worst: Sequence[str],
+) -> str:
+    """The card of a switched model: what it is, its scores (header first), how it is used."""
+    header, *rows = table
+    return "\n".join(
+        [
+            "---",
+            f"base_model: {json.dumps(model)}",
+            "library_name: nucleate",
+            "---",
+            f"# {model}: `{source}` redirected",
+            "",
+            f"A frozen network with {parts}. Prompts of `{source}` are answered {answers}; where the switch says no, "
+            "the logits are the network's own.",
+            "",
+            f"Taught from: {taught}. Form of a prompt: {form}.",
+            "",
+            *("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)),
+            "",
+            "What changed most under this switch:",
+            "",
+            *(f"- {line}" for line in worst),
+            "",
+            "```python",
+            "from nucleate import load_switched",
+            "",
+            'model = load_switched("this folder")',
+            'inputs = model.tokenizer("your prompt", return_tensors="pt")',
+            "print(model.tokenizer.decode(model.generate(**inputs, max_new_tokens=10)[0]))",
+            "model.turn_off()  # the network as it was",
+            "```",
+            "",
+            "The switch decides once, at the last token of the prompt. It knows the tasks of its data only: measure "
+            "on prompts of your own before you rely on it.",
+            "",
+        ]
+    )
 
 
 # --- what was saved, and whether it is still that --------------------------------------------------------------------

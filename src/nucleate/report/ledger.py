@@ -82,6 +82,8 @@ class Missing(Protocol):
     def id(self) -> str: ...
     @property
     def sentence(self) -> str: ...
+    @property
+    def command(self) -> str: ...
 
 
 def write_ledger(judgements: Sequence[Judged], missing: Sequence[Missing], folder: Path) -> list[Path]:
@@ -175,7 +177,7 @@ def ledger_markdown(judgements: Sequence[Judged], missing: Sequence[Missing]) ->
             lines += _section(one)
     if missing:
         lines += ["## Not run", ""]
-        lines += [f"- {claim.id}. {_escaped(claim.sentence)}" for claim in missing]
+        lines += [f"- {claim.id}. {_escaped(claim.sentence)} `{claim.command}`" for claim in missing]
     return "\n".join(lines).rstrip() + "\n"
 
 

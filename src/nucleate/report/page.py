@@ -20,6 +20,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from nucleate.report.application_figures import alignment_over_seeds
 from nucleate.report.figures import draw_svg
 from nucleate.report.pack import Shelf
 from nucleate.report.page_tables import run_tables
@@ -71,6 +72,7 @@ def write_page(runs: Run | Sequence[Run], path: Path) -> Path:
         script=Markup(script),
         chunks={"chunk-head" if name == head else name: text for name, text in shelf.chunks.items()},
         ledger=_ledger([path.parent, *(run.folder for run in several)]),
+        together=alignment_over_seeds(several),
         runs=sections,
     )
     write_whole(path, lambda beside: beside.write_text(filled, encoding="utf-8", newline="\n"))
@@ -104,7 +106,9 @@ class Section:
 
 def _section(run: Run, number: int, shelf: Shelf) -> Section:
     config = run.config
-    facts = [f"{config.get('verb', 'run')}", f"size {config.get('size', '?')}", f"seed {config.get('seed', '?')}"]
+    verb, size = config.get("verb", "run"), config.get("size", "?")
+    facts = [f"{verb}", f"{'prompts' if 'models' in config or 'network' in config else 'size'} {size}"]
+    facts.append(f"seed {config.get('seed', '?')}")
     model = config.get("model", {})
     if "width" in model and "layers" in model:
         facts.append(f"width {model['width']}, {model['layers']} layers")
@@ -177,6 +181,7 @@ _CAPTIONS = {
     "pretraining": "Clusters at the task token while the network learns to name tasks, per layer over epochs; controls "
     "in grey.",
     "finetuning": "Accuracy on unseen instructions while a network is fine-tuned, after each kind of pre-training.",
+    "alignment": "What each method teaches, epoch by epoch, and what that costs all other tasks.",
     "probe_layers": "How far tasks are separate in each layer of each model, held-out instructions; controls beside.",
     "probe_tasks": "Each task by itself: how separate it is at the best layer, with intervals.",
     "probe_confusion": "Which tasks the neighbours of a task's prompts have.",

@@ -9,6 +9,7 @@ from nucleate.report.application_figures import alignment_table, pretraining_tab
 from nucleate.report.tables import Table
 from nucleate.runs import Run
 
+_DOUBTED = ("model", "row", "task", "nearest", "margin", "text")
 _MOST = 100  # suspicious prompts on the page; suspicious.parquet has them all
 _SCORES = ("f1", "ari", "ami")
 _KINDS = ("task", "distribution", "distribution_mapping")
@@ -68,12 +69,12 @@ def per_task(run: Run) -> Table:
 
 
 def doubted(run: Run) -> Table:
-    """Prompts whose neighbours carry another label, the most doubtful first."""
+    """Prompts that look mislabelled, the most doubtful first."""
     frame = _read(run, "suspicious")
     if frame is None:
         return Table((), [])
-    columns = [name for name in ("model", "instance", "task", "nearest", "margin", "text") if name in frame.columns]
-    return Table(tuple(columns), frame.sort("margin", descending=True).head(_MOST).select(columns).rows())
+    frame = frame.filter(pl.col("counted")).sort("margin", descending=True).head(_MOST)
+    return Table(_DOUBTED, frame.select(_DOUBTED).rows())
 
 
 def _read(run: Run, name: str) -> pl.DataFrame | None:

@@ -69,7 +69,8 @@ def layers_figure(metrics: pl.DataFrame) -> Figure:
 
 
 def tasks_figure(metrics: pl.DataFrame, tasks: pl.DataFrame) -> Figure | None:
-    """Each task's share at the best layer with its interval; open where it is not beyond the controls."""
+    """Each task's share at the best layer with its interval: filled where it is beyond the controls, open where not, a
+    cross where there are too few instructions to tell."""
     measure, best = _deciding(metrics), _best_layers(metrics)
     names = sorted(tasks["task"].unique())[:_MOST_TASKS]
     with _style():
@@ -85,20 +86,28 @@ def tasks_figure(metrics: pl.DataFrame, tasks: pl.DataFrame) -> Figure | None:
                     continue
                 low, high = (value.get((task, f"{measure}_{end}"), share) for end in ("low", "high"))
                 axis.plot([low, high], [row + shift] * 2, color=colour, linewidth=1)
-                face = colour if value.get((task, "separated")) == 1 else "white"
-                axis.plot(share, row + shift, "o", color=colour, markerfacecolor=face, markersize=4.5)
+                verdict = value.get((task, "separated"))
+                mark, face = ("x" if verdict is None else "o"), (colour if verdict == 1 else "white")
+                axis.plot(share, row + shift, mark, color=colour, markerfacecolor=face, markersize=4.5)
             axis.plot([], [], "o", color=colour, markersize=4.5, label=plain(model, 28))
         axis.set_yticks(range(len(names)), [plain(name, 30) for name in names])
         axis.set_ylim(len(names) - 0.4, -0.6)
         axis.set_xlim(-0.02, 1.02)
-        axis.set_xlabel(f"share of {_SHARE} at the best layer\n(filled: separate; open: no more than a control)")
+        axis.set_xlabel(
+            f"share of {_SHARE} at the best layer\n"
+            "(filled: separate; open: no more than a control; cross: too few to tell)"
+        )
         figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
 def confusion_figure(metrics: pl.DataFrame, confusion: pl.DataFrame) -> Figure | None:
-    """Of the first model at its best layer: whose neighbours each task has."""
-    model, layer = next(iter(_best_layers(metrics).items()))
+    """Whose neighbours each task has, at the best layer of the first model, or of the last in a series."""
+    best = _best_layers(metrics)
+    age = _age(metrics)
+    last = None if age is None else metrics.drop_nulls(age).sort(age)["model"][-1]
+    model = last or next(iter(best))
+    layer = best[model]
     here = confusion.filter(pl.col("model") == model, pl.col("layer") == layer)
     names = sorted(here["task"].unique())[:_MOST_TASKS]
     table = np.zeros((len(names), len(names)))
@@ -124,8 +133,7 @@ def confusion_figure(metrics: pl.DataFrame, confusion: pl.DataFrame) -> Figure |
 def series_figure(metrics: pl.DataFrame) -> Figure | None:
     """Along a series of checkpoints: the share at each one's best layer, and the accuracy. None without a series."""
     measure, best = _deciding(metrics), _best_layers(metrics)
-    rows = _rows(metrics, measure, "test").filter(pl.col("model").is_in(list(best)))
-    age = next((name for name in ("step", "epoch") if rows[name].n_unique() > 1 and rows[name].null_count() == 0), None)
+    age = _age(metrics)
     if age is None:
         return None
     with _style():
@@ -146,6 +154,12 @@ def series_figure(metrics: pl.DataFrame) -> Figure | None:
 
 
 _LAYER = {"layer": pl.Int32}
+
+
+def _age(metrics: pl.DataFrame) -> str | None:
+    """What orders the models, where they are a series."""
+    rows = metrics.filter(pl.col("measure") == "best_layer", pl.col("control") == "none")
+    return next((age for age in ("step", "epoch") if rows[age].n_unique() > 1 and rows[age].null_count() == 0), None)
 
 
 def _best_layers(metrics: pl.DataFrame) -> dict[str, int]:

@@ -1,0 +1,98 @@
+"""The models that are asked for: which ones, how old, with what tokenizer, at what price; what can be refused of them
+is refused before their weights are opened."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+from nucleate.model.batches import layers_of
+from nucleate.model.estimate import Estimate, estimate
+from nucleate.model.networks import as_network, looks_local, network_shape, tokenizer_of
+from nucleate.model.series import checksum, fetch, find_models, refuse_twins
+from nucleate.refusal import Refused
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, not loaded yet."""
+
+    name: str
+    what: Any  # a path, a hub id, or a network
+    tokenizer: Any  # None: its own
+    loading: Mapping[str, Any]
+    epoch: int | None = None
+    step: int | None = None
+    checksum: str | None = None
+
+    @property
+    def file(self) -> str:
+        """Its name, fit for a file."""
+        return self.name.replace("/", "--")
+
+    @property
+    def age(self) -> dict[str, int | None]:
+        return {"epoch": self.epoch, "step": self.step}
+
+    @cached_property
+    def shape(self) -> Any:
+        """The network without its weights."""
+        own = {name: self.loading[name] for name in ("revision", "trust_remote_code") if name in self.loading}
+        return network_shape(self.what, **own)
+
+    def layers(self, asked: Sequence[int] | None) -> list[int]:
+        """The layers that are asked for, each once, in order; all for None."""
+        reader = self.shape.get_encoder() if self.shape.config.is_encoder_decoder else self.shape
+        return sorted(set(layers_of(reader, asked)))
+
+    def estimate(self, prompts: int, tokens: int, *, layers: int) -> Estimate:
+        """What one reading will take."""
+        settings = {name: self.loading[name] for name in ("dtype", "device")}
+        return estimate(self.shape, prompts, tokens, layers=layers, **settings)
+
+    def ready(self) -> Self:
+        """The same with its tokenizer, and with its weights on this machine and their checksum known."""
+        found = self.checksum
+        if isinstance(self.what, str | Path) and found is None and not looks_local(self.what):
+            fetch(str(self.what), self.loading.get("revision"))
+            found = checksum(self.what, self.loading.get("revision"))
+        return replace(self, checksum=found, tokenizer=tokenizer_of(self.what, self.tokenizer, **self.loading))
+
+    def load(self) -> tuple[Any, Any]:
+        """Network and tokenizer."""
+        return as_network(self.what, self.tokenizer, **self.loading)
+
+
+def all_ready(subjects: Sequence[Subject]) -> list[Subject]:
+    """All of them `ready`; two with the same weights are refused."""
+    found = [one.ready() for one in subjects]
+    refuse_twins({one.name: one.checksum for one in found})
+    return found
+
+
+def subjects_of(
+    model: Any, base: Any, tokenizer: Any, loading: Mapping[str, Any], revisions: Sequence[str] = ()
+) -> tuple[list[Subject], str | None]:
+    """All models in order, the base last unless it is among them; and the base's name."""
+    asked = list(model) if isinstance(model, list | tuple) else [model]
+    place = next((n for n, one in enumerate(asked) if one is base or (isinstance(one, str) and one == base)), None)
+    if base is not None and place is None:
+        place = len(asked)
+        asked.append(base)
+    paths = [one for one in asked if isinstance(one, str | Path)]
+    listed = find_models(paths, revisions) if paths else []
+    series = len(listed) != len(paths)
+    if series and base is not None:
+        raise Refused("--base: a series stands for several models; compare single models, or name its checkpoints")
+    subjects = []
+    for one in listed:
+        own = {**loading, "revision": one.revision} if one.revision else loading
+        subjects.append(Subject(one.name, one.path, tokenizer, own, one.epoch, one.step, one.checksum))
+    for number, one in enumerate(asked):
+        if not isinstance(one, str | Path):
+            name = Path(getattr(one, "name_or_path", "") or type(one).__name__).name
+            while any(subject.name == name for subject in subjects):
+                name += "'"
+            subjects.insert(number if not series else len(subjects), Subject(name, one, tokenizer, loading))
+    return subjects, None if base is None or place is None else subjects[place].name

@@ -1,0 +1,153 @@
+"""The paper at one size by one command, and its applications over seeds: folders, ledger, page, and what is kept."""
+
+import json
+import shutil
+from functools import partial
+
+import numpy as np
+import polars as pl
+import pytest
+from scipy import stats
+
+from nucleate.cli import main
+from nucleate.experiments import probing
+from nucleate.experiments.redirecting import METHODS
+from nucleate.model.networks import gpt2, save_network, word_tokenizer
+from nucleate.report.application_figures import PAPER, alignment_over_seeds
+from nucleate.runs import load_run
+
+SHORT = ["--epochs", "1", "--set", "measure.dense_until=0", "--set", "measure.every=9", "--set", "measure.repeats=1"]
+SHORT += ["--set", "pretrain.epochs=1", "--set", "pretrain.unseen=no", "--set", "align.epochs=1"]
+COMMAND = ["reproduce", "--size", "micro", "--seed", "3", *SHORT]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Everything at size micro, made by the one command."""
+    folder = tmp_path_factory.mktemp("reproduced") / "whole"
+    assert main([*COMMAND, "--out", str(folder)]) == 0
+    return folder
+
+
+def state(folder):
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_one_command_leaves_a_run_for_each_experiment_one_ledger_and_one_page(whole):
+    assert {path.name for path in whole.iterdir() if path.is_dir()} == {"learn", "pretrain", "align", "figures"}
+    for name in ("learn", "pretrain", "align"):
+        assert load_run(whole / name).manifest["status"] == "done"
+    judged = {row["claim"] for row in json.loads((whole / "claims.json").read_text())}
+    assert judged == {f"C{number}" for number in range(1, 19)} - {"C14", "C15"}  # C14 is about two other widths
+    ledger = (whole / "claims.md").read_text()
+    assert "C15. Open language models" in ledger.split("## Not run")[1]
+    assert "`nucleate probe MODEL natural --seed 0 --out RUN && nucleate claims RUN`" in ledger
+    page = (whole / "page.html").read_text()
+    for said in ("The claims of the paper", "C18. All alignments fix", ">Table 2<", ">Pre-training<", "Figure 5a"):
+        assert said in page, said
+    for figure in ("pretrain/figures/figure_5a_pretraining", "pretrain/figures/figure_5b_finetuning"):
+        assert (whole / f"{figure}.png").is_file()
+
+
+def test_resume_on_what_is_finished_computes_and_draws_nothing(whole, capsys):
+    before = state(whole)
+    assert main([*COMMAND, "--out", str(whole), "--resume"]) == 0
+    assert "finished already" in capsys.readouterr().out
+    assert state(whole) == before
+
+
+def test_resume_makes_what_is_missing_adds_a_model_and_leaves_the_rest_as_it_was(whole, tmp_path, monkeypatch, capsys):
+    again = tmp_path / "whole"
+    shutil.copytree(whole, again)
+    shutil.rmtree(again / "align")
+    kept = {
+        path: seen for path, seen in state(again).items() if path.relative_to(again).parts[0] in ("learn", "pretrain")
+    }
+    tokenizer = word_tokenizer(["capital", "of", "Japan", "France"])
+    shape = {"width": 16, "feed_forward": 32, "layers": 1, "heads": 2, "positions": 64, "dropout": 0, "pad": 0}
+    save_network(gpt2(vocabulary=len(tokenizer), seed=0, **shape), tokenizer, tmp_path / "model")
+    monkeypatch.setattr(probing, "probe_into", partial(probing.probe_into, limit=64))
+    words = [*COMMAND, "--out", str(again), "--resume", "--model"]
+    assert main([*words, str(tmp_path / "nothing")]) == 2
+    assert not (again / "align").exists()
+    assert main([*words, str(tmp_path / "model")]) == 0
+    after = state(again)
+    assert {path: after.get(path) for path in kept} == kept  # neither computed nor drawn again
+    assert (again / "align" / "metrics.parquet").read_bytes() == (whole / "align" / "metrics.parquet").read_bytes()
+    assert (again / "align" / "figures" / "figure_alignment.png").is_file()
+    assert "not run: C14\n" in capsys.readouterr().out
+    assert "C15" in {row["claim"] for row in json.loads((again / "claims.json").read_text())}
+    assert ">Table 1<" in (again / "page.html").read_text()
+
+
+def test_what_a_later_experiment_would_refuse_is_refused_before_the_first(tmp_path, capsys):
+    cases = {
+        "leaves no position": ["data.max_length=61"],  # of the alignment
+        "two validation tasks": ["data.validation_tasks=1", "data.validation_distributions=2"],  # of the pre-training
+    }
+    for says, settings in cases.items():
+        words = [word for setting in settings for word in ("--set", setting)]
+        assert main(["reproduce", "--size", "micro", *words, "--out", str(tmp_path / "x")]) == 2
+        assert says in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_folder_that_holds_a_run_is_refused_before_the_first_experiment(whole, tmp_path, capsys):
+    shutil.copytree(whole / "align", tmp_path / "x" / "align")
+    assert main([*COMMAND, "--out", str(tmp_path / "x")]) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert not (tmp_path / "x" / "learn").exists()
+
+
+# --- over seeds -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory):
+    """Both applications swept over two seeds, each run in a process of its own."""
+    folder = tmp_path_factory.mktemp("seeds")
+    for verb in ("pretrain", "align"):
+        words = ["sweep", verb, "--size", "micro", "--seed", "0..1", *SHORT, "--workers", "2"]
+        assert main([*words, "--out", str(folder / verb)]) == 0
+    return folder
+
+
+def test_the_ledger_takes_c16_to_c18_from_a_sweep_with_intervals(seeds, tmp_path):
+    runs = [str(seeds / verb / f"seed{seed}") for verb in ("pretrain", "align") for seed in (0, 1)]
+    assert main(["claims", *runs, "--out", str(tmp_path)]) == 0
+    rows = {row["claim"]: row for row in json.loads((tmp_path / "claims.json").read_text())}
+    assert set(rows) == {"C16", "C17", "C18"}
+    for row in rows.values():
+        assert row["seeds"] == [0, 1] and row["verdict"] == "undecided"
+        assert row["low"] <= row["estimate"] <= row["high"]
+    assert "nucleate sweep pretrain --size micro" in rows["C16"]["command"]
+    assert "--seed 0..1" in rows["C18"]["command"]
+
+
+def test_table_2_over_seeds_is_printed_and_on_the_page_beside_the_papers(seeds, tmp_path, capsys):
+    folders = [seeds / "align" / f"seed{seed}" for seed in (0, 1)]
+    assert main(["report", *map(str, folders), "--out", str(tmp_path)]) == 0
+    said, page = capsys.readouterr().out, (tmp_path / "page.html").read_text()
+    ((title, (_, rows)),) = alignment_over_seeds([load_run(folder) for folder in folders])
+    assert title in said and title in page and "seeds 0, 1" in title
+    shown = {row[0]: row[1:] for row in rows}
+    tables = [load_run(folder).metrics.filter(pl.col("epoch").is_null(), split="test") for folder in folders]
+    one = {arm: [table.filter(arm=arm, measure="accuracy_drop")["value"].item() for table in tables] for arm in METHODS}
+    drops = {arm: np.array(values) for arm, values in one.items()}
+    for arm, cell in zip(METHODS, shown["all other tasks: accuracy drop"], strict=True):
+        mean, low, high = (float(part.strip("[,]")) for part in cell.split())
+        wanted = (
+            stats.ttest_1samp(drops[arm], 0).confidence_interval() if np.ptp(drops[arm]) else [np.mean(drops[arm])] * 2
+        )
+        assert (mean, low, high) == pytest.approx((np.mean(drops[arm]), *wanted), abs=6e-4)
+    steps = [float(cell.split()[0]) for cell in shown["all other tasks: drop less than the one before by"][1:]]
+    assert steps == pytest.approx(-np.diff([np.mean(drops[arm]) for arm in METHODS]), abs=6e-4)
+    papers = [row[1:] for row in rows if "(paper)" in row[0]]
+    assert papers == [tuple(f"{value:.3f}" for value in PAPER[measure]) for measure in PAPER]
+
+
+def test_runs_that_differ_in_more_than_their_seed_are_not_averaged(seeds, whole):
+    first, other = load_run(seeds / "align" / "seed0"), load_run(whole / "align")
+    other.config["align"] = {**other.config["align"], "epochs": 7}
+    assert alignment_over_seeds([first, other]) == []
+    assert alignment_over_seeds([first]) == []
