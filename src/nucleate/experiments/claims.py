@@ -643,6 +643,9 @@ def _command(group: _Group, seeds: Sequence[int]) -> str:
         words.append(f"--set {shlex.quote(f'{key}={value}')}" if "." in key else f"--{key} {shlex.quote(value)}")
     if len(seeds) == 1:
         return " ".join(["nucleate", group.verb, *words, f"--seed {seeds[0]}", "--out RUN && nucleate claims RUN"])
+    if group.verb == "probe":  # which sweep does not run: a seed after another
+        each = [" ".join(["nucleate probe", *words, f"--seed {seed}", f"--out DIR/seed{seed}"]) for seed in seeds]
+        return " && ".join([*each, "nucleate claims DIR/*/ --out DIR"])
     whole = list(seeds) == list(range(seeds[0], seeds[-1] + 1))
     listed = f"{seeds[0]}..{seeds[-1]}" if whole else ",".join(map(str, seeds))
     made = ["nucleate sweep", group.verb, *words, f"--seed {listed}", "--out DIR"]

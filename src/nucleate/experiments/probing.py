@@ -24,7 +24,7 @@ from nucleate.config import differing, flat_toml
 from nucleate.data.dataset import Dataset, Instance
 from nucleate.data.prompts import Prompts, read_prompts
 from nucleate.experiments.groundwork import Progress, device_for
-from nucleate.measures.baselines import surface_features
+from nucleate.measures.baselines import MOST_FEATURES, surface_features
 from nucleate.measures.findings import (
     best_layer_of,
     change,
@@ -190,15 +190,17 @@ def _announcement(prompts: Prompts, settings: ProbeSettings, subject: Subject) -
     tokens = round(sum(map(len, shared)) / 4 + sum(len(text) / 3 + 1 for text in own))
     needed = subject.estimate(count, tokens, layers=len(subject.layers(settings.layers)))
     passes = 2.5 if prompts.has_inputs else 2  # trained, untrained, and the few distinct neutral prompts
+    beside = needed.weight_bytes + 2 * 4 * count * MOST_FEATURES + _LIBRARIES  # untrained network, n-grams
     measuring = needed.state_bytes / 4 * (count * _SECONDS_A_PAIR + _SECONDS_A_NUMBER) / thread_count()
     return (
         f"{subject.name}: {_millions(needed.parameters)} parameters, {count:,} prompts of about {tokens:,} tokens; "
-        f"{_size(needed.peak_bytes)} of memory ({_size(needed.weight_bytes)} of weights, "
+        f"{_size(needed.peak_bytes + beside)} of memory ({_size(needed.weight_bytes)} of weights, "
         f"{_size(needed.state_bytes)} of states), about {_duration(needed.seconds * passes)} to read and "
         f"{_duration(measuring)} to measure"
     )
 
 
+_LIBRARIES = 2**30  # bytes: Python, torch, compiled kernels, blocks of neighbours
 _SECONDS_A_PAIR, _SECONDS_A_NUMBER = 2.5e-10, 2e-6  # of each number of a state: times the prompts, and once
 
 

@@ -33,7 +33,7 @@ SEARCHES: dict[str, tuple[str, ...]] = {
 # ten thousand queries.
 TIE = 2.0**-20
 
-_PAIRS_AT_ONCE = 2**22  # of queries and candidates: 16 MiB on a CPU, some 160 on a GPU
+_PAIRS_AT_ONCE = 2**20  # of queries and candidates: 4 MiB on a CPU, 40 on a GPU, and 160 where all of them tie
 _NUMBERS_AT_ONCE = 2**22  # of candidate states turned to double precision
 _STRETCH = 64  # candidates that are passed over together where none is near
 
