@@ -368,7 +368,7 @@ def test_the_page_shows_every_figure_with_words_and_every_table(run: Run, drawn:
     assert all(f"{row[3]:.3f}" in cells for row in rows)
     assert {"training.learning_rate", "data_hash", "sha256:0123", "seconds.train", "model.width", "256"} <= set(cells)
     assert set(page.text["button"]) >= {name.replace("_", " ") for name in header}
-    assert page.text["summary"].count("The figures of the paper") == 1
+    assert page.text["summary"].count("Figures") == 1
     assert page.text["h1"] == ["nucleate: small"]
     assert "light-dark(" in "".join(page.text["style"])
     assert any(meta.get("name") == "viewport" for meta in page.all("meta"))

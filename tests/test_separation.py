@@ -177,6 +177,9 @@ def test_some_units_keeps_units_whole():
     kept = some_units(units, 50, seed=0)
     assert len(kept) == 48 and all(np.isin(np.flatnonzero(units == unit), kept).all() for unit in units[kept])
     assert len(some_units(units, 120, seed=0)) == 120
+    assert (
+        len(some_units(np.zeros(120, dtype=int), 50, seed=0)) == 50
+    )  # one instruction with more inputs than are shown
 
 
 def test_what_is_unknown_has_no_rows_and_no_regrouped_control():

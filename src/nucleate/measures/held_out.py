@@ -90,10 +90,12 @@ def deciding_search(test: Side, labels: Labels) -> str:
 
 
 def some_units(units: np.ndarray, most: int, *, seed: int) -> np.ndarray:
-    """Places of at most `most` instances, whole units of them, drawn at random; all where they are no more."""
+    """Places of at most `most` instances, whole units of them, drawn at random; all where they are no more, and any of
+    them where no unit is small enough."""
     if len(units) <= most:
         return np.arange(len(units))
     names, code = np.unique(units, return_inverse=True)
-    order = np.random.default_rng(seed).permutation(len(names))
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(names))
     within = np.cumsum(np.bincount(code)[order]) <= most
-    return np.flatnonzero(np.isin(code, order[within]))
+    return np.flatnonzero(np.isin(code, order[within])) if within.any() else np.sort(rng.permutation(len(units))[:most])

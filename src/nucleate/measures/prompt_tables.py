@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
+from scipy.linalg import eigh
 
 from nucleate.measures.panel import Closer, Panel, Sweep
 from nucleate.measures.separation import MISLABELLED, Doubts
@@ -85,7 +86,9 @@ def main_axes(points: np.ndarray) -> np.ndarray:
     """(n, 3) float32 on the directions of largest variance, zeros where there are fewer; signs fixed."""
     centred = points - points.mean(axis=0, dtype=np.float64)
     wide = centred.shape[1] > len(centred)
-    vectors = np.linalg.eigh(centred @ centred.T if wide else centred.T @ centred)[1][:, :-4:-1]
+    products = centred @ centred.T if wide else centred.T @ centred
+    few = (max(len(products) - 3, 0), len(products) - 1)
+    vectors = eigh(products, subset_by_index=few)[1][:, ::-1]
     axes = centred.T @ vectors if wide else vectors
     axes = axes / np.maximum(np.linalg.norm(axes, axis=0), np.finfo(np.float64).tiny)
     axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])

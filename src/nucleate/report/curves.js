@@ -24,6 +24,7 @@ const WORDS = {
 };
 const inWords = (name) => WORDS[name] ?? String(name ?? "–").replaceAll("_", " ");
 const SWITCHES = ["measure", "labels", "space", "split", "arm", "read"];
+const FIRST_OF_PROBES = { measure: ["knn_share_other_inputs", "knn_share", "f1"], split: ["test", "all"] }; // by which they are judged
 const FIRST = { measure: ["knn_share", "f1"], labels: ["task"], space: ["raw"], split: ["validation", "test", "all", "subset"] };
 
 // The packed rows as objects: {measure, split, ..., layer (number, "low", "high" or null), points: [[epoch, value], ...]}.

@@ -26,11 +26,11 @@ def run_tables(run: Run) -> Iterator[tuple[str, str, Table]]:
         yield "The tasks", "Every task at the best layer of its model, held-out instructions", per_task(run)
         yield (
             "Suspicious prompts",
-            f"Labels that the neighbours contradict, at most {_MOST}: a margin above 0 looks wrong",
+            f"Labels that a linear probe contradicts, at most {_MOST}; the row, or line, is that of the data given",
             doubted(run),
         )
     yield (
-        "Table 2",
+        "One behaviour redirected" if "network" in run.config else "Table 2",
         "Four ways to change one behaviour: the sources, and what all other tasks lose",
         alignment_table(run),
     )

@@ -11,10 +11,10 @@ async function turnPage() {
 }
 
 function drawCurves() {
-  const offered = choices(now.book, now.chosen, { ...FIRST, ...(scene().shown ? { split: ["test", "all"] } : {}) });
+  const offered = choices(now.book, now.chosen, { ...FIRST, ...(scene().shown ? FIRST_OF_PROBES : {}) });
   for (const name of SWITCHES) fill(name, (offered[name] ?? []).map((value) => [value ?? "", inWords(value)]), now.chosen[name] ?? "");
   const some = now.book.some(layered);
-  for (const id of ["switches", "chart", "heat-part"]) $(id).hidden = !some;
+  for (const id of ["switches", "chart-head", "chart", "heat-part"]) $(id).hidden = !some;
   if (some) drawScores();
   else [drawn.chart, drawn.heat] = [null, null];
   const parts = progress(now.book, theme().dark);
