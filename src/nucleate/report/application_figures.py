@@ -137,6 +137,8 @@ def alignment_table(run: Run) -> Table:
     names, told = {method: words for method, (words, _) in METHODS.items()}, ALIGNMENT
     if "network" in run.config:  # of a real model the head alone is tuned, where even that is affordable
         names, told = {"main": "before", **names, "direct": "whole head", "head": "low-rank head"}, REDIRECTION
+        if "target" not in run.config:  # then all others are all others but the target
+            told = {measure: words for measure, words in told.items() if "but the target" not in words}
     arms = [arm for arm in names if any(found_arm == arm for found_arm, _ in found)]
     listed: list[Any] = [
         (words, *(found.get((arm, measure)) for arm in arms))
