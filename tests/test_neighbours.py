@@ -490,6 +490,8 @@ def test_looking_around_block_by_block_gives_what_the_neighbours_of_all_give(pai
     candidate, near = some(40), rng.normal(size=(40, 3)).astype(np.float32)
     near[::2] = near[0]
     sets = [(near[:15] + 0, some(15)), (rng.normal(size=(7, 3)).astype(np.float32), some(7))]
+    for _, one in sets:
+        one.task[0] = 3  # which no candidate has
     deals = [
         {
             "none": TaskDeals.of(query, candidate),
@@ -513,4 +515,6 @@ def test_looking_around_block_by_block_gives_what_the_neighbours_of_all_give(pai
             offered = dealt["none"].offered[search][0]
             own = share(neighbours, query.task, candidate.task)[neighbours.ks.index(10)]
             np.testing.assert_array_equal(one.own[search], np.where(offered, own, np.nan))
-            np.testing.assert_allclose(one.mixed[search], mixture(neighbours, query.task, candidate.task), atol=1e-12)
+            np.testing.assert_allclose(
+                one.mixed[search], mixture(neighbours, query.task, candidate.task, tasks=4), atol=1e-12
+            )

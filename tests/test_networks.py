@@ -9,7 +9,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from nucleate.model.networks import as_network, gpt2, load_network, save_network, untrained, word_tokenizer
+from nucleate.model.networks import (
+    as_network,
+    gpt2,
+    load_network,
+    network_shape,
+    save_network,
+    untrained,
+    word_tokenizer,
+)
 from nucleate.refusal import Refused
 
 SYMBOLS = ["a", "B", "é", "7", "ж"]
@@ -302,3 +310,12 @@ def test_fresh_weights_keep_the_architecture_and_leave_the_callers_random_state(
         assert torch.equal(x, y), name
     assert not torch.equal(fresh.transformer.wte.weight, other.transformer.wte.weight)
     assert not torch.equal(fresh.transformer.wte.weight, model.transformer.wte.weight)
+
+
+def test_the_shape_of_an_adapter_is_that_of_the_network_below_it(tmp_path):
+    below = gpt2(vocabulary=6, width=8, feed_forward=8, layers=3, heads=2, positions=8, dropout=0.0, pad=0, seed=0)
+    save_network(below, word_tokenizer(["a", "b"]), tmp_path / "below")
+    (tmp_path / "adapter").mkdir()
+    told = {"base_model_name_or_path": str(tmp_path / "below"), "peft_type": "LORA"}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(told))
+    assert network_shape(tmp_path / "adapter").config.num_hidden_layers == 3

@@ -343,3 +343,19 @@ def test_a_split_that_cannot_be_used_as_it_is_is_told():
         for word in words
     ]
     assert "halved anew" in probing._Study.of(probing.read_prompts(rows), probing.settings_of({})).notes[0]
+
+
+def test_a_probe_that_was_killed_can_be_reported_as_far_as_it_got(folder, tmp_path, monkeypatch, capsys):
+    loaded = probing.Subject.load
+    monkeypatch.setattr(probing.Subject, "load", lambda self: loaded(self) if self.name == "tuned" else 1 / 0)
+    models = [str(folder / "tuned"), str(folder / "base")]
+    with pytest.raises(ZeroDivisionError):
+        probing.probe_into(tmp_path / "run", models, folder / "prompts.jsonl", columns={"task": "label"}, **QUICK)
+    assert main(["report", str(tmp_path / "run")]) == 0
+    assert "page:" in capsys.readouterr().out
+
+
+def test_layers_may_be_an_array(folder, tmp_path):
+    asked = {"columns": {"task": "label"}, "layers": np.arange(2, 3), **QUICK}
+    probing.probe_into(tmp_path / "run", folder / "tuned", folder / "prompts.jsonl", **asked)
+    assert "layers = [2]" in (tmp_path / "run" / "config.toml").read_text(encoding="utf-8")

@@ -324,6 +324,13 @@ def test_what_cannot_be_meant_is_refused_with_the_remedy(options, message):
         study(**options)
 
 
+def test_a_tokenizer_without_a_chat_template_is_refused_before_a_folder_is_made(network, tmp_path):
+    asked = {"source": "first", "target": "second", "chat": True, **QUICK}
+    with pytest.raises(Refused, match="no chat template"):
+        redirect_into(tmp_path / "run", network, prompts(), **asked)
+    assert not (tmp_path / "run").exists()
+
+
 def test_source_and_target_with_different_inputs_are_refused():
     data = [{**row, "input": f"w{n}"} if row["task"] == "second" else row for n, row in enumerate(prompts())]
     with pytest.raises(Refused, match=r"no output for 'x0', an input of 'first' \(and 5 more"):

@@ -81,7 +81,7 @@ def test_a_model_of_the_hub_is_fetched_so_that_its_weights_are_known_before_the_
     monkeypatch.setattr(series.constants, "HF_HUB_CACHE", str(tmp_path))
     fetched = []
 
-    def appear(hub_id, *, revision, allow_patterns):
+    def appear(hub_id, *, revision, allow_patterns, ignore_patterns):
         fetched.append((hub_id, revision))
         assert "*.safetensors" in allow_patterns and not any("bin" in one or "pt" in one for one in allow_patterns)
         home = tmp_path / "models--someone--net"
@@ -108,6 +108,26 @@ def test_a_model_that_the_hub_does_not_give_is_refused_in_one_line(monkeypatch):
         Refused, match=r"someone/net: is no folder here, and the hub does not give it \(no connection\)"
     ):
         series.fetch("someone/net")
+
+
+def test_a_model_that_was_fetched_by_half_is_fetched_again(tmp_path, monkeypatch):
+    home = tmp_path / "models--someone--net"
+    folder = save(home / "snapshots" / "abc", 0)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text("abc")
+    monkeypatch.setattr(series, "try_to_load_from_cache", partial(series.try_to_load_from_cache, cache_dir=tmp_path))
+    assert checksum("someone/net") is not None
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert checksum("someone/net") is None
+
+
+@pytest.mark.parametrize("name", ["my model", "a--b", "who/x y"])
+def test_a_name_that_no_hub_has_is_refused_in_one_line(name):
+    (source,) = find_models([name])
+    assert source.checksum is None
+    with pytest.raises(Refused, match="is no folder here"):
+        series.fetch(name)
 
 
 def test_a_file_that_is_no_gguf_is_no_model(tmp_path):

@@ -156,7 +156,7 @@ def _reproduce(asked: argparse.Namespace) -> None:
     }
     if asked.model is not None:
         of_model: dict[str, Any] = {"seed": config.seed, "device": config.device}
-        probing.budget([asked.model], "natural", **of_model)
+        probing.check([asked.model], "natural", **of_model)
         experiments["probe"] = lambda folder, **again: probing.probe_into(
             folder, [asked.model], "natural", **of_model, **again
         )
@@ -515,8 +515,11 @@ def _print_summary(run: Any) -> None:
     if run.config["verb"] == "probe":
         import polars as pl
 
-        from nucleate.measures.findings import in_full
+        from nucleate.measures.findings import in_columns, in_full, summary_lines
 
+        if not (run.folder / "dropped.parquet").is_file():  # not finished, or made by an earlier version
+            print(f"\n{in_columns(summary_lines(run.metrics))}\n")
+            return
         tasks, confusion, suspicious = (
             pl.read_parquet(run.folder / f"{name}.parquet") for name in ("tasks", "confusion", "suspicious")
         )

@@ -328,7 +328,7 @@ def flat_toml(settings: Any, **leading: object) -> str:
         elif isinstance(value, Iterable) and not isinstance(value, str):
             value = list(value)
         if value is not None:
-            lines.append(f"{key} = {json.dumps(value, ensure_ascii=False)}\n")
+            lines.append(f"{key} = {json.dumps(value, ensure_ascii=False, default=lambda number: number.item())}\n")
     return "".join(lines)
 
 

@@ -115,8 +115,8 @@ def _read_jsonl(path: Path) -> Table:
 
 def _read_csv(path: Path) -> Table:
     text = _read_text(path)
-    head = text.partition("\n")[0]
-    parted = next((one for one in ",;\t|" if one in head), ",")  # as spreadsheets of other countries write it
+    head = next((line for line in text.splitlines() if line.strip()), "")
+    parted = max(",;\t|", key=head.count)  # as spreadsheets of other countries write it; commas where there is none
     reader = csv.reader(StringIO(text, newline=""), strict=True, delimiter=parted)
     header: list[str] = []
     rows, lines, line = [], [], 1

@@ -128,12 +128,8 @@ def probe_into(
     **options: Any,
 ) -> bool:
     """`probe` into a run folder, a part for each model. False where the run is finished and nothing was done."""
-    settings = settings_of(options)
-    study = _Study.of(read_prompts(data, columns=settings.columns, limit=settings.limit), settings)
-    found, compared = _subjects(model, base, tokenizer, settings)
-    subjects = all_ready(found)
-    for subject in subjects:
-        study.check(subject)
+    study, subjects, compared = _at_the_door(model, data, base, tokenizer, settings_of(options))
+    settings = study.settings
     dataset = Dataset(study.prompts.instances, {}, {}, {}, {})
     what = {"verb": "probe", "size": study.prompts.name, "models": [one.name for one in subjects], "base": compared}
     same = {"data_hash": dataset.content_hash(), "weights": [one.checksum or "" for one in subjects]}
@@ -164,6 +160,22 @@ def probe_into(
                 began = _note_seconds(run, began, study.reading)
         _finish(run, study, subjects, compared)
     return True
+
+
+def check(model: Any, data: Any, **options: Any) -> None:
+    """Refuse what `probe` would refuse before it reads; models of a hub are fetched."""
+    _at_the_door(model, data, None, None, settings_of(options))
+
+
+def _at_the_door(
+    model: Any, data: Any, base: Any, tokenizer: Any, settings: ProbeSettings
+) -> tuple["_Study", list[Subject], str | None]:
+    study = _Study.of(read_prompts(data, columns=settings.columns, limit=settings.limit), settings)
+    found, compared = _subjects(model, base, tokenizer, settings)
+    subjects = all_ready(found)
+    for subject in subjects:
+        study.check(subject)
+    return study, subjects, compared
 
 
 def settings_of(options: Mapping[str, Any]) -> ProbeSettings:
@@ -591,6 +603,9 @@ def load_probe(folder: str | Path) -> "ProbeResult":
     run = load_run(folder)
     if run.config.get("verb") != "probe" or not (run.folder / "metrics.parquet").is_file():
         raise Refused(f"{folder} is not a finished run of nucleate probe; make one, or continue it with --resume")
+    missing = next((name for name in TABLES if not (run.folder / f"{name}.parquet").is_file()), None)
+    if missing:
+        raise Refused(f"{folder} has no {missing}.parquet: an earlier version made it; probe again")
     tables = {name: pl.read_parquet(run.folder / f"{name}.parquet") for name in TABLES}
     metrics = pl.read_parquet(run.folder / "metrics.parquet")
     return ProbeResult(run.folder, tuple(run.config["models"]), run.config.get("base"), metrics, **tables)

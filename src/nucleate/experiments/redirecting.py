@@ -31,7 +31,7 @@ from nucleate.data.redirection import SIDES, Redirection, name_of, redirection
 from nucleate.experiments.groundwork import Progress, device_for
 from nucleate.model.batches import share_prefixes
 from nucleate.model.estimate import estimate
-from nucleate.model.networks import load_network
+from nucleate.model.networks import load_network, tokenizer_of
 from nucleate.model.prompts import read_prompts_states
 from nucleate.model.switch import AT_ONCE, KINDS, Head, Lesson, Memory, Pace, Switch, learn_head, learn_switch, remember
 from nucleate.model.switched import SwitchedModel, head_logits, model_card, parts_of
@@ -89,6 +89,8 @@ def redirect_into(
     `model` is a path or a hub id, `data` whatever `read_prompts` reads, `options` the fields of `RedirectSettings`."""
     settings = settings_of(options)
     study = study_of(data, settings)
+    tokenizer = tokenizer_of(str(model), trust_remote_code=settings.trust_remote_code)
+    _check(study, tokenizer)
     everything = Dataset(study.dealt.prompts.instances, {}, {}, {}, {}).content_hash()
     wished = json.dumps(sorted(study.dealt.wished.items()), ensure_ascii=False)
     what = {"verb": "align", "size": study.dealt.prompts.name, "network": str(model), "data_hash": everything}
@@ -105,8 +107,8 @@ def redirect_into(
             return False
         for sentence in study.dealt.prompts.warnings:
             progress(sentence, None)
-        _redirect(study, str(model), run, progress)
-    shutil.rmtree(folder / "states")  # not before the manifest says done
+        _redirect(study, str(model), tokenizer, run, progress)
+    shutil.rmtree(folder / "states", ignore_errors=True)  # not before the manifest says done
     return True
 
 
@@ -175,17 +177,26 @@ def settings_of(options: Mapping[str, Any]) -> RedirectSettings:
     return settings
 
 
-def _redirect(study: _Study, model: str, run: RunWriter, progress: Progress) -> None:
+def _check(study: _Study, tokenizer: Any) -> None:
+    """Refuse a source that cannot be taught while nothing is written yet."""
+    for one in _prompts_of(study, tokenizer, [one for side in study.dealt.sides.values() for one in side]):
+        if isinstance(one, str) or not one.answer:
+            why = one if isinstance(one, str) else "its wished output has no token"
+            raise Refused(f"a prompt of {study.settings.source!r} cannot be taught: {why}: mend the data")
+
+
+def _redirect(study: _Study, model: str, tokenizer: Any, run: RunWriter, progress: Progress) -> None:
     settings = study.settings
-    network, tokenizer = load_network(
+    network, _ = load_network(
         model,
+        tokenizer=tokenizer,
         device=device_for(settings.device),
         dtype=settings.dtype,
         trust_remote_code=settings.trust_remote_code,
     )
     parts_of(network)
     progress(study.dealt.describe(), None)
-    shelf, sides = _Shelf(run.folder / "states" / _mark_of(network)), {}
+    shelf, sides = _Shelf(run.folder / "states" / _mark_of(network, study, tokenizer)), {}
     for name, instances in study.dealt.sides.items():
         progress(f"reading the source: {name.replace('_', ' ')}", SIDES.index(name) / 8)
         if instances:
@@ -250,10 +261,13 @@ class _Shelf:
         return tensors, told["facts"]
 
 
-def _mark_of(network: Any) -> str:
-    """Of its weights: what was read from others that lay in the same place is not taken for its own."""
+def _mark_of(network: Any, study: _Study, tokenizer: Any) -> str:
+    """Of weights and tokens: what was read by others that lay in the same place is not taken for its own."""
     few = [one.detach().flatten()[:: max(1, one.numel() // 64)].float().cpu() for one in network.parameters()]
-    return hashlib.sha256(torch.cat(few).numpy().tobytes()).hexdigest()[:16]
+    mark = hashlib.sha256(torch.cat(few).numpy().tobytes())
+    for instances in (*study.dealt.sides.values(), study.dealt.others):
+        mark.update(repr(_prompts_of(study, tokenizer, instances)).encode())
+    return mark.hexdigest()[:16]
 
 
 # --- what is read ----------------------------------------------------------------------------------------------------
@@ -275,10 +289,6 @@ def _read_source(study: _Study, network: Any, tokenizer: Any, side: str, shelf: 
     """The prompts of a side with the wished outputs, behind each of which comes the token that ends a text, so that
     `generate` stops there."""
     every = _prompts_of(study, tokenizer, [one for side in study.dealt.sides.values() for one in side])
-    wrong = next((one for one in every if isinstance(one, str) or not one.answer), None)
-    if wrong is not None:
-        why = wrong if isinstance(wrong, str) else "its wished output has no token"
-        raise Refused(f"a prompt of {study.settings.source!r} cannot be taught: {why}: mend the data")
     allowed = sorted({one.answer[0] for one in every if isinstance(one, Prompt)})
     closing = _closing(tokenizer)
     prompts = _prompts_of(study, tokenizer, study.dealt.sides[side])

@@ -114,7 +114,7 @@ def headline(metrics: pl.DataFrame, tasks: pl.DataFrame, coordinates: pl.DataFra
         parts.append("no more than the words")
         parts += [f"only {_named(yes)} {'is' if len(yes) == 1 else 'are'} separate"] if yes else []
     untold = sorted({*here["task"]} - {*yes, *no})
-    parts += [f"too few instructions to tell of {_named(untold)}"] if untold else []
+    parts += [f"too few prompts to tell of {_named(untold)}"] if untold else []
     count = mislabelled(metrics, coordinates, model)
     if count is None:
         parts.append("the labels cannot be checked by a model that hardly tells them apart")
@@ -230,7 +230,10 @@ def _since(task: pl.DataFrame, best: int) -> int:
 
 def doubt_lines(suspicious: pl.DataFrame, model: str, most: int = 5) -> list[tuple[str, ...]]:
     """The prompts that look most mislabelled to one model; the first line names the columns."""
-    worst = suspicious.filter(pl.col("model") == model, pl.col("counted")).sort("margin", descending=True).head(most)
+    worst = suspicious.filter(pl.col("model") == model, pl.col("counted")).sort(
+        "margin", "row", descending=[True, False]
+    )
+    worst = worst.head(most)
     lines = [
         (str(row["row"]), row["task"], row["nearest"], f"{row['margin']:.2f}", " ".join(row["text"].split())[:60])
         for row in worst.iter_rows(named=True)

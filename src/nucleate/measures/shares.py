@@ -270,7 +270,8 @@ class _Collected:
             for control, dealt in deals.items():
                 shares = share(neighbours, dealt.query[:, rows], dealt.candidate)
                 self._shares.setdefault((control, search), []).append(shares)
-            mixed = mixture(neighbours, query.task[rows], candidate.task)
+            tasks = int(max(query.task.max(initial=0), candidate.task.max())) + 1
+            mixed = mixture(neighbours, query.task[rows], candidate.task, tasks=tasks)
             self._mixed[search] = mixed + self._mixed.get(search, 0)
         near = found[""]
         if (query.output >= 0).any():
@@ -295,13 +296,14 @@ class _Collected:
         return Surroundings(measures, own, self._mixed)
 
 
-def mixture(found: Neighbours, query_task: np.ndarray, candidate_task: np.ndarray, *, k: int = BARE) -> np.ndarray:
+def mixture(
+    found: Neighbours, query_task: np.ndarray, candidate_task: np.ndarray, *, tasks: int, k: int = BARE
+) -> np.ndarray:
     """(task, other) how many queries' worth of a task's neighbours have the other task; a row sums to its queries."""
-    tasks = int(max(query_task.max(initial=0), candidate_task.max())) + 1
     share_of = 1 / np.maximum(found.total[found.ks.index(k)], 1)
     cell = query_task[found.query] * tasks + candidate_task[found.candidate]
     weights = found.weights(k) * share_of[found.query]
-    return np.bincount(cell, weights=weights, minlength=tasks * tasks).reshape(tasks, tasks)
+    return np.bincount(cell, weights=weights, minlength=tasks * tasks).reshape(tasks, tasks).astype(float)
 
 
 @kernel

@@ -6,6 +6,7 @@ Nothing here opens a pickle, and code that comes with a model runs only where th
 
 import copy
 import io
+import json
 import os
 import shutil
 import struct
@@ -212,6 +213,11 @@ def network_shape(model: Any, *, revision: str | None = None, trust_remote_code:
             config = model
             if isinstance(model, str | Path):
                 folder, common = _locate(model, revision=revision, trust_remote_code=trust_remote_code)
+                if _adapter(Path(folder)):
+                    settings = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
+                    folder, common = _locate(
+                        settings["base_model_name_or_path"], revision=None, trust_remote_code=trust_remote_code
+                    )
                 config = AutoConfig.from_pretrained(folder, **common)
             with torch.device("meta"):
                 return _kind(config).from_config(config, trust_remote_code=trust_remote_code)

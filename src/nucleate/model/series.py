@@ -15,7 +15,16 @@ from huggingface_hub.file_download import try_to_load_from_cache
 from nucleate.model.networks import finish_replacement, looks_local
 from nucleate.refusal import Refused
 
-_WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]  # no weights that are pickles
+_WANTED = [
+    "*.json",
+    "*.safetensors",
+    "*.model",
+    "*.tiktoken",
+    "*.txt",
+    "*.jinja",
+    "*.py",
+]  # no weights that are pickles
+_UNWANTED = ["*/*", "consolidated*", "*.fp16.*"]  # the same weights again, in other forms
 _CHECKPOINT = re.compile(r"(?P<unit>checkpoint|epoch|step)[-_]?(?P<number>\d+)")
 
 
@@ -62,8 +71,11 @@ def checksum(path: str | Path, revision: str | None = None) -> str | None:
     """sha256 of the bytes of its *.safetensors (or of the GGUF file); None for a hub id that is not on this machine."""
     place = Path(path).expanduser()
     if not place.exists():
-        cached = try_to_load_from_cache(str(path), "config.json", revision=revision or constants.DEFAULT_REVISION)
-        if not isinstance(cached, str):
+        try:
+            cached = try_to_load_from_cache(str(path), "config.json", revision=revision or constants.DEFAULT_REVISION)
+        except HFValidationError:  # no name that the hub could have
+            return None
+        if not isinstance(cached, str) or not _is_whole(Path(cached).parent):
             return None
         place = Path(cached).parent
     files = _weights(place)
@@ -77,10 +89,20 @@ def checksum(path: str | Path, revision: str | None = None) -> str | None:
     return digest.hexdigest()
 
 
+def _is_whole(folder: Path) -> bool:
+    """Are all shards there that the index names?"""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return True
+    return all(
+        (folder / file).is_file() for file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+    )
+
+
 def fetch(hub_id: str, revision: str | None = None) -> None:
     """Have a model of the hub on this machine, where `checksum` and `load_network` find it."""
     try:
-        snapshot_download(hub_id, revision=revision, allow_patterns=_WANTED)
+        snapshot_download(hub_id, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED)
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         why = " ".join(str(error).split())[:200]
         raise Refused(

@@ -71,9 +71,9 @@ def per_task(run: Run) -> Table:
 def doubted(run: Run) -> Table:
     """Prompts that look mislabelled, the most doubtful first."""
     frame = _read(run, "suspicious")
-    if frame is None:
+    if frame is None or "counted" not in frame.columns:  # which earlier versions did not tell
         return Table((), [])
-    frame = frame.filter(pl.col("counted")).sort("margin", descending=True).head(_MOST)
+    frame = frame.filter(pl.col("counted")).sort("margin", "row", descending=[True, False]).head(_MOST)
     return Table(_DOUBTED, frame.select(_DOUBTED).rows())
 
 
