@@ -184,7 +184,7 @@ def summary_lines(metrics: pl.DataFrame) -> list[tuple[str, ...]]:
         top = [metrics.filter(clustered, pl.col("space") == space)["value"].max() for space in ("raw", "tsne")]
         accuracy = value_of(metrics, "accuracy", model=model, split="all")
         share = value_of(metrics, measure, **here, model=model)
-        interval = "" if low is None else f"{low:.2f}–{high:.2f}"
+        interval = _between(low, high)
         lines.append((model, str(best), _number(share), interval, *(_number(v) for v in (*controls, *top, accuracy))))
     return lines
 
@@ -205,7 +205,7 @@ def task_lines(
         verdict = {1.0: "yes", 0.0: "no", None: "too few to tell"}[value.get((task, "separated"))]
         since = _since(here.filter(pl.col("task") == task), best) if verdict == "yes" else None
         low, high = (value.get((task, f"{measure}_{end}")) for end in ("low", "high"))
-        interval = "" if low is None else f"{low:.2f}–{high:.2f}"
+        interval = _between(low, high)
         beside = f"{most[task]['other']} ({most[task]['share']:.2f})" if task in most and most[task]["share"] else ""
         from_layer = "" if since is None else str(since)
         lines.append((task, verdict, from_layer, _number(share), interval, _number(control), beside))
@@ -288,6 +288,11 @@ def _untrained(metrics: pl.DataFrame, measure: str, model: str) -> float | None:
 
 def _number(value: object) -> str:
     return "" if value is None else f"{value:.2f}"
+
+
+def _between(low: float | None, high: float | None) -> str:
+    """An interval of a share; one that leaves 0..1 ends there."""
+    return "" if low is None or high is None else f"{max(low, 0):.2f}–{min(high, 1):.2f}"
 
 
 def _quoted(name: str) -> str:
