@@ -8,7 +8,7 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from nucleate.measures import neighbours as room
-from nucleate.measures.neighbours import TIE, Labels, find_neighbours, find_neighbours_many
+from nucleate.measures.neighbours import TIE, Labels, find_neighbours, neighbour_blocks
 from nucleate.measures.shares import (
     TaskDeals,
     hard_shares,
@@ -259,7 +259,9 @@ def test_several_sets_of_queries_at_once_find_what_each_finds_alone():
             ),
         )
     )  # inputs, outputs, distributions unknown
-    together = find_neighbours_many(sets, states, candidate)
+    blocks = list(neighbour_blocks(sets, states, candidate))
+    assert [number for number, _, _ in blocks] == [0, 1, 2, 3]  # each set small enough for one block
+    together = [found for _, _, found in blocks]
     assert [len(found) for found in together] == [3, 3, 3, 1]
     for (queries, query), found in zip(sets, together, strict=True):
         for search, neighbours in find_neighbours(queries, states, query, candidate).items():

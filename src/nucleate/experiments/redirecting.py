@@ -90,7 +90,7 @@ def redirect_into(
     settings = settings_of(options)
     study = study_of(data, settings)
     tokenizer = tokenizer_of(str(model), trust_remote_code=settings.trust_remote_code)
-    _check(study, tokenizer)
+    lessons = _source_prompts(study, tokenizer)
     everything = Dataset(study.dealt.prompts.instances, {}, {}, {}, {}).content_hash()
     wished = json.dumps(sorted(study.dealt.wished.items()), ensure_ascii=False)
     what = {"verb": "align", "size": study.dealt.prompts.name, "network": str(model), "data_hash": everything}
@@ -107,7 +107,7 @@ def redirect_into(
             return False
         for sentence in study.dealt.prompts.warnings:
             progress(sentence, None)
-        _redirect(study, str(model), tokenizer, run, progress)
+        _redirect(study, str(model), tokenizer, lessons, run, progress)
     shutil.rmtree(folder / "states", ignore_errors=True)  # not before the manifest says done
     return True
 
@@ -177,15 +177,27 @@ def settings_of(options: Mapping[str, Any]) -> RedirectSettings:
     return settings
 
 
-def _check(study: _Study, tokenizer: Any) -> None:
-    """Refuse a source that cannot be taught while nothing is written yet."""
-    for one in _prompts_of(study, tokenizer, [one for side in study.dealt.sides.values() for one in side]):
-        if isinstance(one, str) or not one.answer:
-            why = one if isinstance(one, str) else "its wished output has no token"
-            raise Refused(f"a prompt of {study.settings.source!r} cannot be taught: {why}: mend the data")
+def _source_prompts(study: _Study, tokenizer: Any) -> dict[str, list[Prompt]]:
+    """side -> its prompts with the wished outputs; refused where one cannot be taught."""
+    found: dict[str, list[Prompt]] = {}
+    for side, instances in study.dealt.sides.items():
+        found[side] = []
+        for one in _prompts_of(study, tokenizer, instances):
+            if isinstance(one, str) or not one.answer:
+                why = one if isinstance(one, str) else "its wished output has no token"
+                raise Refused(f"a prompt of {study.settings.source!r} cannot be taught: {why}: mend the data")
+            found[side].append(one)
+    return found
 
 
-def _redirect(study: _Study, model: str, tokenizer: Any, run: RunWriter, progress: Progress) -> None:
+def _redirect(
+    study: _Study,
+    model: str,
+    tokenizer: Any,
+    lessons: Mapping[str, Sequence[Prompt]],
+    run: RunWriter,
+    progress: Progress,
+) -> None:
     settings = study.settings
     network, _ = load_network(
         model,
@@ -196,11 +208,11 @@ def _redirect(study: _Study, model: str, tokenizer: Any, run: RunWriter, progres
     )
     parts_of(network)
     progress(study.dealt.describe(), None)
-    shelf, sides = _Shelf(run.folder / "states" / _mark_of(network, study, tokenizer)), {}
-    for name, instances in study.dealt.sides.items():
+    shelf, sides = _Shelf(run.folder / "states" / _mark_of(network, study, tokenizer, lessons)), {}
+    for name, own in lessons.items():
         progress(f"reading the source: {name.replace('_', ' ')}", SIDES.index(name) / 8)
-        if instances:
-            sides[name] = _read_source(study, network, tokenizer, name, shelf)
+        if own:
+            sides[name] = _read_source(network, lessons, name, _closing(tokenizer), shelf)
     progress("reading all others", 0.5)
     others = _read_others(study, network, tokenizer, shelf)
     chosen = _teach(study, sides, others, shelf, progress)
@@ -261,12 +273,11 @@ class _Shelf:
         return tensors, told["facts"]
 
 
-def _mark_of(network: Any, study: _Study, tokenizer: Any) -> str:
+def _mark_of(network: Any, study: _Study, tokenizer: Any, lessons: Mapping[str, Sequence[Prompt]]) -> str:
     """Of weights and tokens: what was read by others that lay in the same place is not taken for its own."""
     few = [one.detach().flatten()[:: max(1, one.numel() // 64)].float().cpu() for one in network.parameters()]
     mark = hashlib.sha256(torch.cat(few).numpy().tobytes())
-    for instances in (*study.dealt.sides.values(), study.dealt.others):
-        mark.update(repr(_prompts_of(study, tokenizer, instances)).encode())
+    mark.update(repr((lessons, _prompts_of(study, tokenizer, study.dealt.others))).encode())
     return mark.hexdigest()[:16]
 
 
@@ -285,14 +296,13 @@ class _Others:
     examples: Tensor  # (example, width)
 
 
-def _read_source(study: _Study, network: Any, tokenizer: Any, side: str, shelf: _Shelf) -> Lesson:
+def _read_source(
+    network: Any, lessons: Mapping[str, Sequence[Prompt]], side: str, closing: tuple[int, ...], shelf: _Shelf
+) -> Lesson:
     """The prompts of a side with the wished outputs, behind each of which comes the token that ends a text, so that
     `generate` stops there."""
-    every = _prompts_of(study, tokenizer, [one for side in study.dealt.sides.values() for one in side])
-    allowed = sorted({one.answer[0] for one in every if isinstance(one, Prompt)})
-    closing = _closing(tokenizer)
-    prompts = _prompts_of(study, tokenizer, study.dealt.sides[side])
-    rows = [(one.tokens, one.answer + closing) for one in prompts if isinstance(one, Prompt)]
+    allowed = sorted({one.answer[0] for prompts in lessons.values() for one in prompts})
+    rows = [(one.tokens, one.answer + closing) for one in lessons[side]]
     groups, places = share_prefixes(rows)
 
     def read() -> tuple[dict[str, Tensor], list[int]]:

@@ -158,33 +158,11 @@ def find_neighbours(
     distances are then computed one by one from the differences, in double precision. So neither the number of queries
     at once, nor the order of candidates, nor threads, nor the device changes a bit of the result.
     """
-    return find_neighbours_many(
-        [(query_states, query)],
-        candidate_states,
-        candidate,
-        ks=ks,
-        device=device,
-        queries_at_once=queries_at_once,
-    )[0]
-
-
-def find_neighbours_many(
-    queries: Sequence[tuple[Any, Labels]],
-    candidate_states: Any,
-    candidate: Labels,
-    *,
-    ks: Sequence[int] = KS,
-    device: str | torch.device | None = None,
-    queries_at_once: int | None = None,
-) -> list[dict[str, Neighbours]]:
-    """`find_neighbours` of several sets of queries (states with their labels) among the same candidates, which are
-    made ready once."""
-    parts: list[list[dict[str, Neighbours]]] = [[] for _ in queries]
-    for number, _, found in neighbour_blocks(
-        queries, candidate_states, candidate, ks=ks, device=device, queries_at_once=queries_at_once
-    ):
-        parts[number].append(found)
-    return [{name: _joined([part[name] for part in some]) for name in some[0]} for some in parts]
+    blocks = neighbour_blocks(
+        [(query_states, query)], candidate_states, candidate, ks=ks, device=device, queries_at_once=queries_at_once
+    )
+    parts = [found for _, _, found in blocks]
+    return {name: _joined([part[name] for part in parts]) for name in parts[0]}
 
 
 def neighbour_blocks(
@@ -196,8 +174,9 @@ def neighbour_blocks(
     device: str | torch.device | None = None,
     queries_at_once: int | None = None,
 ) -> Iterator[tuple[int, slice, dict[str, Neighbours]]]:
-    """`find_neighbours_many`, some queries after others: the number of their set, which of it they are, and what was
-    found. So few at once that all candidates may tie for each of them, as where all prompts end in the same word."""
+    """`find_neighbours` of several sets of queries (states with their labels) among the same candidates, which are made
+    ready once; some queries after others: the number of their set, which of it they are, and what was found. So few at
+    once that all candidates may tie for each of them, as where all prompts end in the same word."""
     ks = tuple(ks)
     if not ks or min(ks) < 1 or len(set(ks)) < len(ks):
         raise Refused(f"neighbours: ks is {ks}; give different whole numbers from 1 on")
