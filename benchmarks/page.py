@@ -52,7 +52,7 @@ def main(runs: list[str]) -> None:
         folder = Path(place)
         measured = {run: load_run(run) for run in runs} or {"paper": paper(folder), "probe": probe(folder)}
         print(
-            "page       MB  written s  first picture s  CPU s to open  CPU ms a frame  frames/s at that  frames/s seen"
+            f"{'page':37} MB  written s  first picture s  CPU s to open  CPU ms a frame  frames/s at that  frames/s seen"
         )
         for name, run in measured.items():
             began = time.perf_counter()
@@ -62,15 +62,18 @@ def main(runs: list[str]) -> None:
                 before = browser.cpu_seconds()
                 page = browser.open(path)
                 opened = browser.cpu_seconds() - before
-                first = page("performance.getEntriesByName('first picture')[0].startTime / 1000")
+                size = f"{name:34} {path.stat().st_size / 1e6:5.2f} {seconds:10.1f}"
+                first = page("performance.getEntriesByName('first picture')[0]?.startTime / 1000")
+                if first is None:
+                    print(f"{size}                  {opened:14.2f}   no stage: this run recorded no layouts", flush=True)
+                    continue
                 if page("[...document.getElementById('shown').options].some((one) => one.value === '*')"):
                     page.choose("#shown", "*")
                 before = browser.cpu_seconds()
                 seen = page(PLAY)
                 each = 1000 * (browser.cpu_seconds() - before) / FRAMES
-            size = path.stat().st_size / 1e6
-            line = f"{Path(name).name:8} {size:5.2f} {seconds:10.1f} {first:16.2f} {opened:14.2f} {each:15.1f}"
-            print(f"{line} {1000 / each:17.0f} {seen:14.1f}   {TARGETS.get(name, '')}", flush=True)
+            line = f"{size} {first:16.2f} {opened:14.2f} {each:15.1f} {1000 / each:17.0f} {seen:14.1f}"
+            print(f"{line}   {TARGETS.get(name, '')}", flush=True)
 
 
 def paper(folder: Path) -> Run:

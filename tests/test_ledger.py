@@ -12,6 +12,7 @@ import pytest
 from invented_claims import VERBS, rows_of, write_run
 from nucleate.experiments.claims import CLAIMS, judge, not_run
 from nucleate.report.ledger import JSON_KEYS, ledger_json, ledger_lines, ledger_markdown, write_ledger
+from nucleate.report.page import write_page
 from nucleate.runs import load_run
 
 HOSTILE = "<script>alert(1)</script>|`x`*b*_c_[d](http://e)\n# f\u202e$x^2$\\ &amp; "
@@ -98,6 +99,10 @@ def test_exploratory_rows_are_called_so_everywhere(tmp_path):
     assert text.count("*exploratory*") >= 2 * len(found)
     assert all("exploratory" in line for line in lines[1:])
     assert {row["verdict"] for row in json.loads(ledger_json(found))} == {"undecided"}
+    write_ledger(found, [], tmp_path)
+    page = write_page(runs[0], tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.count("<td>exploratory</td>") == len(found)
+    assert "<td>undecided</td>" not in page
 
 
 def test_hostile_names_are_text_and_nothing_else(hostile, tmp_path):

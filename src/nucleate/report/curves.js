@@ -23,6 +23,8 @@ const WORDS = {
   answer_start: "start of the answer", task_token: "task token",
 };
 const inWords = (name) => WORDS[name] ?? String(name ?? "–").replaceAll("_", " ");
+// A long name without its middle: names of models and tasks often differ at their ends alone.
+const short = (name, most) => (name.length <= most ? name : `${name.slice(0, Math.floor((most - 1) / 2))}…${name.slice(-Math.ceil((most - 1) / 2))}`);
 const SWITCHES = ["measure", "labels", "space", "split", "arm", "read"];
 const FIRST_OF_PROBES = { measure: ["knn_share_other_inputs", "knn_share", "f1"], split: ["test", "all"] }; // by which they are judged
 const FIRST = { measure: ["knn_share", "f1"], labels: ["task"], space: ["raw"], split: ["validation", "test", "all", "subset"] };
@@ -99,7 +101,7 @@ function chart({ width, height: plot, label, axis, lines, bands = [], levels = [
     draw(svg, "path", { ...look, ...(line.dash ? { "stroke-dasharray": line.dash } : {}) });
     for (const [x, y] of line.points.length < 40 ? line.points : []) draw(svg, "circle", { cx: toX(x).toFixed(1), cy: toY(y).toFixed(1), r: line.bold ? 2.6 : 1.6, fill: line.colour });
   }
-  endNames(svg, lines.filter((line) => line.tag), toY, width - room.right + 5);
+  endNames(svg, lines.filter((line) => line.tag), toY, width - room.right + 5, height - room.bottom);
   if (now !== undefined && now !== null) {
     draw(svg, "line", { class: "now", x1: toX(now), x2: toX(now), y1: room.top, y2: height - room.bottom, stroke: ink.mark, "stroke-width": 1.5 });
   }
@@ -108,7 +110,7 @@ function chart({ width, height: plot, label, axis, lines, bands = [], levels = [
     if (note.colour) draw(svg, "line", { x1: x, x2: x + 16, y1: y - 4, y2: y - 4, stroke: note.colour, "stroke-width": note.bold ? 3 : 1.4, "stroke-dasharray": note.dash ?? "none" });
     else if (note.points) draw(svg, "rect", { x, y: y - 9, width: 16, height: 9, ...looks[note.control] });
     else draw(svg, "line", { x1: x, x2: x + 16, y1: y - 4, y2: y - 4, stroke: grey, "stroke-width": 1.3, "stroke-dasharray": levels.indexOf(note) % 2 ? "2 3" : "7 4" });
-    draw(svg, "text", { x: x + 21, y, fill: ink.quiet, "font-size": 11 }, note.name.length > 27 ? `${note.name.slice(0, 26)}…` : note.name);
+    draw(svg, "text", { x: x + 21, y, fill: ink.quiet, "font-size": 11 }, short(note.name, 27));
   });
   const near = (x, y) => {
     let [found, best] = [null, 400];
@@ -122,10 +124,17 @@ function chart({ width, height: plot, label, axis, lines, bands = [], levels = [
   return { svg, near, xAt: (x) => x0 + ((x - room.left) / span) * (x1 - x0), place: toX };
 }
 
-// The name of a line stands where it ends; those that end together are moved apart.
-function endNames(svg, lines, toY, x) {
-  const ends = lines.map((line) => ({ line, y: toY(line.points.at(-1)[1]) })).sort((a, b) => a.y - b.y);
+// The name of a line stands where it ends; those that end together are moved apart, and where there is no room for all,
+// the bold one and those that do not touch another are named.
+function endNames(svg, lines, toY, x, bottom) {
+  let ends = lines.map((line) => ({ line, y: toY(line.points.at(-1)[1]) })).sort((a, b) => a.y - b.y);
+  if (11 * ends.length > bottom) {
+    const named = [];
+    for (const one of [...ends].sort((a, b) => (b.line.bold ?? 0) - (a.line.bold ?? 0))) if (named.every((other) => Math.abs(other.y - one.y) >= 11)) named.push(one);
+    ends = named.sort((a, b) => a.y - b.y);
+  }
   for (let k = 1; k < ends.length; k++) ends[k].y = Math.max(ends[k].y, ends[k - 1].y + 11);
+  for (let k = ends.length - 1, most = bottom; k >= 0; k--, most -= 11) ends[k].y = Math.min(ends[k].y, most);
   for (const { line, y } of ends) draw(svg, "text", { x, y: y + 4, fill: line.colour, "font-size": 11, "font-weight": line.bold ? 700 : 400 }, line.tag);
 }
 
@@ -158,7 +167,7 @@ function heatMap({ width, label, lines, place }) {
     });
     if (row > 9 || n % 5 === 0) draw(svg, "text", { x: left - 6, y: y + row / 2 + 4, "text-anchor": "end", fill: ink.quiet, "font-size": 11 }, line.layer);
   });
-  const bar = { x: left, y: row * lines.length + 14, width: 120 };
+  const bar = { x: left, y: row * lines.length + 14, width: width < 400 ? 70 : 120 };
   for (let k = 0; k < 24; k++) draw(svg, "rect", { x: bar.x + (k * bar.width) / 24, y: bar.y, width: bar.width / 24 + 0.4, height: 8, fill: ramp(VIRIDIS, k / 23), "shape-rendering": "crispEdges" });
   draw(svg, "text", { x: bar.x + bar.width + 8, y: bar.y + 8, fill: ink.quiet, "font-size": 11 }, `${number(low)} to ${number(high)}`);
   draw(svg, "text", { x: width - right, y: bar.y + 8, "text-anchor": "end", fill: ink.quiet, "font-size": 11 }, "layer × epoch");
@@ -193,7 +202,7 @@ function progress(book, dark) {
     curves.sort((a, b) => SPLITS.indexOf(a.split) - SPLITS.indexOf(b.split));
     const place = (curve, k) => (arms.size > 1 ? everyone.indexOf(curve.arm) : k);
     const lines = curves.map((curve, k) => ({ name: inWords(name(curve)), colour: categoryColour(place(curve, k), Math.max(10, everyone.length), dark), points: curve.points.filter(([x]) => x !== null) }));
-    const words = arms.size > 1 || measure !== "loss" ? inWords(measure) : "training loss";
+    const words = measure === "loss" && curves[0].split === "train" ? "training loss" : arms.size > 1 && curves[0].split ? `${inWords(measure)}, ${inWords(curves[0].split)}` : inWords(measure);
     return [{ measure, words, lines, ceiling: measure.includes("loss") ? null : 1 }];
   });
 }
@@ -209,7 +218,7 @@ function matrix({ width, tasks, shares, label }) {
   const rows = [["task", "other", "share"]];
   tasks.forEach((task, a) => {
     const y = 4 + a * cell;
-    if (left > 8 && cell > 8) draw(svg, "text", { x: left - 5, y: y + cell / 2 + 4, "text-anchor": "end", fill: ink.quiet, "font-size": Math.min(11, cell) }, task.length > 14 ? `${task.slice(0, 13)}…` : task);
+    if (left > 8 && cell > 8) draw(svg, "text", { x: left - 5, y: y + cell / 2 + 4, "text-anchor": "end", fill: ink.quiet, "font-size": Math.min(11, cell) }, short(task, 14));
     tasks.forEach((other, b) => {
       const share = shares[a * count + b] / 1000;
       rows.push([task, other, share]);

@@ -148,12 +148,18 @@ def _ledger(folders: Sequence[Path]) -> Table:
     found = next((folder for folder in folders if (folder / "claims.json").is_file()), None)
     if found is None:
         return Table(header, [])
-    sentences = {}
-    if (found / "claims.md").is_file():
-        headings = re.findall(r"^## (C\d+)\. (.*)$", (found / "claims.md").read_text(encoding="utf-8"), re.MULTILINE)
-        sentences = {claim: f"{claim}. {_plain(sentence)}" for claim, sentence in headings}
+    told = (found / "claims.md").read_text(encoding="utf-8") if (found / "claims.md").is_file() else ""
+    sentences = {one: f"{one}. {_plain(words)}" for one, words in re.findall(r"^## (C\d+)\. (.*)$", told, re.MULTILINE)}
+    shown_only = {
+        (one, _plain(size)) for one, size in re.findall(r"^### (C\d+) at (.*): \*exploratory\*$", told, re.MULTILINE)
+    }
     rows = json.loads((found / "claims.json").read_text(encoding="utf-8"))
-    named = [row | {"claim": sentences.get(row["claim"], row["claim"])} for row in rows]
+    named = [
+        row
+        | {"claim": sentences.get(row["claim"], row["claim"])}
+        | ({"verdict": "exploratory"} if (row["claim"], row["size"]) in shown_only else {})
+        for row in rows
+    ]
     return Table(header, [tuple(_listed(row[name]) for name in header) for row in named])
 
 

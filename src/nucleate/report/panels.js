@@ -115,7 +115,8 @@ function drawScores() {
 const BANDED = ["shuffled", "regrouped"];
 
 function drawProgress(parts) {
-  const width = parts.length > 1 ? Math.max(190, (chartWidth("progress") - 12) / 2) : chartWidth("progress");
+  const room = chartWidth("progress");
+  const width = parts.length > 1 && room >= 392 ? (room - 12) / 2 : room; // two side by side where both can be read
   const marked = scene().moments ? momentName(scene(), now.time) : null;
   $("progress").replaceChildren(); // its width was asked for before: an empty box may be narrower
   drawn.progress = parts.map((part) => {
