@@ -51,9 +51,7 @@ def main(runs: list[str]) -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         measured = {run: load_run(run) for run in runs} or {"paper": paper(folder), "probe": probe(folder)}
-        print(
-            f"{'page':37} MB  written s  first picture s  CPU s to open  CPU ms a frame  frames/s at that  frames/s seen"
-        )
+        print(f"{'page':34}    MB  written s  first picture s  CPU s to open  CPU ms a frame  frames/s by that  seen")
         for name, run in measured.items():
             began = time.perf_counter()
             path = write_page(run, folder / "page.html")
@@ -65,14 +63,14 @@ def main(runs: list[str]) -> None:
                 size = f"{name:34} {path.stat().st_size / 1e6:5.2f} {seconds:10.1f}"
                 first = page("performance.getEntriesByName('first picture')[0]?.startTime / 1000")
                 if first is None:
-                    print(f"{size}                  {opened:14.2f}   no stage: this run recorded no layouts", flush=True)
+                    print(f"{size} {'-':>16} {opened:14.2f}   no stage: this run recorded no layouts", flush=True)
                     continue
                 if page("[...document.getElementById('shown').options].some((one) => one.value === '*')"):
                     page.choose("#shown", "*")
                 before = browser.cpu_seconds()
                 seen = page(PLAY)
                 each = 1000 * (browser.cpu_seconds() - before) / FRAMES
-            line = f"{size} {first:16.2f} {opened:14.2f} {each:15.1f} {1000 / each:17.0f} {seen:14.1f}"
+            line = f"{size} {first:16.2f} {opened:14.2f} {each:15.1f} {1000 / each:17.0f} {seen:5.1f}"
             print(f"{line}   {TARGETS.get(name, '')}", flush=True)
 
 
