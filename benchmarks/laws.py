@@ -1,0 +1,67 @@
+"""Whole instructions in a step against instances drawn one by one: what the law of batches changes, seed by seed.
+
+    python benchmarks/laws.py results/judged/narrow-*
+
+Pairs finished runs that differ in `training.packing` alone, and prints Markdown: the mean of each law, the mean of the
+paired differences (rows minus tree) with its 95 % t-interval, and both laws' verdicts on the claims.
+"""
+
+import sys
+
+from nucleate.experiments.claims import Judgement, judge
+from nucleate.measures.baselines import t_interval
+from nucleate.measures.evidence import ACCURACY, LAST, Score, best_epoch, curve_of, f1, level_of
+from nucleate.runs import Run, load_run
+
+LAWS = ("tree", "rows")
+
+
+def quantities(run: Run) -> dict[str, float]:
+    """Accuracies at the best epoch and late in training, when that was, and the last layer's scores late."""
+    table, best = run.metrics, best_epoch(run.metrics)
+    assert best is not None, f"{run.folder}: no best epoch"
+    found: dict[str, float | None] = {"best epoch": best}
+    for split, score in ACCURACY.items():
+        curve = curve_of(table, score, layer=None)
+        found[f"accuracy, {split}, best epoch"] = curve[best]
+        found[f"accuracy, {split}, late"] = level_of(table, score, layer=None)
+    for split in ("subset", "validation"):
+        for space in ("raw", "tsne"):
+            found[f"F1, {split}, {space}"] = level_of(table, f1(split, (space,)), LAST)
+            found[f"ARI, {split}, {space}"] = level_of(table, Score("ari", split, "task", (space,)), LAST)
+    for measure in ("knn_share", "knn_share_other_distributions"):
+        found[f"{measure}, validation"] = level_of(table, Score(measure, "validation"), LAST)
+    found["knn_accuracy, validation"] = level_of(table, Score("knn_accuracy", "validation", None), LAST)
+    return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def main(folders: list[str]) -> None:
+    runs: dict[str, dict[int, Run]] = {law: {} for law in LAWS}
+    for run in map(load_run, folders):
+        runs[run.config["training"]["packing"]][run.config["seed"]] = run
+    seeds = sorted(runs["tree"].keys() & runs["rows"].keys())
+    if len(seeds) < 2:
+        raise SystemExit("laws.py: two seeds of each law at least, to compare them in pairs")
+    measured = {law: [quantities(runs[law][seed]) for seed in seeds] for law in LAWS}
+    print(f"Seeds {', '.join(map(str, seeds))}, paired.\n")
+    print("| quantity | tree | rows | rows - tree | 95 % |\n|---|---|---|---|---|")
+    for name in measured["tree"][0]:
+        tree, rows = ([one[name] for one in measured[law]] for law in LAWS)
+        apart = t_interval([b - a for a, b in zip(tree, rows, strict=True)])
+        means = " | ".join(f"{sum(values) / len(values):.3f}" for values in (tree, rows))
+        print(f"| {name} | {means} | {apart.mean:+.3f} | {apart.low:.3f} to {apart.high:.3f} |")
+    judged = {law: {one.claim: one for one in judge([runs[law][seed] for seed in seeds])} for law in LAWS}
+    print("\n| claim | tree | rows |\n|---|---|---|")
+    for claim in judged["tree"]:
+        print(f"| {claim} | {' | '.join(told(judged[law][claim]) for law in LAWS)} |")
+
+
+def told(one: Judgement) -> str:
+    if one.estimate is None:
+        return one.verdict
+    interval = "" if one.low is None else f" [{one.low:.3f}, {one.high:.3f}]"
+    return f"{one.verdict}: {one.estimate:.3f}{interval}"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
