@@ -17,8 +17,10 @@ import polars as pl
 import pytest
 
 from fake_run import build, write_dataset
-from nucleate.report.figures import draw_figures, draw_svg, figure_1, figures_of, layer_colour, plain, task_colour
+from nucleate.report.dataset_figure import figure_1
+from nucleate.report.figures import draw_figures, draw_svg, figures_of
 from nucleate.report.page import write_page
+from nucleate.report.pens import layer_colour, plain, task_colour
 from nucleate.report.tables import answers_table, best_epoch, headlines, last_measured_epoch, pick, summary_table
 from nucleate.runs import Run, load_run
 

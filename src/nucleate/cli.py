@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _data(asked: argparse.Namespace) -> None:
     from nucleate.experiments.groundwork import make_dataset
-    from nucleate.report.figures import figure_1
+    from nucleate.report.dataset_figure import figure_1
 
     config = _config(asked)
     out = Path(asked.out)

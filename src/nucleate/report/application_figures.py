@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from nucleate.report.pens import WIDTH, plain
 from nucleate.report.tables import Table
 from nucleate.runs import Run
 
@@ -32,7 +33,7 @@ def pretraining_figure(run: Run) -> Figure | None:
     drawn = {side: lines for side, lines in curves.items() if any(len(line) for line in lines.values())}
     if not drawn:
         return None
-    figure = Figure(figsize=(7.2, 3.3), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3.3), layout="constrained")
     axes = figure.subplots(1, len(drawn), sharey=True, squeeze=False)[0]
     for axis, (side, lines) in zip(axes, drawn.items(), strict=True):
         for arm, line in lines.items():
@@ -205,7 +206,7 @@ def alignment_figure(run: Run) -> Figure | None:
     curves = run.metrics.filter(align & pl.col("measure").is_in(list(panels))).sort("epoch")
     if not len(curves):
         return None
-    figure = Figure(figsize=(7.2, 3.3), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3.3), layout="constrained")
     for axis, (measure, words) in zip(figure.subplots(1, 2), panels.items(), strict=True):
         for method, (name, look) in METHODS.items():
             line = curves.filter(pl.col("arm").eq(method) & pl.col("measure").eq(measure))
@@ -218,14 +219,12 @@ def alignment_figure(run: Run) -> Figure | None:
 
 def _redirection_figure(run: Run) -> Figure | None:
     """What each method teaches a real model, epoch by epoch, and how much of every other task it leaves as it was."""
-    from nucleate.report.figures import plain  # which draws with the figures of this file
-
     if not (run.folder / "others.parquet").is_file():
         return None
     others = pl.read_parquet(run.folder / "others.parquet")
     curves = run.metrics.filter(pl.col("epoch").is_not_null(), split="validation", measure="source_accuracy")
     tasks = others.group_by("name").agg(pl.col("kept").mean()).sort("kept", "name")["name"].to_list()
-    figure = Figure(figsize=(7.2, 1.5 + 0.19 * max(len(tasks), 8)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1.5 + 0.19 * max(len(tasks), 8)), layout="constrained")
     left, right = figure.subplots(1, 2)
     for place, (method, (words, look)) in enumerate(METHODS.items()):
         line = curves.filter(arm=method).sort("epoch")

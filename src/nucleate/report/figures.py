@@ -4,29 +4,25 @@
 The same run gives the same bytes. All text is plain: no `$` or `_` of a data file is read as mathematics.
 """
 
-import io
-import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import lru_cache, partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.lines import Line2D
-from matplotlib.patches import FancyBboxPatch, Patch
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from nucleate.report.application_figures import alignment_figure, pretraining_figure
+from nucleate.report.dataset_figure import dataset_figure
+from nucleate.report.pens import WIDTH, encoded, layer_colour, layer_name, save, style, task_colour
+from nucleate.report.probe_figures import probe_figures
 from nucleate.report.tables import best_epoch, pick
-from nucleate.runs import Run, write_whole
+from nucleate.runs import Run
 
-WIDTH = 7.2  # inches: the text width of a page, so that 8 points stay 8 points in print
 SPLITS = {"subset": "training subset", "validation": "validation"}
 LABELS = {"task": "task", "distribution": "distribution", "distribution_mapping": "distribution-mapping"}
 MEASURES = {"f1": "F1", "ari": "ARI", "ami": "AMI"}
@@ -40,43 +36,34 @@ BEST_OF_NOTE = (
 def draw_figures(run: Run, folder: Path) -> list[Path]:
     """Every figure that the run has the parts for, as `<name>.png` (150 dpi) and `<name>.svg`, in the paper's order."""
     paths = []
-    with _style():
+    with style():
         for name, draw in figures_of(run).items():
             figure = draw()
             if figure is not None:
-                paths += _save(figure, folder, name)
+                paths += save(figure, folder, name)
     return paths
 
 
 def draw_svg(run: Run) -> dict[str, tuple[bytes, int, int]]:
     """The same figures in memory, for the page: name -> SVG, width and height in CSS pixels (96 an inch)."""
     drawn = {}
-    with _style():
+    with style():
         for name, draw in figures_of(run).items():
             figure = draw()
             if figure is not None:
                 width, height = figure.get_size_inches()
-                drawn[name] = (_encoded(figure, "svg"), round(width * 96), round(height * 96))
+                drawn[name] = (encoded(figure, "svg"), round(width * 96), round(height * 96))
     return drawn
-
-
-def figure_1(frame: pl.DataFrame, facts: Mapping[str, Any] | None, folder: Path) -> list[Path]:
-    """Figure 1 of a dataset (the rows of dataset.parquet, the content of dataset.json) without any run."""
-    with _style():
-        figure = _dataset(frame, facts or {})
-        return _save(figure, folder, "figure_1_dataset") if figure is not None else []
 
 
 def figures_of(run: Run) -> dict[str, Callable[[], Figure | None]]:
     """name -> what draws it; the numbers of the later ones follow the network's width, as in the paper."""
     if run.config.get("verb") == "probe":
-        from nucleate.report.probe_figures import probe_figures  # which draws with the pens of this file
-
         return probe_figures(run)
     width = run.config.get("model", {}).get("width")
     clustering, neighbours = {32: (7, 8), 2048: (9, 10)}.get(width, (6, 4))
     figures: dict[str, Callable[[], Figure | None]] = {
-        "figure_1_dataset": lambda: _dataset(run.dataset, run.dataset_facts or {}),
+        "figure_1_dataset": lambda: dataset_figure(run.dataset, run.dataset_facts or {}),
         "figure_2_clustering_f1": lambda: _clustering(run, ("f1",)),
         "figure_3_learning": lambda: _learning(run),
         f"figure_{neighbours}_neighbours": lambda: _neighbours(run),
@@ -197,16 +184,6 @@ _LEVELS: dict[str, tuple[str, dict[str, Any]]] = {
     "surface_instruction": ("surface of the instruction", {"color": "#595959", "linewidth": 1.0, "dashes": (5, 2)}),
     "surface_prompt": ("surface of the prompt", {"color": "#7f7f7f", "linewidth": 1.0, "dashes": (1.5, 1.5)}),
 }
-
-
-def layer_colour(layer: int, top: int) -> tuple[float, float, float, float]:
-    """From orange (layer 0) through magenta to dark blue (the last layer): ordered in lightness, readable on white."""
-    return matplotlib.colormaps["plasma"](0.80 * (1 - layer / top) if top else 0.0)
-
-
-def layer_name(layer: int, top: int) -> str:
-    """How a legend calls a layer."""
-    return f"layer {layer}" + (" (embedding)" if layer == 0 else " (last)" if layer == top else "")
 
 
 def _curves(picked: pl.DataFrame) -> dict[int, tuple[np.ndarray, np.ndarray]]:
@@ -404,256 +381,9 @@ _VIEW = np.array(
     ]
 )
 
-# Okabe and Ito's colours and two more: told apart with any common colour blindness.
-_TEN = (
-    "#278BDE", "#E6A15A", "#29A36F", "#C35500", "#CC78A5",
-    "#57B6EA", "#121300", "#BEAC05", "#76499E", "#6E5F62",
-)  # fmt: skip
-
-
-def task_colour(place: int, count: int) -> tuple[float, float, float]:
-    """Colour-blind-safe up to ten tasks; beyond, hues a golden angle apart at three lightnesses."""
-    if count <= len(_TEN):
-        return matplotlib.colors.to_rgb(_TEN[place])
-    hue, value = (place * 0.381966) % 1.0, (0.85, 0.62, 0.42)[place % 3]
-    red, green, blue = matplotlib.colors.hsv_to_rgb((hue, 0.8, value))
-    return float(red), float(green), float(blue)
-
 
 def _spread(values: Sequence[int], count: int) -> list[int]:
     """At most `count` of the values, first and last among them, evenly placed."""
     if len(values) <= count:
         return list(values)
     return [values[place] for place in np.linspace(0, len(values) - 1, count).round().astype(int)]
-
-
-# --- Figure 1: the dataset --------------------------------------------------------------------------------------------
-
-_GREEN, _PINK, _RED, _GREY = "#2a7f3f", "#b0366f", "#c4201f", "#666666"
-_CELL = 8.5 * 0.602 / 72  # inches: one character of DejaVu Sans Mono at 8.5 points
-_LINE_HEIGHT = 0.175
-
-
-def _dataset(frame: pl.DataFrame | None, facts: Mapping[str, Any]) -> Figure | None:
-    """One task with its mappings (green) and instruction distributions (pink); a hard example beside its original."""
-    if frame is None or frame.is_empty():
-        return None
-    task, pair = _example(frame)
-    of_task = frame.filter((pl.col("task") == task) & (pl.col("split") == "train"))
-    of_task = of_task if not of_task.is_empty() else frame.filter(pl.col("task") == task)
-    distributions = of_task["distribution"].drop_nulls().unique(maintain_order=True).to_list()
-    mappings = list((facts.get("mappings", {}).get(task) or _seen_mappings(of_task)).items())
-    shown, per_distribution = distributions[:3], 3
-    right = sum(0.42 + _LINE_HEIGHT * (per_distribution + 1) for _ in shown) or 1.2
-    left = 0.62 + _LINE_HEIGHT * min(len(mappings), 8)
-    middle = max(right, left)
-    height = 0.45 + middle + (1.45 if pair else 0.1)
-    figure = Figure(figsize=(WIDTH, height))
-    axis = figure.add_axes((0, 0, 1, 1))
-    axis.set(xlim=(0, WIDTH), ylim=(0, height))
-    axis.set_axis_off()
-    draw = _Pen(axis)
-
-    ordinary = frame.filter(~pl.col("is_hard"))
-    hard_tasks = frame.filter(pl.col("is_hard"))["task"].n_unique()
-    facts_line = f"tasks: {ordinary['task'].n_unique()}; distributions: {ordinary['distribution'].n_unique()}; "
-    facts_line += f"hard tasks beside them: {hard_tasks}; " if hard_tasks else ""
-    draw.words(0.1, height - 0.2, f"{facts_line}instances: {len(frame):,}. One task:", size=9)
-
-    y = height - 0.45
-    draw.box(0.1, y - middle + 0.1, 1.55, middle - 0.1, _GREEN)
-    draw.words(0.2, y - 0.17, "task", colour=_GREEN, size=9, weight="bold")
-    draw.text(0.2 + 0.4, y - 0.17, task, 13, colour=_GREEN)
-    draw.words(0.2, y - 0.42, "input → output", colour=_GREY)
-    for place, (source, target) in enumerate(mappings[:8]):
-        draw.text(0.3, y - 0.62 - place * _LINE_HEIGHT, f"{plain(source, 7)} → {plain(target, 7)}", 17)
-    if len(mappings) > 8:
-        draw.words(0.3, y - 0.62 - 8 * _LINE_HEIGHT, f"… {len(mappings)} in all", colour=_GREY)
-
-    for distribution in shown:
-        bottom = y - 0.42 - _LINE_HEIGHT * (per_distribution + 1) + 0.1
-        draw.box(1.8, bottom, WIDTH - 1.9, y - bottom, _PINK)
-        draw.words(1.9, y - 0.17, "distribution", colour=_PINK, size=9, weight="bold")
-        draw.text(2.85, y - 0.17, distribution, 16, colour=_PINK)
-        pattern = facts.get("patterns", {}).get(distribution)
-        if pattern is not None:
-            x = 2.85 + _CELL * (len(plain(distribution, 16)) + 2)
-            draw.text(x, y - 0.17, pattern, int((WIDTH - 0.25 - x) / _CELL), colour=_GREY)
-        member = of_task.filter(pl.col("distribution") == distribution)
-        instructions = member["instruction"].unique(maintain_order=True).to_list()
-        for place, instruction in enumerate(instructions[:per_distribution]):
-            draw.cells(2.0, y - 0.40 - place * _LINE_HEIGHT, instruction, WIDTH - 0.15)
-        rest = len(instructions) - per_distribution
-        if rest > 0:
-            draw.words(2.0, y - 0.40 - per_distribution * _LINE_HEIGHT, f"… and {rest} more", colour=_GREY)
-        y = bottom - 0.1
-    if len(distributions) > len(shown):
-        words = f"{len(distributions)} distributions, {len(shown)} of them shown"
-        draw.words(WIDTH - 0.1, height - 0.2, words, colour=_GREY, align="right")
-    if pair:
-        _pair(draw, *pair, top=height - 0.45 - middle - 0.02)
-    return figure
-
-
-def _pair(draw: "_Pen", original: Mapping[str, Any], hard: Mapping[str, Any], *, top: float) -> None:
-    """Original and hard instruction, symbol under symbol; what was replaced stands in a red frame."""
-    draw.box(0.1, 0.1, WIDTH - 0.2, top - 0.1, _GREY)
-    words = "A hard example beside its original: one symbol replaced, another task, the same inputs, other outputs."
-    draw.words(0.2, top - 0.18, words)
-    old, new = str(original["instruction"]).split(" "), str(hard["instruction"]).split(" ")
-    changed = {place for place, (a, b) in enumerate(zip(old, new, strict=False)) if a != b}
-    for y, name, row in ((top - 0.48, "original", original), (top - 0.92, "hard", hard)):
-        draw.words(0.2, y, name, colour=_RED if name == "hard" else "black", weight="bold")
-        draw.cells(0.85, y, row["instruction"], WIDTH - 0.2, marked=changed, around=min(changed, default=0))
-        end = f"{plain(row['input'], 12)} → {plain(row['output'] or '?', 12)}"
-        draw.text(0.85, y - _LINE_HEIGHT, end, 30, colour="black")
-        draw.words(3.2, y - _LINE_HEIGHT, "task", colour=_GREEN)
-        draw.text(3.5, y - _LINE_HEIGHT, row["task"], 40, colour=_GREEN)
-
-
-def _example(frame: pl.DataFrame) -> tuple[str, tuple[dict[str, Any], dict[str, Any]] | None]:
-    """The task to show: the one with most distributions among those that hard examples were made from."""
-    hard = frame.filter(pl.col("is_hard") & pl.col("origin").is_not_null()).sort("instance")
-    pairs = hard.join(frame, left_on="origin", right_on="instance", suffix="_original", maintain_order="left")
-    sources = frame.filter(pl.col("task").is_in(pairs["task_original"].implode())) if len(pairs) else frame
-    spread = sources.group_by("task", maintain_order=True).agg(pl.col("distribution").n_unique())
-    task = spread.sort("distribution", descending=True, maintain_order=True)["task"][0]
-    if pairs.is_empty():
-        return task, None
-    one = pairs.filter(pl.col("task_original") == task).row(0, named=True)
-    original = frame.filter(pl.col("instance") == one["origin"]).row(0, named=True)
-    return task, (original, {name: one[name] for name in frame.columns})
-
-
-def _seen_mappings(rows: pl.DataFrame) -> dict[str, str]:
-    """Input -> output as the instances show them."""
-    return {
-        row["input"]: row["output"] or "?"
-        for row in rows.select("input", "output").unique(maintain_order=True).to_dicts()
-    }
-
-
-class _Pen:
-    """Writes on an axis whose units are inches. Text of the data is monospaced, so that its width is known."""
-
-    def __init__(self, axis: Axes) -> None:
-        self.axis = axis
-
-    def box(self, x: float, y: float, width: float, height: float, colour: str) -> None:
-        shape = FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0,rounding_size=0.06")
-        shape.set(facecolor=(*matplotlib.colors.to_rgb(colour), 0.06), edgecolor=colour, linewidth=0.9)
-        self.axis.add_patch(shape)
-
-    def words(
-        self, x: float, y: float, text: str, *, colour: str = "black", size: float = 8.5, align: str = "left",
-        weight: str = "normal",
-    ) -> None:  # fmt: skip
-        self.axis.text(x, y, text, color=colour, fontsize=size, ha=align, va="center", fontweight=weight)
-
-    def text(self, x: float, y: float, text: str, limit: int, *, colour: str = "black") -> None:
-        self.axis.text(x, y, plain(text, limit), color=colour, va="center", fontsize=8.5, family="DejaVu Sans Mono")
-
-    def cells(
-        self, x: float, y: float, text: object, end: float, *, marked: set[int] | None = None, around: int = 0
-    ) -> None:
-        """The words of a text, each at its own place, until `end`; begins later where word `around` would be cut."""
-        symbols = [plain(symbol, 24) for symbol in str(text).split(" ")]
-        gap = 0.6 * _CELL if max(map(len, symbols)) == 1 else _CELL
-        begin = 0
-        while _reach(symbols[begin : around + 1], gap) + 4 * _CELL > end - x and begin < around:
-            begin += 1
-        if begin:
-            self.text(x, y, "…", 1, colour=_GREY)
-            x += 2 * _CELL
-        for place, symbol in enumerate(symbols[begin:], start=begin):
-            width = _CELL * len(symbol)
-            if x + width + (2 * _CELL if place < len(symbols) - 1 else 0) > end:
-                self.text(x, y, "…", 1, colour=_GREY)
-                break
-            if marked and place in marked:
-                frame = FancyBboxPatch(
-                    (x - 0.02, y - 0.085), width + 0.04, 0.17, boxstyle="round,pad=0,rounding_size=0.03"
-                )
-                frame.set(facecolor="#ffe3e0", edgecolor=_RED, linewidth=0.9)
-                self.axis.add_patch(frame)
-            self.text(x, y, symbol, 24, colour=_RED if marked and place in marked else "black")
-            x += width + gap
-
-
-def _reach(symbols: Sequence[str], gap: float) -> float:
-    return sum(_CELL * len(symbol) + gap for symbol in symbols)
-
-
-# --- text, style, files -----------------------------------------------------------------------------------------------
-
-
-def plain(text: object, limit: int) -> str:
-    """Text of a data file made fit to draw: one line, at most `limit` characters, `□` for what the font lacks."""
-    words = str(text)
-    cut = words if len(words) <= limit else words[: limit - 1] + "…"
-    known = _drawable()
-    return "".join(
-        " " if sign.isspace() else sign if ord(sign) in known and unicodedata.category(sign)[0] != "C" else "□"
-        for sign in cut
-    )
-
-
-@lru_cache(maxsize=1)
-def _drawable() -> frozenset[int]:
-    """Code points that both fonts of the figures have (they come with matplotlib)."""
-    fonts = (get_font(findfont(FontProperties(family=name))) for name in ("DejaVu Sans", "DejaVu Sans Mono"))
-    sans, mono = (frozenset(font.get_charmap()) for font in fonts)
-    return sans & mono
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    """The look of every figure; a user's own matplotlib settings are put aside meanwhile: same run, same bytes."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(
-            {
-                "axes.grid": True,
-                "axes.labelsize": 8.5,
-                "axes.spines.right": False,
-                "axes.spines.top": False,
-                "axes.titlesize": 9,
-                "font.family": ["DejaVu Sans"],
-                "font.size": 8.5,
-                "grid.color": "#ececec",
-                "grid.linewidth": 0.6,
-                "axes.axisbelow": True,
-                "hatch.linewidth": 0.5,
-                "legend.fontsize": 8,
-                "legend.columnspacing": 1.4,
-                "svg.fonttype": "none",  # text stays text: it can be searched, selected and read aloud
-                "svg.hashsalt": "nucleate",
-                "text.parse_math": False,
-                "xtick.labelsize": 8,
-                "ytick.labelsize": 8,
-            }
-        )
-        yield
-
-
-def _save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """PNG and SVG of one layout, each appearing whole."""
-    contents = {"svg": _encoded(figure, "svg")}  # first, so that it is the one of `draw_svg`
-    figure.set_layout_engine("none")  # arranging a second time would move things by a hair
-    contents["png"] = _encoded(figure, "png")
-    paths = {ending: folder / f"{name}.{ending}" for ending in ("png", "svg")}
-    for ending, path in paths.items():
-        write_whole(path, partial(_write, content=contents[ending]))
-    return list(paths.values())
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-
-
-def _encoded(figure: Figure, ending: str) -> bytes:
-    """PNG or SVG without dates or versions inside."""
-    content = io.BytesIO()
-    nothing = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}[ending]
-    figure.savefig(content, format=ending, dpi=150, metadata=nothing)
-    return content.getvalue()

@@ -10,8 +10,8 @@ from matplotlib.font_manager import FontProperties, findfont
 from PIL import Image, ImageDraw, ImageFont
 
 from nucleate.refusal import Refused
-from nucleate.report.figures import layer_name, task_colour
 from nucleate.report.pack import turned
+from nucleate.report.pens import layer_name, task_colour
 from nucleate.report.scenes import recorded
 from nucleate.report.tables import by_layer, pick
 from nucleate.runs import Run, write_whole

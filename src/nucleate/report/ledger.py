@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from nucleate.report.figures import WIDTH, _save, _style, plain
+from nucleate.report.pens import WIDTH, plain, save, style
 from nucleate.runs import write_whole
 
 
@@ -94,10 +94,10 @@ def write_ledger(judgements: Sequence[Judged], missing: Sequence[Missing], folde
         content = text.encode("utf-8")
         write_whole(folder / name, lambda path, content=content: path.write_bytes(content))  # type: ignore[misc]
         paths.append(folder / name)
-    with _style():
+    with style():
         figure = _figure(judgements)
         if figure is not None:
-            paths += _save(figure, folder / "figures", "figure_claims")
+            paths += save(figure, folder / "figures", "figure_claims")
     return paths
 
 

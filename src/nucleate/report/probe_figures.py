@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from nucleate.report.figures import WIDTH, _style, plain, task_colour
+from nucleate.report.pens import WIDTH, plain, style, task_colour
 from nucleate.runs import Run
 
 _SHARE = "neighbours with the same task"
@@ -45,7 +45,7 @@ def layers_figure(metrics: pl.DataFrame) -> Figure:
     """Neighbours and F1 by layer, on held-out instructions: a colour per model, the first one's controls beside it."""
     measure, best = _deciding(metrics), _best_layers(metrics)
     models = list(best)
-    with _style():
+    with style():
         lines = len(models) + 5  # of the legend, in three columns
         figure = Figure(figsize=(WIDTH, 2.7 + 0.18 * -(-lines // 3)), layout="constrained")
         left, right = figure.subplots(1, 2)
@@ -73,7 +73,7 @@ def tasks_figure(metrics: pl.DataFrame, tasks: pl.DataFrame) -> Figure | None:
     cross where there are too few instructions to tell."""
     measure, best = _deciding(metrics), _best_layers(metrics)
     names = sorted(tasks["task"].unique())[:_MOST_TASKS]
-    with _style():
+    with style():
         figure = Figure(figsize=(WIDTH, 0.9 + 0.2 * len(names)), layout="constrained")
         axis = figure.subplots()
         for number, (model, layer) in enumerate(best.items()):
@@ -116,7 +116,7 @@ def confusion_figure(metrics: pl.DataFrame, confusion: pl.DataFrame) -> Figure |
         if task in place and other in place:
             table[place[task], place[other]] = share
     side = min(WIDTH, 2.4 + 0.22 * len(names))
-    with _style():
+    with style():
         figure = Figure(figsize=(side, side), layout="constrained")
         axis = figure.subplots()
         image = axis.imshow(table, cmap="Greys", vmin=0, vmax=1)
@@ -136,7 +136,7 @@ def series_figure(metrics: pl.DataFrame) -> Figure | None:
     age = _age(metrics)
     if age is None:
         return None
-    with _style():
+    with style():
         figure = Figure(figsize=(WIDTH / 2, 2.8), layout="constrained")
         axis = figure.subplots()
         for name, split, label in ((measure, "test", _SHARE), ("accuracy", "all", "accuracy")):
@@ -192,10 +192,10 @@ def _band(axis: Axes, metrics: pl.DataFrame, measure: str, model: str, colour: o
 
 
 def _draw_controls(axis: Axes, rows: pl.DataFrame, model: str) -> None:
-    for control, (label, colour, style) in _CONTROLS.items():
+    for control, (label, colour, dashes) in _CONTROLS.items():
         here = rows.filter(pl.col("control") == control, pl.col("model").is_null() | (pl.col("model") == model))
         if here["layer"].null_count():
-            axis.axhline(here["value"][0], color=colour, linestyle=style, linewidth=1, label=label)
+            axis.axhline(here["value"][0], color=colour, linestyle=dashes, linewidth=1, label=label)
         elif len(here):
             here = here.sort("layer")
-            axis.plot(here["layer"], here["value"], color=colour, linestyle=style, linewidth=1, label=label)
+            axis.plot(here["layer"], here["value"], color=colour, linestyle=dashes, linewidth=1, label=label)
