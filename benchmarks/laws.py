@@ -8,7 +8,7 @@ paired differences (rows minus tree) with its 95 % t-interval, and both laws' ve
 
 import sys
 
-from nucleate.experiments.claims import Judgement, judge
+from nucleate.experiments.verdicts import Judgement, judge
 from nucleate.measures.baselines import t_interval
 from nucleate.measures.evidence import ACCURACY, LAST, Score, best_epoch, curve_of, f1, level_of
 from nucleate.runs import Run, load_run

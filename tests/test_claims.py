@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from invented_claims import VERBS, frame, raised, rows_of, without, write_run
-from nucleate.experiments.claims import CLAIMS, JUDGED_SEEDS, decide, judge, not_run
+from nucleate.experiments.claims import CLAIMS
+from nucleate.experiments.verdicts import JUDGED_SEEDS, decide, judge, not_run
 from nucleate.measures import evidence
 from nucleate.refusal import Refused
 from nucleate.runs import load_run
@@ -392,7 +393,7 @@ def test_an_independent_script_finds_the_same_in_a_real_run(micro_run):
 
 
 def test_judging_loads_no_torch():
-    check = "import nucleate.experiments.claims, sys; sys.exit('torch' in sys.modules)"
+    check = "import nucleate.experiments.verdicts, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 

@@ -10,7 +10,8 @@ from dataclasses import replace
 import pytest
 
 from invented_claims import VERBS, rows_of, write_run
-from nucleate.experiments.claims import CLAIMS, judge, not_run
+from nucleate.experiments.claims import CLAIMS
+from nucleate.experiments.verdicts import judge, not_run
 from nucleate.report.ledger import JSON_KEYS, ledger_json, ledger_lines, ledger_markdown, write_ledger
 from nucleate.report.page import write_page
 from nucleate.runs import load_run

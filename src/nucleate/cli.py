@@ -249,7 +249,7 @@ def _claims(asked: argparse.Namespace) -> None:
 
 def _ledger(folders: Sequence[str | Path], out: Path) -> list[str]:
     """The paper's claims judged by these runs, as files in `out` and as lines for a terminal."""
-    from nucleate.experiments.claims import judge, not_run
+    from nucleate.experiments.verdicts import judge, not_run
     from nucleate.report.ledger import ledger_lines, write_ledger
     from nucleate.runs import load_run
 

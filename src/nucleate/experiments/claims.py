@@ -1,86 +1,19 @@
-"""The ledger: every claim of the paper with its one primary quantity, the threshold and the controls it must beat.
+"""The ledger's table: every claim of the paper with its one primary quantity, the threshold and the controls to beat.
 
-`CLAIMS` is the whole of it in one table. Quantities and thresholds were fixed before any judged run (seeds 0-4), on
-exploratory ones (seeds 100 and up) alone; `judge` turns finished runs into verdicts by one rule and nothing else:
-
-*holds*: at least five judged seeds, all beyond the threshold and beyond every control, and the 95 % t-intervals of the
-quantity and of the paired difference (per seed: quantity - highest control) beyond too. *fails*: at least five judged
-seeds, all short of the threshold, or all short of the highest control. *undecided*: anything else; fewer seeds, seeds
-that disagree, a control that was not measured, an unfinished run, a size that the claim is not about.
+Quantities and thresholds were fixed before any judged run (seeds 0-4), on exploratory ones (seeds 100 and up) alone.
+`verdicts.py` turns finished runs into verdicts by what stands here and one rule.
 """
 
-import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import polars as pl
 
-from nucleate.config import SIZES, configure
 from nucleate.measures import evidence
-from nucleate.measures.baselines import t_interval
-from nucleate.refusal import Refused
-from nucleate.runs import Run
 
-Verdict = Literal["holds", "fails", "undecided"]
 Quantity = Callable[[pl.DataFrame, str], float | None]  # of a run's long table and a control; see measures/evidence.py
-
-JUDGED_SEEDS = range(5)
-LEAST_SEEDS = 5
-_NO_MATTER = ("seed", "device", "measure.display_iterations")  # runs that differ in these are the same experiment
-
-
-def judge(runs: Sequence[Run], claims: Sequence["Claim"] | None = None) -> list["Judgement"]:
-    """A judgement per claim and group of runs, in the order of `CLAIMS`; claims without a run of theirs have none.
-
-    Runs belong together when they differ in nothing but seed and device. Runs that may not be judged (another seed, not
-    finished) are shown, and stand alone only where their group has no other.
-    """
-    groups = _groups(runs)
-    found = []
-    for claim in CLAIMS if claims is None else claims:
-        for group in groups:
-            if group.verb == claim.experiment and (not claim.only or group.size in claim.only):
-                found.append(_judgement(claim, group))
-    return found
-
-
-def not_run(judgements: Iterable["Judgement"]) -> list["Claim"]:
-    """The claims that no given run speaks about."""
-    spoken = {judgement.claim for judgement in judgements}
-    return [claim for claim in CLAIMS if claim.id not in spoken]
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What the runs of one group say about one claim."""
-
-    claim: str
-    sentence: str
-    paper: str  # the paper's own words
-    note: str
-    size: str  # the size, and what was set otherwise; for a probe its models
-    verdict: Verdict
-    reason: str
-    judged: bool  # False: exploratory, shown only
-    seeds: tuple[int, ...]  # those behind the estimate
-    primary: str
-    meaning: str  # what the primary quantity is
-    direction: str  # above or below
-    threshold: float
-    estimate: float | None  # mean of the points
-    low: float | None  # 95 % t-interval of that mean; None below two seeds
-    high: float | None
-    points: Mapping[int, float]  # seed -> quantity
-    controls: Mapping[int, Mapping[str, float]]  # seed -> control -> the same quantity
-    differences: Mapping[int, float]  # seed -> quantity - highest control; not where a control was not measured
-    difference: float | None
-    difference_low: float | None
-    difference_high: float | None
-    aside: Mapping[int, float]  # seed -> quantity of runs that are shown but not judged
-    beside: Mapping[str, Mapping[int, float]]  # what else is worth knowing -> seed -> number; never judged
-    command: str
 
 
 @dataclass(frozen=True)
@@ -100,12 +33,24 @@ class Claim:
     beside: Mapping[str, Callable[[pl.DataFrame], float | None]] = field(default_factory=dict)
     only: tuple[str, ...] = ()  # the only sizes that it is about, judged or not; empty: any
 
-    @property
-    def command(self) -> str:
-        """What would judge it, at the smallest size where it is judged."""
-        size = (self.only or self.sizes or ("",))[0]
-        group = _Group(self.experiment, size, (), ("MODEL",) if self.experiment == "probe" else (), ())
-        return _command(group, [0] if self.experiment == "probe" else JUDGED_SEEDS)
+    def beyond(self, value: float, bar: float) -> float:
+        """How far a value is on the claim's side of a bar; 0 is not beyond."""
+        return value - bar if self.direction == "above" else bar - value
+
+    def hardest(self, controls: Iterable[float]) -> float:
+        """Of several controls the one that is hardest to beat."""
+        return max(controls) if self.direction == "above" else min(controls)
+
+    def stands(self, table: pl.DataFrame) -> bool | None:
+        """Is one seed on the right side of threshold and controls? None where it cannot be told."""
+        point = self.primary(table, "none")
+        controls = [self.primary(table, control) for control in self.controls]
+        known = [value for value in controls if value is not None]
+        if point is None:
+            return None
+        if any(self.beyond(point, bar) <= 0 for bar in (self.threshold, *known)):
+            return False
+        return True if len(known) == len(controls) else None
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -119,20 +64,8 @@ _ALL = ("untrained", *_LABELS, *_TEXT)
 def claims_that_stand(table: pl.DataFrame, control: str = "none") -> float | None:
     """How many of C1, C3 and C12 this one seed is on the right side of, threshold and controls: 0 to 3."""
     claims = [claim for claim in CLAIMS if claim.id in ("C1", "C3", "C12")]
-    counted = [_stands(claim, table) for claim in claims]
+    counted = [claim.stands(table) for claim in claims]
     return None if None in counted else float(sum(map(bool, counted)))
-
-
-def _stands(claim: Claim, table: pl.DataFrame) -> bool | None:
-    """None where it cannot be told."""
-    point = claim.primary(table, "none")
-    controls = [claim.primary(table, control) for control in claim.controls]
-    known = [value for value in controls if value is not None]
-    if point is None:
-        return None
-    if _beyond(claim, point, claim.threshold) <= 0 or any(_beyond(claim, point, value) <= 0 for value in known):
-        return False
-    return True if len(known) == len(controls) else None
 
 
 CLAIMS: tuple[Claim, ...] = (
@@ -467,186 +400,3 @@ CLAIMS: tuple[Claim, ...] = (
         },
     ),
 )
-
-
-# --- the rule ---------------------------------------------------------------------------------------------------------
-
-
-def _beyond(claim: Claim, value: float, bar: float) -> float:
-    """How far a value is on the claim's side of a bar; 0 is not beyond."""
-    return value - bar if claim.direction == "above" else bar - value
-
-
-def _hardest(claim: Claim, controls: Iterable[float]) -> float:
-    return max(controls) if claim.direction == "above" else min(controls)
-
-
-def decide(
-    claim: Claim, points: Mapping[int, float], controls: Mapping[int, Mapping[str, float]]
-) -> tuple[Verdict, str]:
-    """The verdict on judged seeds alone, and what decided it."""
-    if len(points) < LEAST_SEEDS:
-        return "undecided", f"{len(points)} of {LEAST_SEEDS} seeds"
-    past = [_beyond(claim, point, claim.threshold) for point in points.values()]
-    ahead = [
-        _beyond(claim, points[seed], _hardest(claim, beaten.values())) for seed, beaten in controls.items() if beaten
-    ]
-    if max(past) <= 0:
-        return "fails", "all seeds on the wrong side of the threshold"
-    if len(ahead) == len(points) and max(ahead) <= 0:
-        return "fails", "no seed beyond its highest control"
-    missing = sorted({name for seed in points for name in claim.controls if name not in controls.get(seed, {})})
-    if missing:
-        return "undecided", f"not measured: {', '.join(missing)}"
-    for values, bar in ((past, "threshold"), (ahead, "highest control")):
-        wrong = sum(value <= 0 for value in values)
-        if wrong:
-            return "undecided", f"{wrong} of {len(values)} seeds on the wrong side of the {bar}"
-        if values and t_interval(values).low <= 0:
-            return "undecided", f"the interval reaches across the {bar}"
-    return "holds", "all seeds and intervals beyond the threshold" + (" and every control" if ahead else "")
-
-
-def _judgement(claim: Claim, group: "_Group") -> Judgement:
-    tables = {run.config["seed"]: run.metrics.filter(pl.col("experiment") == group.verb) for run in group.runs}
-    found = {seed: claim.primary(table, "none") for seed, table in tables.items()}
-    measured = {seed: point for seed, point in found.items() if point is not None}
-    fit = not claim.sizes or group.size in claim.sizes
-    finished = {run.config["seed"] for run in group.runs if run.manifest["status"] == "done"}
-    judged = {seed for seed in tables if fit and seed in JUDGED_SEEDS and seed in finished}
-    points = {seed: point for seed, point in measured.items() if seed in judged or not judged}
-    controls = {
-        seed: {
-            name: value
-            for name in claim.controls
-            if (value := claim.primary(tables[seed], name)) is not None
-        }
-        for seed in points
-    }  # fmt: skip
-    if judged:
-        verdict, reason = decide(claim, points, controls)
-    elif not fit:
-        verdict, reason = "undecided", f"exploratory: not judged at size {group.size}"
-    else:
-        unfinished = [seed for seed in tables if seed in JUDGED_SEEDS]
-        why = "not finished" if unfinished else "no seed of 0 to 4"
-        verdict, reason = "undecided", f"exploratory: {why}"
-    differences = {
-        seed: points[seed] - _hardest(claim, beaten.values())
-        for seed, beaten in controls.items()
-        if beaten and len(beaten) == len(claim.controls)
-    }
-    estimate, low, high = _interval(points.values())
-    difference, difference_low, difference_high = _interval(differences.values())
-    beside = {
-        words: {seed: value for seed in points if (value := quantity(tables[seed])) is not None}
-        for words, quantity in claim.beside.items()
-    }
-    return Judgement(
-        claim=claim.id,
-        sentence=claim.sentence,
-        paper=claim.paper,
-        note=claim.note,
-        size=group.label,
-        verdict=verdict,
-        reason=reason if points else f"{reason}; the runs lack what it takes",
-        judged=bool(judged),
-        seeds=tuple(points),
-        primary=getattr(claim.primary, "__name__", "quantity"),
-        meaning=" ".join((claim.primary.__doc__ or "").split()),
-        direction=claim.direction,
-        threshold=claim.threshold,
-        estimate=estimate,
-        low=low,
-        high=high,
-        points=points,
-        controls=controls,
-        differences=differences,
-        difference=difference,
-        difference_low=difference_low,
-        difference_high=difference_high,
-        aside={seed: point for seed, point in measured.items() if seed not in points},
-        beside={words: values for words, values in beside.items() if values},
-        command=_command(group, sorted(points or tables)),
-    )
-
-
-def _interval(values: Iterable[float]) -> tuple[float | None, float | None, float | None]:
-    listed = list(values)
-    if len(listed) < 2:
-        return (listed[0] if listed else None), None, None
-    found = t_interval(listed)
-    return found.mean, found.low, found.high
-
-
-# --- which runs belong together ---------------------------------------------------------------------------------------
-
-
-class _Group(NamedTuple):
-    verb: str
-    size: str
-    changes: tuple[tuple[str, str], ...]  # settings that the size has otherwise
-    models: tuple[str, ...]  # of a probe
-    runs: tuple[Run, ...]  # by rising seed
-
-    @property
-    def label(self) -> str:
-        """How the ledger calls it."""
-        if self.verb == "probe":
-            return ", ".join(self.models) or self.size
-        return ", ".join([self.size, *(f"{key}={value}" for key, value in self.changes)])
-
-
-def _groups(runs: Sequence[Run]) -> list[_Group]:
-    kinds = {claim.experiment for claim in CLAIMS}
-    found: dict[tuple[Any, ...], dict[int, Run]] = {}
-    for run in runs:
-        verb, size, seed = run.config.get("verb"), str(run.config.get("size", "")), run.config.get("seed")
-        if verb not in kinds or not isinstance(seed, int):
-            raise Refused(
-                f"{run.folder} is a run of {verb!r}, which no claim is about; give runs of {', '.join(sorted(kinds))}"
-            )
-        models = tuple(run.metrics["model"].drop_nulls().unique().sort()) if verb == "probe" else ()
-        members = found.setdefault((verb, size, _changes(run.config, size), models), {})
-        if seed in members:
-            raise Refused(f"{members[seed].folder} and {run.folder} are the same run, {size} seed {seed}; give one")
-        members[seed] = run
-    return [
-        _Group(verb, size, changes, models, tuple(run for _, run in sorted(members.items())))
-        for (verb, size, changes, models), members in found.items()
-    ]
-
-
-def _changes(config: Mapping[str, Any], size: str) -> tuple[tuple[str, str], ...]:
-    """Settings of a run that its size has otherwise; seed, device and what is only looked at make no other
-    experiment."""
-    if size not in SIZES:
-        return ()
-    usual = _flat(asdict(configure(size)))
-    here = {key: value for key, value in _flat(config).items() if key in usual and key not in _NO_MATTER}
-    return tuple((key, str(value)) for key, value in sorted(here.items()) if value != usual[key])
-
-
-def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        (f"{key}.{inner}" if isinstance(value, Mapping) else key): one
-        for key, value in tree.items()
-        for inner, one in (value.items() if isinstance(value, Mapping) else [("", value)])
-    }
-
-
-def _command(group: _Group, seeds: Sequence[int]) -> str:
-    """What makes these runs again and judges them; the same on every machine, so no folders of this one."""
-    words = [shlex.quote(model) for model in group.models] + ["natural"] if group.verb == "probe" else []
-    words += [f"--size {shlex.quote(group.size)}"] if group.size and group.verb != "probe" else []
-    for key, value in group.changes:
-        words.append(f"--set {shlex.quote(f'{key}={value}')}" if "." in key else f"--{key} {shlex.quote(value)}")
-    if len(seeds) == 1:
-        return " ".join(["nucleate", group.verb, *words, f"--seed {seeds[0]}", "--out RUN && nucleate claims RUN"])
-    if group.verb == "probe":  # which sweep does not run: a seed after another
-        each = [" ".join(["nucleate probe", *words, f"--seed {seed}", f"--out DIR/seed{seed}"]) for seed in seeds]
-        return " && ".join([*each, "nucleate claims DIR/*/ --out DIR"])
-    whole = list(seeds) == list(range(seeds[0], seeds[-1] + 1))
-    listed = f"{seeds[0]}..{seeds[-1]}" if whole else ",".join(map(str, seeds))
-    made = ["nucleate sweep", group.verb, *words, f"--seed {listed}", "--out DIR"]
-    return " ".join([*made, "&& nucleate claims DIR/*/ --out DIR"])

@@ -1,7 +1,8 @@
 """The ledger of claims on paper: claims.json, claims.md, one figure with a panel per claim, lines for the terminal.
 
-What is judged, and how, stands in `experiments/claims.py`; here judgements only become files. The same judgements give
-the same bytes. Names that come from run folders (sizes, settings, models) are escaped wherever they appear.
+What is judged, and how, stands in `experiments/claims.py` and `verdicts.py`; here judgements only become files. The
+same judgements give the same bytes. Names that come from run folders (sizes, settings, models) are escaped wherever
+they appear.
 """
 
 import json
@@ -21,7 +22,7 @@ from nucleate.runs import write_whole
 
 
 class Judged(Protocol):
-    """A judgement, as `experiments/claims.py` makes it."""
+    """A judgement, as `experiments/verdicts.py` makes it."""
 
     @property
     def claim(self) -> str: ...
