@@ -79,7 +79,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def result(folder) -> nucleate.experiments.probing.ProbeResult:
+def result(folder) -> nucleate.experiments.probe_result.ProbeResult:
     return probing.load_probe(folder / "run")
 
 

@@ -1,0 +1,92 @@
+"""What a probe found, read back from its run folder: tables, the answer in words, the difference to another model."""
+
+import shutil
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from nucleate.measures.findings import best_layer_of, change, difference, headline, in_full, separate_at_best
+from nucleate.refusal import Refused, nearest
+from nucleate.runs import load_run
+
+TABLES = ("tasks", "confusion", "suspicious", "coordinates", "dropped")
+
+
+def load_probe(folder: str | Path) -> "ProbeResult":
+    """A finished run of `probe`."""
+    run = load_run(folder)
+    if run.config.get("verb") != "probe" or not (run.folder / "metrics.parquet").is_file():
+        raise Refused(f"{folder} is not a finished run of nucleate probe; make one, or continue it with --resume")
+    missing = next((name for name in TABLES if not (run.folder / f"{name}.parquet").is_file()), None)
+    if missing:
+        raise Refused(f"{folder} has no {missing}.parquet: an earlier version made it; probe again")
+    tables = {name: pl.read_parquet(run.folder / f"{name}.parquet") for name in TABLES}
+    metrics = pl.read_parquet(run.folder / "metrics.parquet")
+    return ProbeResult(run.folder, tuple(run.config["models"]), run.config.get("base"), metrics, **tables)
+
+
+@dataclass(frozen=True, eq=False)
+class ProbeResult:
+    """What a probe found; prints as a table with the answer in words below it."""
+
+    folder: Path
+    models: tuple[str, ...]
+    base: str | None
+    metrics: pl.DataFrame = field(repr=False)  # the long table
+    tasks: pl.DataFrame = field(repr=False)  # model, epoch, step, layer, task, measure, value
+    confusion: pl.DataFrame = field(repr=False)  # model, epoch, step, layer, task, other, share
+    suspicious: pl.DataFrame = field(repr=False)  # ..., instance, row, task, nearest, margin, text, counted
+    coordinates: pl.DataFrame = field(repr=False)  # a row per model and prompt at the best layer
+    dropped: pl.DataFrame = field(repr=False)  # model, epoch, step, row, why: prompts that were left out
+
+    @cached_property
+    def verdicts(self) -> dict[str, str]:
+        """model -> the answer in words."""
+        found = {name: headline(self.metrics, self.tasks, self.coordinates, name) for name in self.models}
+        for name in self.models:
+            if self.base is not None and name != self.base:
+                moved = [separate_at_best(self.metrics, self.tasks, one) for one in (name, self.base)]
+                found[name] += f"; {change(self.difference(self.base, model=name), self.base, *moved)}"
+        return found
+
+    @property
+    def verdict(self) -> str:
+        """The answer for the first model."""
+        return self.verdicts[self.models[0]]
+
+    @property
+    def best_layer(self) -> int:
+        """The first model's, chosen on validation."""
+        return best_layer_of(self.metrics, self.models[0])
+
+    def difference(self, other: "ProbeResult | str", *, model: str | None = None) -> pl.DataFrame:
+        """task, share, base_share, difference, low, high: this model against another of this result, or against that
+        of another result on the same prompts."""
+        theirs = other if isinstance(other, ProbeResult) else self
+        there = other.models[0] if isinstance(other, ProbeResult) else other
+        here = self.models[0] if model is None else model
+        for name, result in ((here, self), (there, theirs)):
+            if name not in result.models:
+                raise Refused(f"model {name!r} was not probed{nearest(name, result.models)}")
+        mine, base = (r.coordinates.filter(pl.col("model") == n) for r, n in ((self, here), (theirs, there)))
+        if mine.join(base, on=["instance", "text"]).is_empty():
+            raise Refused("the two probes have no prompt in common; probe the same data with both models")
+        return difference(mine, base)
+
+    def plot(self) -> Any:
+        """A matplotlib figure: the share of same-task neighbours by layer, beside its controls."""
+        from nucleate.report.probe_figures import layers_figure
+
+        return layers_figure(self.metrics)
+
+    def save(self, run: str | Path) -> Path:
+        """Keep the run folder, with all tables and layouts."""
+        if Path(run).exists():
+            raise Refused(f"{run} exists; name a new folder")
+        return Path(shutil.copytree(self.folder, run))
+
+    def __str__(self) -> str:
+        return in_full(self.metrics, self.tasks, self.confusion, self.suspicious, self.verdicts)
