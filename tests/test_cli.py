@@ -70,7 +70,10 @@ def test_resume_on_a_finished_run_changes_nothing_and_says_so(micro_run, capsys)
     ("arguments", "says"),
     [
         (["learn", "--size", "micro"], "--out"),
-        (["lern"], "invalid choice"),
+        (["lern"], "did you mean 'learn'"),
+        (["xyz"], "there are: align, claims"),
+        (["learn", "--sede", "3", "--out", "{tmp}/x"], "did you mean '--seed'"),
+        (["sweep", "learn", "--sede", "3", "--out", "{tmp}/x"], "did you mean '--seed'"),
         (["learn", "--size", "smal", "--out", "{tmp}/x"], "did you mean 'small'"),
         (["learn", "--size", "micro", "--set", "data.task=3", "--out", "{tmp}/x"], "did you mean 'data.tasks'"),
         (["learn", "--size", "micro", "--set", "data.tasks", "--out", "{tmp}/x"], "section.key=value"),

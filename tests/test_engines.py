@@ -296,7 +296,7 @@ def test_what_cannot_be_swept_is_refused_in_one_line_with_nothing_on_disk(argume
 
 def test_only_verbs_that_write_one_run_folder_are_swept(tmp_path, capsys):
     assert main(["sweep", "data", "--out", str(tmp_path / "new")]) == 2
-    assert "invalid choice: 'data'" in capsys.readouterr().err
+    assert "'data' is unknown" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

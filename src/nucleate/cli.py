@@ -1,16 +1,17 @@
-"""The command line: verbs only, parsing and printing. What a verb does stands in the room that it calls."""
+"""The command line: verbs and parsing. What a verb does stands in the room that it calls."""
 
 import argparse
 import json
+import re
 import sys
-import time
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from nucleate.config import SIZES, Config, configure, describe, to_toml
-from nucleate.refusal import Refused
+from nucleate.refusal import Refused, nearest
+from nucleate.terminal import ProgressBar, print_summary, print_table
 
 if TYPE_CHECKING:
     from nucleate.integrations.engines import Planned
@@ -136,7 +137,7 @@ def _probe(asked: argparse.Namespace) -> None:
 def _run(asked: argparse.Namespace, experiment: Callable[..., bool]) -> None:
     """Into the run folder --out, with its page; a finished one that is drawn already stays as it is."""
     out = Path(asked.out)
-    with _Progress() as progress:
+    with ProgressBar() as progress:
         done = experiment(resume=asked.resume, overwrite=asked.overwrite, progress=progress)
     if not done and (out / "page.html").exists():
         print(f"{out} is finished already; nothing was changed")
@@ -166,7 +167,7 @@ def _reproduce(asked: argparse.Namespace) -> None:
     begun = next((folder for folder in folders if folder.exists() and any(folder.iterdir())), None)
     if begun is not None and not (asked.resume or asked.overwrite):
         raise Refused(f"{begun} exists; --resume goes on from what is there, --overwrite replaces it")
-    with _Progress() as progress:
+    with ProgressBar() as progress:
         for folder, experiment in zip(folders, experiments.values(), strict=True):
             progress(f"{folder.name}:", None)
             experiment(folder, resume=asked.resume, overwrite=asked.overwrite, progress=progress)
@@ -195,7 +196,7 @@ def _sweep(asked: argparse.Namespace) -> None:
     for name, values in combinations(axes, alone=asked.swept):
         words = [word for one, value in zip(axes, values, strict=True) for word in one.words(value)]
         runs.append(_planned(asked, name, words, varying))
-    with _Progress() as progress:
+    with ProgressBar() as progress:
         outcomes = sweep(
             runs,
             Path(asked.out),
@@ -296,9 +297,9 @@ def _redraw(folders: Sequence[Path], *, out: Path | None, new: Collection[Path] 
     if out is not None:
         write_page(runs, page)
     for run in runs:
-        _print_summary(run)
+        print_summary(run)
     for title, (header, rows) in alignment_over_seeds(runs):
-        _print_lines(title, [header, *([_cell(value) for value in row] for row in rows)])
+        print_table(title, header, rows)
     print(f"page: {page}")
 
 
@@ -306,7 +307,7 @@ def _redraw(folders: Sequence[Path], *, out: Path | None, new: Collection[Path] 
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line and exits with 2; misspelt options get a suggestion."""
+    """Says what is wrong in one line and exits with 2; misspelt verbs and options get a suggestion."""
 
     passes_on = False  # whether words that it does not know are kept, as `passed`, for the parser of another verb
 
@@ -314,9 +315,16 @@ class _Parser(argparse.ArgumentParser):
         known, passed = super().parse_known_args(args, namespace)
         if self.passes_on:
             known.passed, passed = passed, []
+        for word in passed:
+            if word.startswith("--"):
+                name, options = word.partition("=")[0], self._option_string_actions
+                raise Refused(f"option {name} is unknown{nearest(name, options)}")
         return known, passed
 
     def error(self, message: str) -> NoReturn:
+        if (found := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)) is not None:
+            there = re.findall(r"[\w-]+", found[2])
+            raise Refused(f"{found[1]!r} is unknown{nearest(found[1], there)}")
         raise Refused(f"{message}; {self.prog} --help shows what there is")
 
 
@@ -501,94 +509,6 @@ def _key_and_value(text: str) -> tuple[str, str]:
     if not equals:
         raise Refused(f"--set {text!r} is not of the form section.key=value")
     return key.strip(), value.strip()
-
-
-# --- printing --------------------------------------------------------------------------------------------------------
-
-
-def _print_summary(run: Any) -> None:
-    """What a probe found; a pre-training's arms; else the last measured epoch beside its controls: all layers for the
-    neighbours, first and last for the rest."""
-    from nucleate.report.application_figures import alignment_table, pretraining_table
-    from nucleate.report.tables import summary_table
-
-    if run.config["verb"] == "probe":
-        import polars as pl
-
-        from nucleate.measures.findings import in_columns, in_full, summary_lines
-
-        if not (run.folder / "dropped.parquet").is_file():  # not finished, or made by an earlier version
-            print(f"\n{in_columns(summary_lines(run.metrics))}\n")
-            return
-        tasks, confusion, suspicious = (
-            pl.read_parquet(run.folder / f"{name}.parquet") for name in ("tasks", "confusion", "suspicious")
-        )
-        print(f"\n{in_full(run.metrics, tasks, confusion, suspicious, run.manifest['verdict'])}\n")
-        return
-    if run.config["verb"] == "pretrain":
-        header, rows = pretraining_table(run)
-        shown = [[name.replace("_", " ") for name in header], *([_cell(value) for value in row] for row in rows)]
-        _print_lines(f"{run.folder}: every arm while it is fine-tuned, and its pre-training", shown)
-        return
-    if run.config["verb"] == "align":
-        header, rows = alignment_table(run)
-        title = "one behaviour redirected" if "network" in run.config else "Table 2"
-        _print_lines(f"{run.folder}: {title}", [header, *([_cell(value) for value in row] for row in rows)])
-        return
-    header, rows = summary_table(run)
-    last = max((row[2] for row in rows if isinstance(row[2], int)), default=0)
-    names = ("measure (space)", *(name.replace("surface_", "surface: ") for name in header[2:]))
-    lines = [names] + [
-        (f"{measure} ({space})", str(layer), *("" if value is None else f"{value:.3f}" for value in values))
-        for measure, space, layer, *values in rows
-        if measure == "knn_share" or layer in (0, last)
-    ]
-    _print_lines(f"{run.folder}: the last measured epoch beside its controls (margin: value less the highest)", lines)
-
-
-def _cell(value: str | float | None) -> str:
-    return "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-def _print_lines(title: str, lines: Sequence[Sequence[str]]) -> None:
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    print(f"\n{title}")
-    for line in lines:
-        print(
-            "  ".join(
-                cell.ljust(w) if n == 0 else cell.rjust(w) for n, (cell, w) in enumerate(zip(line, widths, strict=True))
-            )
-        )
-    print()
-
-
-class _Progress:
-    """A bar with the time left on a terminal; a line now and then elsewhere. Call it with (text, fraction or None)."""
-
-    def __enter__(self) -> "_Progress":
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-        self.bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
-        self.task = self.bar.add_task("", total=1.0)
-        self.console = console
-        self.next_line = 0.0
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def __call__(self, text: str, fraction: float | None = None) -> None:
-        if fraction is None:
-            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
-        elif self.console.is_terminal:
-            self.bar.update(self.task, description=text, completed=fraction)
-        elif time.monotonic() >= self.next_line or fraction >= 1:
-            self.console.print(f"{fraction:4.0%}  {text}", highlight=False, markup=False, soft_wrap=True)
-            self.next_line = time.monotonic() + 15
 
 
 if __name__ == "__main__":
