@@ -322,9 +322,9 @@ class _Parser(argparse.ArgumentParser):
         return known, passed
 
     def error(self, message: str) -> NoReturn:
-        if (found := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)) is not None:
-            there = re.findall(r"[\w-]+", found[2])
-            raise Refused(f"{found[1]!r} is unknown{nearest(found[1], there)}")
+        if found := re.match(r"argument (\S+): invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            there = re.findall(r"[\w-]+", found[3])
+            raise Refused(f"{found[1]} {found[2]!r} is unknown{nearest(found[2], there)}")
         raise Refused(f"{message}; {self.prog} --help shows what there is")
 
 
