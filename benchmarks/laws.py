@@ -31,7 +31,7 @@ def quantities(run: Run) -> dict[str, float]:
             found[f"ARI, {split}, {space}"] = level_of(table, Score("ari", split, "task", (space,)), LAST)
     for measure in ("knn_share", "knn_share_other_distributions"):
         found[f"{measure}, validation"] = level_of(table, Score(measure, "validation"), LAST)
-    found["knn_accuracy, validation"] = level_of(table, Score("knn_accuracy", "validation", None), LAST)
+    found["knn_accuracy, validation"] = level_of(table, Score("knn_accuracy", "validation"), LAST)
     return {name: float(value) for name, value in found.items() if value is not None}
 
 

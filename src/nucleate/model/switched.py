@@ -297,6 +297,10 @@ def model_card(
             "",
             *("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)),
             "",
+            "*Ended*: the wished output and then the end of the text. *Restricted*: first among the wished outputs. "
+            "*New inputs*: none of them was in a lesson. *Kept*: the prediction is what it was. *Misses*: source "
+            "prompts that are not switched; *false positives*: others that are.",
+            "",
             "What changed most under this switch:",
             "",
             *(f"- {line}" for line in worst),
