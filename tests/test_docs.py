@@ -1,5 +1,6 @@
 """The documents are run: every verb, size and README command exists and works."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -53,3 +54,27 @@ def test_files_that_documents_point_to_exist():
     for document in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "results").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
             assert (document.parent / target).exists(), f"{document.name} points to {target}"
+
+
+def test_the_readmes_ledger_is_that_of_the_results():
+    ledger = {(row["claim"], row["size"]): row for row in json.loads((ROOT / "results" / "claims.json").read_text())}
+    header, _, *rows = README.partition("<!-- ledger -->")[2].partition("<!-- end")[0].strip().splitlines()
+    sizes = [cell.split()[0] for cell in cells(header)[2:]]
+    assert [re.match(r"C\d+", cells(row)[0])[0] for row in rows] == list(
+        dict.fromkeys(claim for claim, size in ledger if size in sizes)
+    )
+    for row in rows:
+        claim, asked, *shown = cells(row)
+        for size, cell in zip(sizes, shown, strict=True):
+            one = ledger.get((re.match(r"C\d+", claim)[0], size))
+            if one is None:
+                assert cell == "–"
+                continue
+            digits = 0 if abs(one["estimate"]) >= 2 else 2
+            low, high, estimate = (f"{round(one[key], digits) + 0:.{digits}f}" for key in ("low", "high", "estimate"))
+            assert cell.replace("*", "") == f"{one['verdict']} {estimate} [{low}, {high}]"
+            assert float(asked.split()[-1]) == pytest.approx(one["threshold"], abs=1e-3)
+
+
+def cells(row: str) -> list[str]:
+    return [cell.strip() for cell in row.strip("| ").split("|")]
