@@ -7,19 +7,10 @@ import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
 
+from neighbour_oracle import hard_shares, knn_accuracy, neighbour_measures, share_measures
 from nucleate.measures import neighbours as room
 from nucleate.measures.neighbours import TIE, Labels, find_neighbours, neighbour_blocks
-from nucleate.measures.shares import (
-    TaskDeals,
-    hard_shares,
-    knn_accuracy,
-    look_around,
-    mixture,
-    neighbour_measures,
-    share,
-    share_measures,
-    vote,
-)
+from nucleate.measures.shares import TaskDeals, look_around, mixture, share, vote
 from nucleate.refusal import Refused
 
 
@@ -390,7 +381,14 @@ def test_hard_examples_are_told_by_whose_neighbours_they_have():
 def test_names_of_measures_are_those_of_the_contract():
     rng = np.random.default_rng(10)
     query, candidate = _crowd(rng, 20, instructions=9), _crowd(rng, 90, instructions=40)
-    measures = neighbour_measures(rng.normal(size=(20, 3)), rng.normal(size=(90, 3)), query, candidate)
+    (seen,) = look_around(
+        [(rng.normal(size=(20, 3)), query)],
+        rng.normal(size=(90, 3)),
+        candidate,
+        deals=[{"none": TaskDeals.of(query, candidate)}],
+        origin_task=[np.full(20, -1)],
+    )
+    measures = seen.measures["none"]
     names = {"knn_share", "knn_share_other_inputs", "knn_share_other_distributions"}
     every = {f"{name}{suffix}" for name in (*names, "knn_accuracy") for suffix in ("", "_k1", "_k5", "_k20")}
     assert set(measures) == every | {f"{name}_kept" for name in names}
@@ -512,7 +510,9 @@ def test_looking_around_block_by_block_gives_what_the_neighbours_of_all_give(pai
         found = find_neighbours(points, near, query, candidate)
         true = share_measures(found, dealt["none"]) | knn_accuracy(found[""], query.output, candidate.output)
         true |= hard_shares(found[""], query.task, candidate.task, origin_task=origin)
-        assert one.measures == {"none": true, "shuffled": share_measures(found, dealt["shuffled"])}
+        assert one.measures.keys() == dealt.keys()
+        assert one.measures["none"] == pytest.approx(true, abs=1e-12)
+        assert one.measures["shuffled"] == pytest.approx(share_measures(found, dealt["shuffled"]), abs=1e-12)
         for search, neighbours in found.items():
             offered = dealt["none"].offered[search][0]
             own = share(neighbours, query.task, candidate.task)[neighbours.ks.index(10)]

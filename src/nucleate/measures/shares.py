@@ -1,7 +1,7 @@
 """What tasks and outputs the neighbours have (§3.3): shares, votes, whom hard examples lie beside, who is mixed up.
 
-`neighbour_measures` is the short road. The long one: `look_around` searches the states once and reads off everything,
-so that true, shuffled and regrouped labels (`TaskDeals`) cost one search together.
+`look_around` searches the states once and reads off everything, so that true, shuffled and regrouped labels
+(`TaskDeals`) cost one search together.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,6 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-import torch
 
 from nucleate.measures.neighbours import (
     BARE,
@@ -19,32 +18,11 @@ from nucleate.measures.neighbours import (
     TIE,
     Labels,
     Neighbours,
-    find_neighbours,
     kernel,
     neighbour_blocks,
     searches_of,
 )
 from nucleate.refusal import Refused
-
-
-def neighbour_measures(
-    query_states: Any,
-    candidate_states: Any,
-    query: Labels,
-    candidate: Labels,
-    *,
-    ks: Sequence[int] = KS,
-    origin_task: np.ndarray | None = None,
-    device: str | torch.device | None = None,
-) -> dict[str, float]:
-    """Every neighbour measure of one layer: the names of `share_measures`, `knn_accuracy` and `hard_shares`."""
-    found = find_neighbours(query_states, candidate_states, query, candidate, ks=ks, device=device)
-    measures = share_measures(found, TaskDeals.of(query, candidate))
-    measures |= knn_accuracy(found[""], query.output, candidate.output)
-    if origin_task is not None:
-        measures |= hard_shares(found[""], query.task, candidate.task, origin_task=origin_task)
-    return measures
-
 
 # --- what the neighbours are ------------------------------------------------------------------------------------------
 
@@ -90,21 +68,13 @@ class TaskDeals:
         return cls(query_tasks, candidate_tasks, offered)
 
 
-def share_measures(found: Mapping[str, Neighbours], deals: TaskDeals) -> dict[str, float]:
-    """How many of the neighbours have the query's task, 0..1; the mean over queries, then over deals.
+def _means(search: str, shares: np.ndarray, ks: Sequence[int], deals: TaskDeals) -> dict[str, float]:
+    """How many of the neighbours of one search have the query's task, from their shares (deal, k, query): the mean over
+    queries, then over deals.
 
-    `knn_share`, `knn_share_other_inputs`, `knn_share_other_distributions`, with `_k1` and so on for K other than 10.
     Queries whose task offers no candidate are left out; `..._kept` is the share of queries that stay. A measure for
     which none stays is missing.
     """
-    measures: dict[str, float] = {}
-    for search, neighbours in found.items():
-        measures |= _means(search, share(neighbours, deals.query, deals.candidate), neighbours.ks, deals)
-    return measures
-
-
-def _means(search: str, shares: np.ndarray, ks: Sequence[int], deals: TaskDeals) -> dict[str, float]:
-    """`share_measures` of one search from its shares, (deal, k, query)."""
     name, offered = "_".join(("knn_share", search)).rstrip("_"), deals.offered[search]
     if not offered.shape[1]:
         return {}
@@ -131,18 +101,9 @@ def share(neighbours: Neighbours, query_labels: np.ndarray, candidate_labels: np
     return shares[0] if alone else shares
 
 
-def knn_accuracy(neighbours: Neighbours, query_outputs: np.ndarray, candidate_outputs: np.ndarray) -> dict[str, float]:
-    """Share of queries whose neighbours' majority output is their own, 0..1: `knn_accuracy`, `knn_accuracy_k1`, ...
-
-    Over the queries whose output is known (not -1); one without any neighbour counts as wrong.
-    """
-    if not (query_outputs >= 0).any():
-        return {}
-    return _right([vote(neighbours, candidate_outputs, k) for k in neighbours.ks], neighbours.ks, query_outputs)
-
-
 def _right(votes: Sequence[np.ndarray], ks: Sequence[int], outputs: np.ndarray) -> dict[str, float]:
-    """`knn_accuracy` of the votes, (k, query)."""
+    """Share of queries whose neighbours' majority output, from the votes (k, query), is their own: over those whose
+    output is known (not -1); one without any neighbour counts as wrong."""
     known = outputs >= 0
     return {
         f"knn_accuracy{_suffix(k)}": float((cast[known] == outputs[known]).mean())
@@ -163,24 +124,9 @@ def vote(neighbours: Neighbours, candidate_outputs: np.ndarray, k: int) -> np.nd
     return np.where(elected >= 0, names[elected], -1)
 
 
-def hard_shares(
-    neighbours: Neighbours, query_task: np.ndarray, candidate_task: np.ndarray, *, origin_task: np.ndarray
-) -> dict[str, float]:
-    """Whose neighbours hard examples are, means over them, 0..1: `hard_share_own`, `hard_share_origin`.
-
-    Of the K = 10 nearest, or of the last of `ks` where 10 is not among them.
-    `origin_task` (query,) is the task of the instance that a hard query was made from, -1 where a query is not hard.
-    The two need not sum to 1: other tasks take the rest.
-    """
-    hard = origin_task >= 0
-    if not hard.any():
-        return {}
-    both = share(neighbours, np.stack([origin_task, query_task]), np.stack([candidate_task, candidate_task]))
-    return _hard(both[:, _bare(neighbours.ks)], hard)
-
-
 def _hard(shares: np.ndarray, hard: np.ndarray) -> dict[str, float]:
-    """`hard_shares` from those of the origin's and of the own task, (2, query)."""
+    """Whose neighbours hard examples are, from the shares of the origin's and of the own task, (2, query). The two need
+    not sum to 1: other tasks take the rest."""
     origin, own = shares[:, hard].mean(axis=1)
     return {"hard_share_origin": float(origin), "hard_share_own": float(own)}
 
@@ -237,8 +183,12 @@ def look_around(
     deals: Sequence[Mapping[str, TaskDeals]],
     origin_task: Sequence[np.ndarray],
 ) -> list[Surroundings]:
-    """For each set of queries: `share_measures` under each of its deals (control -> deals, `none` the true ones),
-    `knn_accuracy` and `hard_shares`, block by block of neighbours."""
+    """For each set of queries every measure of its neighbours, 0..1, block by block.
+
+    Under each of its deals (control -> deals, `none` the true ones) `knn_share`, `knn_share_other_inputs`,
+    `knn_share_other_distributions`; under the true one `knn_accuracy` and, of the queries that were made from another
+    instance (`origin_task` (query,): its task, else -1), `hard_share_own` and `hard_share_origin`. With `_k1` and so on
+    for K other than 10."""
     collected = [_Collected() for _ in queries]
     for number, rows, found in neighbour_blocks(queries, candidate_states, candidate):
         collected[number].add(found, queries[number][1], candidate, deals[number], origin_task[number], rows)

@@ -1,0 +1,54 @@
+"""The measures of neighbours that are kept, in plain steps: the oracle of `shares.look_around`, which keeps none."""
+
+import numpy as np
+
+from nucleate.measures.neighbours import KS, find_neighbours
+from nucleate.measures.shares import TaskDeals, share, vote
+
+
+def neighbour_measures(query_states, candidate_states, query, candidate, *, ks=KS, origin_task=None):
+    """Every measure of one layer under the true labels."""
+    found = find_neighbours(query_states, candidate_states, query, candidate, ks=ks)
+    measures = share_measures(found, TaskDeals.of(query, candidate))
+    measures |= knn_accuracy(found[""], query.output, candidate.output)
+    if origin_task is not None:
+        measures |= hard_shares(found[""], query.task, candidate.task, origin_task=origin_task)
+    return measures
+
+
+def share_measures(found, deals):
+    """The mean over queries whose task offers a candidate, then over deals; how many of them there are."""
+    measures = {}
+    for search, neighbours in found.items():
+        offered, name = deals.offered[search], f"knn_share_{search}".rstrip("_")
+        shares = share(neighbours, deals.query, deals.candidate)
+        for row, k in enumerate(neighbours.ks):
+            means = [one[row][kept].mean() for one, kept in zip(shares, offered, strict=True) if kept.any()]
+            if means:
+                measures[name + suffix(k)] = np.mean(means)
+        if offered.shape[1]:
+            measures[f"{name}_kept"] = offered.mean()
+    return measures
+
+
+def knn_accuracy(neighbours, query_outputs, candidate_outputs):
+    """Over the queries whose output is known."""
+    known = query_outputs >= 0
+    if not known.any():
+        return {}
+    votes = {k: vote(neighbours, candidate_outputs, k) for k in neighbours.ks}
+    return {f"knn_accuracy{suffix(k)}": (cast == query_outputs)[known].mean() for k, cast in votes.items()}
+
+
+def hard_shares(neighbours, query_task, candidate_task, *, origin_task):
+    """Over the queries that were made from another instance; of the K = 10 nearest, or of the last of `ks`."""
+    hard = origin_task >= 0
+    row = neighbours.ks.index(10) if 10 in neighbours.ks else -1
+    kinds = {"hard_share_origin": origin_task, "hard_share_own": query_task}
+    return {
+        name: share(neighbours, task, candidate_task)[row][hard].mean() for name, task in kinds.items() if hard.any()
+    }
+
+
+def suffix(k):
+    return "" if k == 10 else f"_k{k}"
