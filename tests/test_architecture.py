@@ -10,11 +10,12 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "nucleate"
 ALLOWED = {
     "refusal": set(),
+    "compiled": set(),
     "config": {"refusal"},
     "runs": {"refusal"},
     "data": {"data", "refusal"},
-    "model": {"model", "data", "refusal"},
-    "measures": {"measures", "refusal"},
+    "model": {"model", "data", "refusal", "compiled"},
+    "measures": {"measures", "refusal", "compiled"},
     "experiments": {"experiments", "data", "model", "measures", "runs", "config", "refusal"},
     "report": {"report", "runs", "refusal"},
     "integrations": {"integrations", "experiments", "runs", "config", "refusal"},

@@ -8,7 +8,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 from threadpoolctl import threadpool_limits
 
-from nucleate.measures import clustering
+from nucleate.measures import clustering, kmeans_pairwise, kmeans_points
 from nucleate.measures.clustering import Clustering, KMeansJob, kmeans, kmeans_many
 from nucleate.refusal import Refused
 
@@ -106,7 +106,7 @@ def test_squared_distances_are_those_of_double_precision():
     for n, width in ((1, 3), (2, 1), (7, 5), (64, 3), (131, 70)):
         points = np.random.default_rng(n).normal(size=(n, width)) + 1000
         distances = np.full((n, n), np.nan)
-        clustering._squared_distances(points, distances)
+        kmeans_pairwise._squared_distances(points, distances)
         expected = ((points[:, None] - points[None]) ** 2).sum(-1)
         np.testing.assert_allclose(distances, expected, rtol=1e-12)
         assert np.array_equal(distances, distances.T)
@@ -124,7 +124,7 @@ def test_seeds_are_those_of_greedy_k_means_plus_plus_written_plainly():
         candidates = np.searchsorted(running, draw * running[-1], side="right")
         seeds.append(min(candidates, key=lambda one: copies @ distances[[*seeds, one]].min(0)))
     label = np.empty(80, np.int32)
-    clustering._seed(distances, copies, draws, label)
+    kmeans_pairwise._seed(distances, copies, draws, label)
     assert np.array_equal(label, distances[seeds].argmin(0))
 
 
@@ -147,7 +147,7 @@ def test_a_large_problem_is_recovered_in_blocks_as_in_one_piece(monkeypatch):
     assert adjusted_rand_score(label, whole.clusters) == 1
     assert whole.inertia == pytest.approx(inertia_of(points, whole.clusters), rel=1e-6)
     for entries in (400_000, 1000):  # two initialisations at a time; not even one table at a time
-        monkeypatch.setattr(clustering, "LARGEST_TABLE", entries)
+        monkeypatch.setattr(kmeans_points, "LARGEST_TABLE", entries)
         assert np.array_equal(solve(points, 30).clusters, whole.clusters)
 
 

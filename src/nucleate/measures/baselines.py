@@ -9,16 +9,16 @@ instructions.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from scipy.linalg import cho_factor, cho_solve
 from scipy.linalg.blas import dsyrk
 from scipy.sparse import csr_array
 from scipy.stats import t as student
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+from nucleate.compiled import compiled
 from nucleate.refusal import Refused
 
 MOST_FEATURES = 4096
@@ -386,12 +386,7 @@ def _variance(states: np.ndarray, mean: np.ndarray) -> np.ndarray:
     return _squared_sums(states, mean) / len(states)
 
 
-def _kernel(function: Callable[..., Any]) -> Any:
-    """Compiled when first called and kept on disk. Rows are added in their order, whatever the machine."""
-    try:
-        return njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # nowhere to keep it: a read-only installation without a home
-        return njit(nogil=True)(function)
+_kernel = compiled()  # rows are added in their order, whatever the machine
 
 
 @_kernel

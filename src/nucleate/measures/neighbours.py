@@ -5,7 +5,7 @@ fractionally, so that the weights sum to K and file order decides nothing: in th
 states coincide. A neighbour never has the same instruction.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from itertools import chain
@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 
+from nucleate.compiled import REORDERED, compiled
 from nucleate.refusal import Refused
 
 KS = (1, 5, 10, 20)
@@ -430,13 +430,7 @@ def _joined(parts: Sequence[Neighbours]) -> Neighbours:
     )
 
 
-def kernel(function: Callable) -> Any:
-    """Compiled when first called and kept on disk. A sum may become vectors, in the same way for every pair."""
-    options: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz"}}
-    try:
-        return njit(cache=True, **options)(function)
-    except RuntimeError:  # nowhere to keep it: a read-only installation without a home
-        return njit(**options)(function)
+kernel = compiled(fastmath=REORDERED)
 
 
 @kernel

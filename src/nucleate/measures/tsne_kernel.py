@@ -9,11 +9,9 @@ number of threads.
 Two frames: `layout` is what the user sees; `scaled` is layout / √dof, in which Student's t is (1 + d²)^-((dof+1)/2).
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
-from numba import njit
+
+from nucleate.compiled import compiled
 
 LANES = 32  # rows are padded to a multiple of this: two 512-bit registers of float32, which is how the loops unroll
 # Where padding sits: its weight (1e-18 in three dimensions) is lost in every sum, its square is still a normal number
@@ -26,13 +24,8 @@ _HALF = np.float32(0.5)
 _ONE = np.float32(1)
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Fast arithmetic is safe here, since the door lets in only finite numbers and no distance can leave the range."""
-    options: dict[str, Any] = {"fastmath": True, "nogil": True, "error_model": "numpy"}
-    try:
-        return njit(function, cache=True, **options)
-    except RuntimeError:  # neither the package's folder nor the user's cache can be written: compile in every process
-        return njit(function, **options)
+# Fast arithmetic is safe here, since the door lets in only finite numbers and no distance can leave the range.
+_compiled = compiled(fastmath=True, error_model="numpy")
 
 
 @_compiled

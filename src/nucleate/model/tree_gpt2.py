@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GPT2LMHeadModel
 
+from nucleate.compiled import REORDERED, compiled
 from nucleate.model.prefix_tree import Group, batch_loss, plain
 
 # oneDNN prepares its code anew for every shape and keeps a thousand: the number of tokens is rounded up to this.
@@ -182,17 +182,7 @@ class _Attention(torch.autograd.Function):
         return into, None, None, None, None
 
 
-def _compile(function: Any) -> Any:
-    """Sums may be reordered and fused, or no loop would become vector code; infinities and NaN keep their meaning."""
-    options: dict[str, Any] = {
-        "nogil": True,
-        "error_model": "numpy",
-        "fastmath": {"reassoc", "contract", "nsz", "arcp"},
-    }
-    try:
-        return njit(function, cache=True, **options)
-    except RuntimeError:  # neither the package's folder nor the user's cache can be written: compile in every process
-        return njit(function, **options)
+_compile = compiled(fastmath=REORDERED | {"arcp"}, error_model="numpy")
 
 
 @_compile
