@@ -19,7 +19,8 @@ import pytest
 import check_dataset
 from nucleate.config import DataSettings, configure
 from nucleate.data.dataset import Dataset, Instance, load_dataset
-from nucleate.data.synthetic import ALPHABET, _deal, _deal_inputs, generate
+from nucleate.data.synthetic import _deal, _deal_inputs, generate
+from nucleate.data.synthetic_settings import ALPHABET
 from nucleate.refusal import Refused
 
 SMALL: dict[str, Any] = {

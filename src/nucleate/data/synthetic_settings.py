@@ -1,0 +1,199 @@
+"""The settings of the synthetic data at the door: what the kind implies is filled in, the impossible refused."""
+
+from dataclasses import asdict, dataclass, replace
+
+from nucleate.refusal import Refused, nearest
+
+# Single letters and digits that differ at a glance: no 0 beside o, no Greek or Cyrillic letter that looks Latin, none
+# that Unicode splits or folds into another (ß, ς, й, ё, և). The instructions' vocabulary comes first, so that Table 4's
+# 35 are all of Latin; ideographs follow for vocabularies larger than the paper's.
+ALPHABET = "abcdefghijklmnopqrstuvwxyz123456789βγδεζηθλμξπσφψωвгджиклмнптцчшщъыьэюяბგდევზთიკლმნპჟრსტუფქღყშჩცძწჭხჯჰ"
+IDEOGRAPHS = range(0x4E00, 0x9FA6)
+
+_TABLE_4_TASK_SYMBOLS = 25
+_TABLE_7_TASK_SYMBOLS = 65
+_TABLE_7_PAIRS = 3
+BROAD_SOURCES = (2, 4)  # distributions of a source task under subset=broad
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """What `generate` was asked for, under the names of its keywords."""
+
+    seed: int
+    kind: str
+    tasks: int
+    mappings: int
+    min_distributions: int
+    max_distributions: int
+    total_distributions: int
+    instructions: int
+    subset: str
+    subset_tasks: int
+    source_distributions: int
+    hard_instructions: int
+    validation_tasks: int
+    validation_distributions: int
+    validation_instructions: int
+    task_symbols: int
+    instruction_symbols: int
+    min_metacharacters: int
+    max_metacharacters: int
+    min_characters: int
+    max_characters: int
+    min_length: int
+    max_length: int
+    inputs: str
+    pairs: int
+
+    @property
+    def hard_tasks(self) -> int:
+        return self.subset_tasks if self.hard_instructions else 0
+
+    @property
+    def strings(self) -> int:
+        """Distinct strings that every pattern must offer: those for training, for validation and for test."""
+        return self.instructions + 2 * self.validation_instructions
+
+
+def as_used(asked: DataSettings) -> DataSettings:
+    """The settings with what the kind implies filled in; impossible ones are refused, with the remedy."""
+    _choose("kind", asked.kind, ("main", "alignment"))
+    _choose("data.subset", asked.subset, ("narrow", "broad"))
+    _choose("data.inputs", asked.inputs, ("own", "shared"))
+    for name, value in asdict(asked).items():
+        if name in ("kind", "subset", "inputs"):
+            continue
+        least = {"seed": 0, "subset_tasks": 0, "source_distributions": 0, "hard_instructions": 0, "pairs": 0}.get(
+            name, 1
+        )
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            where = name if name == "seed" else f"data.{name}"
+            raise Refused(f"{where}={value!r} must be a whole number of at least {least}; set it to {least} or more")
+
+    settings = _of_kind(asked)
+    for low, high in (
+        ("min_distributions", "max_distributions"),
+        ("min_metacharacters", "max_metacharacters"),
+        ("min_characters", "max_characters"),
+        ("min_length", "max_length"),
+    ):
+        _at_most(settings, low, high)
+    _at_most(settings, "max_characters", "instruction_symbols")
+    _at_most(settings, "subset_tasks", "tasks")
+    _at_most(settings, "validation_tasks", "tasks")
+    _at_most(settings, "hard_instructions", "instructions")
+    _check_subset(settings)
+    _check_totals(settings)
+    _check_symbols(settings)
+    return settings
+
+
+def _of_kind(asked: DataSettings) -> DataSettings:
+    if asked.kind == "alignment":
+        room = (asked.validation_tasks - 1) // 2
+        if min(room, asked.tasks // 2) < max(1, asked.pairs):
+            wanted = max(1, asked.pairs)
+            raise Refused(
+                f"data.pairs={asked.pairs} needs {wanted} source and {wanted} target tasks and at least one other in "
+                f"validation; set data.validation_tasks to {2 * wanted + 1} or more (data.tasks is {asked.tasks}), "
+                "or lower data.pairs"
+            )
+        symbols = _TABLE_7_TASK_SYMBOLS if asked.task_symbols == _TABLE_4_TASK_SYMBOLS else asked.task_symbols
+        asked = replace(
+            asked,
+            pairs=asked.pairs or min(_TABLE_7_PAIRS, room, asked.tasks // 2),
+            task_symbols=symbols,
+            subset_tasks=0,
+        )
+    elif asked.pairs:
+        raise Refused(f"data.pairs={asked.pairs} belongs to the alignment data; set it to 0, or use --kind alignment")
+    if asked.subset_tasks == 0:
+        asked = replace(asked, source_distributions=0, hard_instructions=0)
+    elif asked.subset == "broad":
+        asked = replace(asked, source_distributions=0)
+    needed = asked.tasks + asked.hard_tasks + asked.mappings
+    if asked.inputs == "shared" and asked.task_symbols == _TABLE_4_TASK_SYMBOLS and asked.task_symbols < needed:
+        asked = replace(asked, task_symbols=needed)
+    return asked
+
+
+def _check_subset(settings: DataSettings) -> None:
+    if settings.subset == "narrow" and settings.subset_tasks and not settings.hard_instructions:
+        raise Refused(
+            "data.hard_instructions=0 leaves the narrow subset empty; raise it, or set data.subset=broad or "
+            "data.subset_tasks=0"
+        )
+    low, high = bounds(settings, source=True)
+    if settings.subset_tasks and low > high:
+        raise Refused(
+            f"data.subset=broad takes source tasks with {BROAD_SOURCES[0]}-{BROAD_SOURCES[1]} distributions, but "
+            f"tasks have {settings.min_distributions}-{settings.max_distributions}; change data.min_distributions or "
+            "data.max_distributions, or set data.subset=narrow"
+        )
+
+
+def _check_totals(settings: DataSettings) -> None:
+    """Each total of distributions by itself; `_possible_groups` refuses what only together is impossible."""
+    for name, number, what in (
+        ("total_distributions", settings.tasks, "tasks"),
+        ("validation_distributions", settings.validation_tasks, "validation tasks"),
+        ("source_distributions", settings.subset_tasks, "source tasks"),
+    ):
+        if name == "source_distributions" and settings.subset == "broad":
+            continue
+        low, high = number * settings.min_distributions, number * settings.max_distributions
+        value = getattr(settings, name)
+        if not low <= value <= high:
+            raise Refused(
+                f"data.{name}={value} is not reachable: {number} {what} of {settings.min_distributions}-"
+                f"{settings.max_distributions} distributions have {low}-{high}; set it within"
+            )
+
+
+def _check_symbols(settings: DataSettings) -> None:
+    symbols, tasks = settings.task_symbols, settings.tasks + settings.hard_tasks
+    most = len(ALPHABET) + len(IDEOGRAPHS)
+    if symbols + settings.instruction_symbols > most:
+        raise Refused(
+            f"data.task_symbols={symbols} and data.instruction_symbols={settings.instruction_symbols} are more than "
+            f"the {most} symbols there are; lower one"
+        )
+    if settings.mappings >= symbols:
+        raise Refused(
+            f"data.mappings={settings.mappings} needs as many inputs and another symbol for the output; set "
+            f"data.task_symbols (now {symbols}) to {settings.mappings + 1} or more"
+        )
+    if settings.inputs == "shared" and tasks > symbols - 1:
+        raise Refused(
+            f"data.task_symbols={symbols} gives a shared input {symbols - 1} different outputs, but {tasks} tasks need "
+            f"one each; set data.task_symbols to {tasks + settings.mappings}, or lower data.tasks"
+        )
+    if tasks * settings.mappings > symbols * (symbols - 1):
+        enough = next(n for n in range(symbols, 10**6) if n * (n - 1) >= tasks * settings.mappings)
+        raise Refused(
+            f"data.mappings={settings.mappings} for {tasks} tasks are {tasks * settings.mappings} mappings, but "
+            f"{symbols} symbols have {symbols * (symbols - 1)} pairs; set data.task_symbols to {enough} or more, or "
+            "lower data.mappings"
+        )
+
+
+def _choose(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise Refused(f"{name}={value!r} is not known{nearest(str(value), choices)}")
+
+
+def _at_most(settings: DataSettings, low: str, high: str) -> None:
+    if getattr(settings, low) > getattr(settings, high):
+        raise Refused(
+            f"data.{low}={getattr(settings, low)} is more than data.{high}={getattr(settings, high)}; "
+            f"lower data.{low} or raise data.{high}"
+        )
+
+
+def bounds(settings: DataSettings, *, source: bool) -> tuple[int, int]:
+    """Fewest and most distributions of a task."""
+    low, high = settings.min_distributions, settings.max_distributions
+    if source and settings.subset == "broad":
+        return max(low, BROAD_SOURCES[0]), min(high, BROAD_SOURCES[1])
+    return low, high
