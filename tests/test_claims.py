@@ -171,14 +171,15 @@ def test_sizes_and_settings_are_judged_apart(tmp_path):
     found = judge(given, [BY_ID["C1"]])
     assert [(one.size, one.verdict) for one in found] == [
         ("narrow", "holds"),
-        ("small", "fails"),
         ("narrow, training.packing=rows", "fails"),
+        ("small", "fails"),
     ]
+    assert judge(given[::-1], [BY_ID["C1"]]) == found
     assert (
         found[0].command
         == "nucleate sweep learn --size narrow --seed 0..4 --out DIR && nucleate claims DIR/*/ --out DIR"
     )
-    assert "--set training.packing=rows --seed 0..4" in found[2].command
+    assert "--set training.packing=rows --seed 0..4" in found[1].command
 
 
 def test_a_usual_setting_or_one_that_no_number_depends_on_makes_no_group_of_its_own(tmp_path):

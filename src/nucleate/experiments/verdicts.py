@@ -218,10 +218,14 @@ def _groups(runs: Sequence[Run]) -> list[_Group]:
         if seed in members:
             raise Refused(f"{members[seed].folder} and {run.folder} are the same run, {size} seed {seed}; give one")
         members[seed] = run
-    return [
+    groups = [
         _Group(verb, size, changes, models, tuple(run for _, run in sorted(members.items())))
         for (verb, size, changes, models), members in found.items()
     ]
+    sizes = list(SIZES)
+    return sorted(
+        groups, key=lambda group: (sizes.index(group.size) if group.size in sizes else len(sizes), len(group.changes))
+    )
 
 
 def _changes(config: Mapping[str, Any], size: str) -> tuple[tuple[str, str], ...]:

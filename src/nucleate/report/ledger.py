@@ -295,7 +295,7 @@ def _figure(judgements: Sequence[Judged]) -> Figure | None:
     if not panels:
         return None
     down = -(-len(panels) // _ACROSS)
-    figure = Figure(figsize=(WIDTH, 1.95 * down + 0.9), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 2.1 * down + 0.9), layout="constrained")
     axes = figure.subplots(down, _ACROSS, squeeze=False)
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
@@ -305,8 +305,7 @@ def _figure(judgements: Sequence[Judged]) -> Figure | None:
         for place, one in enumerate(group):
             _draw(axis, place, one)
         axis.axhline(first.threshold, color="black", linewidth=0.9, dashes=(4, 2), zorder=1)
-        labels = [f"{plain(one.size, 22)}\n{one.verdict if one.judged else 'exploratory'}" for one in group]
-        axis.set_xticks(range(len(group)), labels, fontsize=7)
+        axis.set_xticks(range(len(group)), [_column(one) for one in group], fontsize=7 if len(group) < 3 else 5.5)
         axis.set_xlim(-0.6, len(group) - 0.4)
         axis.grid(False, axis="x")
         axis.margins(y=0.12)
@@ -319,12 +318,19 @@ def _figure(judgements: Sequence[Judged]) -> Figure | None:
     return figure
 
 
+def _column(one: Judged) -> str:
+    """What stands below a column: the size, a line for each setting that it has otherwise, the verdict."""
+    size, *changes = one.size.split(", ")
+    lines = [plain(size, 16), *(plain(change.rpartition(".")[2], 16) for change in changes)]
+    return "\n".join([*lines, one.verdict if one.judged else "exploratory"])
+
+
 def _draw(axis: Axes, place: int, one: Judged) -> None:
     colour = _COLOURS[one.verdict]
-    style: dict[str, Any] = {"marker": "o", "linestyle": "", "markersize": 4, "markeredgecolor": colour, "zorder": 4}
+    look: dict[str, Any] = {"marker": "o", "linestyle": "", "markersize": 4, "markeredgecolor": colour, "zorder": 4}
     for points, centre, filled in ((one.points, place, one.judged), (one.aside, place + 0.17, False)):
         offsets = [centre + 0.05 * (number - (len(points) - 1) / 2) for number in range(len(points))]
-        axis.plot(offsets, list(points.values()), markerfacecolor=colour if filled else "white", **style)
+        axis.plot(offsets, list(points.values()), markerfacecolor=colour if filled else "white", **look)
     if one.low is not None and one.high is not None:
         axis.plot([place - 0.25] * 2, [one.low, one.high], color=colour, linewidth=1.6, zorder=3)
     for beaten in one.controls.values():
