@@ -38,14 +38,25 @@ def quantities(run: Run) -> dict[str, float]:
 def main(folders: list[str]) -> None:
     runs: dict[str, dict[int, Run]] = {law: {} for law in LAWS}
     for run in map(load_run, folders):
-        runs[run.config["training"]["packing"]][run.config["seed"]] = run
+        if run.manifest["status"] != "done":
+            raise SystemExit(f"laws.py: {run.folder} is not finished")
+        same_law = runs[run.config["training"]["packing"]]
+        if run.config["seed"] in same_law:
+            raise SystemExit(f"laws.py: {run.folder} and {same_law[run.config['seed']].folder}: give runs of one size")
+        same_law[run.config["seed"]] = run
     seeds = sorted(runs["tree"].keys() & runs["rows"].keys())
     if len(seeds) < 2:
         raise SystemExit("laws.py: two seeds of each law at least, to compare them in pairs")
     measured = {law: [quantities(runs[law][seed]) for seed in seeds] for law in LAWS}
-    print(f"Seeds {', '.join(map(str, seeds))}, paired.\n")
+    print("# Whole instructions in a step (`tree`) against instances drawn one by one (`rows`)\n")
+    print(
+        f"`python benchmarks/laws.py results/judged/narrow-*`; size narrow, seeds {', '.join(map(str, seeds))}, paired; last"
+    )
+    print("layer; *late* is the last tenth of the training. What each claim measures: [claims.md](claims.md).\n")
     print("| quantity | tree | rows | rows - tree | 95 % |\n|---|---|---|---|---|")
     for name in measured["tree"][0]:
+        if not all(name in one for law in LAWS for one in measured[law]):
+            continue  # of some seed it could not be told
         tree, rows = ([one[name] for one in measured[law]] for law in LAWS)
         apart = t_interval([b - a for a, b in zip(tree, rows, strict=True)])
         means = " | ".join(f"{sum(values) / len(values):.3f}" for values in (tree, rows))

@@ -1,14 +1,36 @@
-"""The measures of neighbours that are kept, in plain steps: the oracle of `shares.look_around`, which keeps none."""
+"""Neighbours that are kept, all at once, and their measures as plain means: the oracle of `shares.look_around`, which
+keeps none. Search, shares and votes of each query are the package's own; they have tests of their own."""
 
 import numpy as np
 
-from nucleate.measures.neighbours import KS, find_neighbours
+from nucleate.measures.neighbours import KS, Neighbours, neighbour_blocks
 from nucleate.measures.shares import TaskDeals, share, vote
 
 
-def neighbour_measures(query_states, candidate_states, query, candidate, *, ks=KS, origin_task=None):
+def find_neighbours(query_states, candidate_states, query, candidate, *, ks=KS, **how):
+    """search -> the nearest candidates of every query."""
+    blocks = neighbour_blocks([(query_states, query)], candidate_states, candidate, ks=ks, **how)
+    parts = [found for _, _, found in blocks]
+    return {name: joined([part[name] for part in parts]) for name in parts[0]}
+
+
+def joined(parts):
+    if len(parts) == 1:
+        return parts[0]
+    return Neighbours(
+        ks=parts[0].ks,
+        start=np.concatenate([[0], np.cumsum(np.concatenate([np.diff(part.start) for part in parts]))]),
+        candidate=np.concatenate([part.candidate for part in parts]),
+        distance=np.concatenate([part.distance for part in parts]),
+        inside=np.concatenate([part.inside for part in parts], axis=1),
+        reach=np.concatenate([part.reach for part in parts], axis=1),
+        scale=parts[0].scale,
+    )
+
+
+def neighbour_measures(query_states, candidate_states, query, candidate, *, origin_task=None):
     """Every measure of one layer under the true labels."""
-    found = find_neighbours(query_states, candidate_states, query, candidate, ks=ks)
+    found = find_neighbours(query_states, candidate_states, query, candidate)
     measures = share_measures(found, TaskDeals.of(query, candidate))
     measures |= knn_accuracy(found[""], query.output, candidate.output)
     if origin_task is not None:
@@ -41,9 +63,8 @@ def knn_accuracy(neighbours, query_outputs, candidate_outputs):
 
 
 def hard_shares(neighbours, query_task, candidate_task, *, origin_task):
-    """Over the queries that were made from another instance; of the K = 10 nearest, or of the last of `ks`."""
-    hard = origin_task >= 0
-    row = neighbours.ks.index(10) if 10 in neighbours.ks else -1
+    """Over the queries that were made from another instance."""
+    hard, row = origin_task >= 0, neighbours.ks.index(10)
     kinds = {"hard_share_origin": origin_task, "hard_share_own": query_task}
     return {
         name: share(neighbours, task, candidate_task)[row][hard].mean() for name, task in kinds.items() if hard.any()

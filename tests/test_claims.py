@@ -174,10 +174,11 @@ def test_sizes_and_settings_are_judged_apart(tmp_path):
         ("narrow, training.packing=rows", "fails"),
         ("small", "fails"),
     ]
-    assert judge(given[::-1], [BY_ID["C1"]]) == found
+    given += runs(tmp_path / "d", "learn", [True] * 5, settings="[training]\nbatch = 13\n")
+    assert judge(given[::-1], [BY_ID["C1"]]) == judge(given, [BY_ID["C1"]])
     assert (
         found[0].command
-        == "nucleate sweep learn --size narrow --seed 0..4 --out DIR && nucleate claims DIR/*/ --out DIR"
+        == "nucleate sweep learn --size narrow --seed 0..4 --out DIR && nucleate claims DIR/seed*/ --out DIR"
     )
     assert "--set training.packing=rows --seed 0..4" in found[1].command
 

@@ -7,11 +7,26 @@ import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
 
-from neighbour_oracle import hard_shares, knn_accuracy, neighbour_measures, share_measures
+from neighbour_oracle import find_neighbours, hard_shares, knn_accuracy, neighbour_measures, share_measures
 from nucleate.measures import neighbours as room
-from nucleate.measures.neighbours import TIE, Labels, find_neighbours, neighbour_blocks
+from nucleate.measures.neighbours import TIE, Labels, neighbour_blocks
 from nucleate.measures.shares import TaskDeals, look_around, mixture, share, vote
 from nucleate.refusal import Refused
+
+
+def measured(query_states, candidate_states, query, candidate, *, origin_task=None):
+    """What the package measures under the true labels; the oracle says the same."""
+    origin = np.full(len(query), -1) if origin_task is None else origin_task
+    (seen,) = look_around(
+        [(query_states, query)],
+        candidate_states,
+        candidate,
+        deals=[{"none": TaskDeals.of(query, candidate)}],
+        origin_task=[origin],
+    )
+    plain = neighbour_measures(query_states, candidate_states, query, candidate, origin_task=origin)
+    assert seen.measures["none"] == pytest.approx(plain, abs=1e-12)
+    return seen.measures["none"]
 
 
 def labels(n, **columns):
@@ -153,7 +168,7 @@ def test_with_coinciding_points_the_share_is_that_of_the_place_and_not_of_the_fi
     candidates = np.zeros((400, 8))
     candidate = labels(400, task=[0] * 100 + [1] * 300)
     query = labels(1, instruction=[999], input=[999], distribution=[999], task=[0])
-    measures = neighbour_measures(np.zeros((1, 8)), candidates, query, candidate)
+    measures = measured(np.zeros((1, 8)), candidates, query, candidate)
     assert measures["knn_share"] == measures["knn_share_k1"] == measures["knn_share_k20"] == 0.25
 
 
@@ -270,7 +285,7 @@ def test_a_neighbour_never_has_the_same_instruction_even_where_it_is_the_query_i
     alone = labels(100, instruction=np.zeros(100, int), task=np.zeros(100, int))
     found = find_neighbours(states, states, alone, alone)
     assert len(found[""].candidate) == 0
-    measures = neighbour_measures(states, states, alone, alone)
+    measures = measured(states, states, alone, alone)
     assert measures["knn_share_kept"] == 0 and "knn_share" not in measures  # undefined: no row, never NaN
 
 
@@ -281,7 +296,7 @@ def test_restricted_searches_look_past_the_same_input_and_the_same_distribution(
     query = labels(1, instruction=[9], input=[0], distribution=[0], task=[0])
     found = find_neighbours([[0.0]], candidates, query, candidate, ks=(1,))
     assert [found[name].candidate[0] for name in ("", "other_distributions", "other_inputs")] == [0, 1, 2]
-    measures = neighbour_measures([[0.0]], candidates, query, candidate, ks=(1,))
+    measures = measured([[0.0]], candidates, query, candidate)
     assert measures["knn_share_k1"] == measures["knn_share_other_inputs_k1"] == 1.0
     assert measures["knn_share_other_distributions_k1"] == 0.0
 
@@ -290,7 +305,7 @@ def test_queries_whose_task_offers_no_candidate_are_left_out_and_the_share_kept_
     # task 0 has two distributions, task 1 only its own; all lie on top of each other
     candidate = labels(4, task=[0, 0, 1, 1], distribution=[0, 1, 2, 2])
     query = labels(2, instruction=[8, 9], input=[8, 9], task=[0, 1], distribution=[0, 2])
-    measures = neighbour_measures(np.zeros((2, 3)), np.zeros((4, 3)), query, candidate, ks=(1, 10))
+    measures = measured(np.zeros((2, 3)), np.zeros((4, 3)), query, candidate)
     assert measures["knn_share_other_distributions_kept"] == 0.5
     assert measures["knn_share_other_distributions_k1"] == pytest.approx(1 / 3)  # one of three allowed ones
     assert measures["knn_share_kept"] == 1.0 and measures["knn_share_k1"] == 0.5
@@ -334,8 +349,8 @@ def test_states_that_hold_the_task_find_it_and_states_without_it_do_not():
     centres = rng.normal(size=(7, 20))
     clear = [centres[one.task] + 0.1 * rng.normal(size=(len(one), 20)) for one in (query, candidate)]
     blind = [rng.normal(size=(len(one), 20)) for one in (query, candidate)]
-    assert neighbour_measures(*clear, query, candidate)["knn_share"] == 1.0
-    assert neighbour_measures(*blind, query, candidate)["knn_share"] < 0.3
+    assert measured(*clear, query, candidate)["knn_share"] == 1.0
+    assert measured(*blind, query, candidate)["knn_share"] < 0.3
 
 
 def test_the_vote_goes_to_the_largest_weight_then_to_the_smaller_distance_then_to_the_smaller_code():
@@ -359,11 +374,11 @@ def test_accuracy_counts_known_outputs_only_and_no_neighbour_is_wrong():
     candidate = labels(2, instruction=[0, 1], output=[3, 3])
     query = labels(3, instruction=[0, 7, 8], output=[3, 4, -1])
     states = np.zeros((3, 2)), np.ones((2, 2))
-    assert neighbour_measures(*states, query, candidate)["knn_accuracy"] == 0.5
+    assert measured(*states, query, candidate)["knn_accuracy"] == 0.5
     unknown = labels(3, output=[-1, -1, -1])
-    assert not any(name.startswith("knn_accuracy") for name in neighbour_measures(*states, unknown, candidate))
+    assert not any(name.startswith("knn_accuracy") for name in measured(*states, unknown, candidate))
     alone = labels(2, instruction=[0, 0], output=[3, 3])
-    measures = neighbour_measures(np.zeros((1, 2)), np.ones((2, 2)), alone[:1], alone)
+    measures = measured(np.zeros((1, 2)), np.ones((2, 2)), alone[:1], alone)
     assert measures["knn_accuracy"] == 0.0
 
 
@@ -372,7 +387,7 @@ def test_hard_examples_are_told_by_whose_neighbours_they_have():
     query = labels(2, instruction=[8, 9], input=[8, 9], distribution=[8, 9], task=[1, 0])  # the first is hard, from 0
     states = np.zeros((2, 1)), np.zeros((4, 1))
     origin = np.array([0, -1])
-    measures = neighbour_measures(*states, query, candidate, ks=(1, 10), origin_task=origin)
+    measures = measured(*states, query, candidate, origin_task=origin)
     assert measures["hard_share_origin"] == 0.5 and measures["hard_share_own"] == 0.25
     found = find_neighbours(*states, query, candidate)[""]
     assert hard_shares(found, query.task, candidate.task, origin_task=np.array([-1, -1])) == {}
@@ -381,14 +396,7 @@ def test_hard_examples_are_told_by_whose_neighbours_they_have():
 def test_names_of_measures_are_those_of_the_contract():
     rng = np.random.default_rng(10)
     query, candidate = _crowd(rng, 20, instructions=9), _crowd(rng, 90, instructions=40)
-    (seen,) = look_around(
-        [(rng.normal(size=(20, 3)), query)],
-        rng.normal(size=(90, 3)),
-        candidate,
-        deals=[{"none": TaskDeals.of(query, candidate)}],
-        origin_task=[np.full(20, -1)],
-    )
-    measures = seen.measures["none"]
+    measures = measured(rng.normal(size=(20, 3)), rng.normal(size=(90, 3)), query, candidate)
     names = {"knn_share", "knn_share_other_inputs", "knn_share_other_distributions"}
     every = {f"{name}{suffix}" for name in (*names, "knn_accuracy") for suffix in ("", "_k1", "_k5", "_k20")}
     assert set(measures) == every | {f"{name}_kept" for name in names}
@@ -448,7 +456,7 @@ def test_arrays_may_be_read_only_reversed_of_other_integer_types_or_lists():
 def test_no_queries_and_fewer_candidates_than_k_are_no_special_case():
     none = find_neighbours(np.zeros((0, 3)), np.zeros((4, 3)), labels(0), labels(4))
     assert none[""].start.tolist() == [0]
-    assert neighbour_measures(np.zeros((0, 3)), np.zeros((4, 3)), labels(0), labels(4)) == {}
+    assert measured(np.zeros((0, 3)), np.zeros((4, 3)), labels(0), labels(4)) == {}
     few = find_neighbours(np.zeros((2, 3)), np.arange(9.0).reshape(3, 3), unlike(2), labels(3), ks=(2, 10))[""]
     assert few.total.tolist() == [[2, 2], [3, 3]] and few.weights(10).tolist() == [1.0] * 6
 

@@ -317,7 +317,8 @@ class _Parser(argparse.ArgumentParser):
             known.passed, passed = passed, []
         for word in passed:
             if word.startswith("--"):
-                name, options = word.partition("=")[0], self._option_string_actions
+                name = word.partition("=")[0]
+                options = self._option_string_actions.keys() - {"-h"}
                 raise Refused(f"option {name} is unknown{nearest(name, options)}")
         return known, passed
 

@@ -1,4 +1,8 @@
-"""Loops as machine code: numba's compiler, its results kept on disk from one process to the next."""
+"""Loops as machine code: numba's compiler, its results kept on disk from one process to the next.
+
+What is kept is thrown away when the file of the loop itself changes, not when a loop or constant that it takes from
+another file does, nor when this file does: after such an edit, touch those that use it (`grep -l compiled -r src`).
+"""
 
 from collections.abc import Callable
 from typing import Any

@@ -16,7 +16,7 @@ from typing import Any
 
 from nucleate.data.dataset import Dataset, Instance
 from nucleate.data.patterns import sample_pattern, sample_strings
-from nucleate.data.synthetic_settings import ALPHABET, IDEOGRAPHS, DataSettings, as_used, bounds
+from nucleate.data.synthetic_settings import ALPHABET, IDEOGRAPHS, SyntheticSettings, as_used, bounds
 from nucleate.refusal import Refused
 
 _PATTERN_ATTEMPTS = 200
@@ -79,7 +79,7 @@ def generate(
       room for three sources, three targets and another task; `settings["source_targets"]` names each source's target.
     - `source_distributions` is the number drawn where `subset="broad"` draws it.
     """
-    settings = as_used(DataSettings(**locals()))
+    settings = as_used(SyntheticSettings(**locals()))
     symbols = [*ALPHABET, *map(chr, IDEOGRAPHS)]
     instruction_words = symbols[: settings.instruction_symbols]
     task_words = symbols[settings.instruction_symbols :][: settings.task_symbols]
@@ -106,7 +106,7 @@ def generate(
 # --- which task plays which part ----------------------------------------------------------------------------------
 
 
-def _deal_roles(settings: DataSettings) -> _Roles:
+def _deal_roles(settings: SyntheticSettings) -> _Roles:
     """Sources, validation tasks and numbers of distributions.
 
     Source tasks and alignment pairs are drawn uniformly. Validation tasks are drawn uniformly among the tasks that are
@@ -145,7 +145,7 @@ def _deal_roles(settings: DataSettings) -> _Roles:
 Sums = tuple[int, int, int, int]  # distributions of: sources in validation, other sources, other validation, the rest
 
 
-def _possible_groups(settings: DataSettings) -> tuple[dict[Sums, int], int]:
+def _possible_groups(settings: SyntheticSettings) -> tuple[dict[Sums, int], int]:
     """In how many ways each split of the total over the four groups can come about; how many sources validate."""
     sources, validation, tasks = settings.subset_tasks, settings.validation_tasks, settings.tasks
     for overlap in range(max(0, validation + sources - tasks), min(sources, validation) + 1):
@@ -166,7 +166,7 @@ def _possible_groups(settings: DataSettings) -> tuple[dict[Sums, int], int]:
     )
 
 
-def _groups(settings: DataSettings, overlap: int, total: int) -> dict[Sums, int]:
+def _groups(settings: SyntheticSettings, overlap: int, total: int) -> dict[Sums, int]:
     sources, validation = settings.subset_tasks, settings.validation_tasks
     free = settings.tasks - sources - validation + overlap
     low, high = bounds(settings, source=False)
@@ -218,7 +218,7 @@ def _draw_weighted(rng: random.Random, weights: dict[Any, int]) -> Any:
 # --- what the tasks do --------------------------------------------------------------------------------------------
 
 
-def _sample_functions(settings: DataSettings, roles: _Roles, symbols: Sequence[str]) -> dict[str, dict[str, str]]:
+def _sample_functions(settings: SyntheticSettings, roles: _Roles, symbols: Sequence[str]) -> dict[str, dict[str, str]]:
     """{task: {input: output}}, the hard tasks last.
 
     A mapping is two different symbols. No two tasks share one; a source and its hard task (or its target) have the same
@@ -275,7 +275,7 @@ def _deal_inputs(rng: random.Random, symbols: Sequence[str], number: int, demand
 # --- what the tasks are called by ---------------------------------------------------------------------------------
 
 
-def _sample_distributions(settings: DataSettings, roles: _Roles, symbols: Sequence[str]) -> list[_Distribution]:
+def _sample_distributions(settings: SyntheticSettings, roles: _Roles, symbols: Sequence[str]) -> list[_Distribution]:
     """A pattern and its instructions for every distribution, in the order of the tasks.
 
     An instruction matches its own distribution's pattern and no other: else the task would be ill-defined (§2.1).
@@ -329,7 +329,7 @@ def _sample_distributions(settings: DataSettings, roles: _Roles, symbols: Sequen
     return found
 
 
-def _refuse_patterns(settings: DataSettings, name: str, short: int) -> None:
+def _refuse_patterns(settings: SyntheticSettings, name: str, short: int) -> None:
     if short > _PATTERN_ATTEMPTS // 2:
         raise Refused(
             f"data.instructions={settings.instructions} and data.validation_instructions="
@@ -350,7 +350,7 @@ def _cut(strings: tuple[str, ...], train: int, further: int) -> Iterator[tuple[s
 
 
 def _sample_hard_instructions(
-    settings: DataSettings, roles: _Roles, distributions: Sequence[_Distribution], symbols: Sequence[str]
+    settings: SyntheticSettings, roles: _Roles, distributions: Sequence[_Distribution], symbols: Sequence[str]
 ) -> dict[str, tuple[tuple[str, str], ...]]:
     """{distribution of a source task: ((original, hard), ...)}: one symbol replaced, uniform among what is allowed.
 
@@ -396,7 +396,7 @@ def _sample_hard_instructions(
 
 
 def _rows(
-    settings: DataSettings,
+    settings: SyntheticSettings,
     roles: _Roles,
     functions: dict[str, dict[str, str]],
     distributions: Sequence[_Distribution],
@@ -452,7 +452,7 @@ def _hard_task(number: int) -> str:
     return f"{_task(number)}-hard"
 
 
-def _stream(settings: DataSettings, *names: str) -> random.Random:
+def _stream(settings: SyntheticSettings, *names: str) -> random.Random:
     """A random stream of its own for every name, whatever is drawn elsewhere."""
     digest = hashlib.sha256("/".join([str(settings.seed), "data", *names]).encode()).digest()
     return random.Random(int.from_bytes(digest[:8], "big") >> 1)

@@ -17,7 +17,7 @@ BROAD_SOURCES = (2, 4)  # distributions of a source task under subset=broad
 
 
 @dataclass(frozen=True)
-class DataSettings:
+class SyntheticSettings:
     """What `generate` was asked for, under the names of its keywords."""
 
     seed: int
@@ -56,7 +56,7 @@ class DataSettings:
         return self.instructions + 2 * self.validation_instructions
 
 
-def as_used(asked: DataSettings) -> DataSettings:
+def as_used(asked: SyntheticSettings) -> SyntheticSettings:
     """The settings with what the kind implies filled in; impossible ones are refused, with the remedy."""
     _choose("kind", asked.kind, ("main", "alignment"))
     _choose("data.subset", asked.subset, ("narrow", "broad"))
@@ -89,7 +89,7 @@ def as_used(asked: DataSettings) -> DataSettings:
     return settings
 
 
-def _of_kind(asked: DataSettings) -> DataSettings:
+def _of_kind(asked: SyntheticSettings) -> SyntheticSettings:
     if asked.kind == "alignment":
         room = (asked.validation_tasks - 1) // 2
         if min(room, asked.tasks // 2) < max(1, asked.pairs):
@@ -118,7 +118,7 @@ def _of_kind(asked: DataSettings) -> DataSettings:
     return asked
 
 
-def _check_subset(settings: DataSettings) -> None:
+def _check_subset(settings: SyntheticSettings) -> None:
     if settings.subset == "narrow" and settings.subset_tasks and not settings.hard_instructions:
         raise Refused(
             "data.hard_instructions=0 leaves the narrow subset empty; raise it, or set data.subset=broad or "
@@ -133,8 +133,8 @@ def _check_subset(settings: DataSettings) -> None:
         )
 
 
-def _check_totals(settings: DataSettings) -> None:
-    """Each total of distributions by itself; `_possible_groups` refuses what only together is impossible."""
+def _check_totals(settings: SyntheticSettings) -> None:
+    """Each total of distributions by itself; `synthetic._possible_groups` refuses what only together is impossible."""
     for name, number, what in (
         ("total_distributions", settings.tasks, "tasks"),
         ("validation_distributions", settings.validation_tasks, "validation tasks"),
@@ -151,7 +151,7 @@ def _check_totals(settings: DataSettings) -> None:
             )
 
 
-def _check_symbols(settings: DataSettings) -> None:
+def _check_symbols(settings: SyntheticSettings) -> None:
     symbols, tasks = settings.task_symbols, settings.tasks + settings.hard_tasks
     most = len(ALPHABET) + len(IDEOGRAPHS)
     if symbols + settings.instruction_symbols > most:
@@ -183,7 +183,7 @@ def _choose(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise Refused(f"{name}={value!r} is not known{nearest(str(value), choices)}")
 
 
-def _at_most(settings: DataSettings, low: str, high: str) -> None:
+def _at_most(settings: SyntheticSettings, low: str, high: str) -> None:
     if getattr(settings, low) > getattr(settings, high):
         raise Refused(
             f"data.{low}={getattr(settings, low)} is more than data.{high}={getattr(settings, high)}; "
@@ -191,7 +191,7 @@ def _at_most(settings: DataSettings, low: str, high: str) -> None:
         )
 
 
-def bounds(settings: DataSettings, *, source: bool) -> tuple[int, int]:
+def bounds(settings: SyntheticSettings, *, source: bool) -> tuple[int, int]:
     """Fewest and most distributions of a task."""
     low, high = settings.min_distributions, settings.max_distributions
     if source and settings.subset == "broad":

@@ -224,7 +224,12 @@ def _groups(runs: Sequence[Run]) -> list[_Group]:
     ]
     sizes = list(SIZES)
     return sorted(
-        groups, key=lambda group: (sizes.index(group.size) if group.size in sizes else len(sizes), len(group.changes))
+        groups,
+        key=lambda group: (
+            sizes.index(group.size) if group.size in sizes else len(sizes),
+            len(group.changes),
+            group[:-1],  # all but the runs
+        ),
     )
 
 
@@ -256,11 +261,11 @@ def _command(group: _Group, seeds: Sequence[int]) -> str:
         return " ".join(["nucleate", group.verb, *words, f"--seed {seeds[0]}", "--out RUN && nucleate claims RUN"])
     if group.verb == "probe":  # which sweep does not run: a seed after another
         each = [" ".join(["nucleate probe", *words, f"--seed {seed}", f"--out DIR/seed{seed}"]) for seed in seeds]
-        return " && ".join([*each, "nucleate claims DIR/*/ --out DIR"])
+        return " && ".join([*each, "nucleate claims DIR/seed*/ --out DIR"])
     whole = list(seeds) == list(range(seeds[0], seeds[-1] + 1))
     listed = f"{seeds[0]}..{seeds[-1]}" if whole else ",".join(map(str, seeds))
     made = ["nucleate sweep", group.verb, *words, f"--seed {listed}", "--out DIR"]
-    return " ".join([*made, "&& nucleate claims DIR/*/ --out DIR"])
+    return " ".join([*made, "&& nucleate claims DIR/seed*/ --out DIR"])
 
 
 def _command_for(claim: Claim) -> str:

@@ -62,7 +62,7 @@ def kmeans_many(jobs: Sequence[KMeansJob], *, initialisations: int = 10, threads
 
     A job's bytes depend on its points, k, seed and on `initialisations`; never on the other jobs or on `threads`.
     Memory for each thread: 8 n (n + k) bytes up to `LARGEST_PAIRWISE` points; beyond, one or two copies of the points,
-    40 n (2 + log k) bytes for the seeds and at most 256 MiB for the sweeps.
+    40 n (2 + log k) bytes for the seeds and at most 4 `kmeans_points.LARGEST_TABLE` for the sweeps.
     """
     if initialisations < 1:
         raise Refused(f"kmeans: initialisations is {initialisations}; at least 1 is needed, 10 is usual")

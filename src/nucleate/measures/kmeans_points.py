@@ -179,9 +179,9 @@ def _settle(problem: _Points, descents: list[_Descent], *, alone: bool) -> None:
 def _move(problem: _Points, descent: _Descent, alone: bool) -> int:
     descent.sweeps += 1
     descent.changed[:] = False
-    kernel = _move_singly if alone else _move_together
-    return kernel(problem.values, problem.copies, descent.label, descent.nearest, descent.sums, descent.size,
-                  descent.means, descent.changed)  # fmt: skip
+    move = _move_singly if alone else _move_together
+    return move(problem.values, problem.copies, descent.label, descent.nearest, descent.sums, descent.size,
+                descent.means, descent.changed)  # fmt: skip
 
 
 @kernel
@@ -244,7 +244,8 @@ def _transfer(i, a, b, values, copies, label, sums, size):
 
 @kernel
 def _move_together(values, copies, label, nearest, sums, size, means, changed):
-    """One step of Lloyd's: all decide on the means as they are. A cluster's last point stays, as in `_lloyd`."""
+    """One step of Lloyd's: all decide on the means as they are. A cluster's last point stays, as in
+    `kmeans_pairwise._lloyd`."""
     moves = 0
     for i in range(len(label)):
         a, b = label[i], nearest[i]
@@ -261,7 +262,7 @@ def _move_together(values, copies, label, nearest, sums, size, means, changed):
 
 @kernel
 def _move_singly(values, copies, label, nearest, sums, size, means, changed):
-    """Hartigan's rule, as in `_single_moves`."""
+    """Hartigan's rule, as in `kmeans_pairwise._single_moves`."""
     moves = 0
     for i in range(len(label)):
         a, b, w = label[i], nearest[i], copies[i]

@@ -141,30 +141,6 @@ def searches_of(query: Labels, candidate: Labels) -> Iterator[str]:
 # --- the search -------------------------------------------------------------------------------------------------------
 
 
-def find_neighbours(
-    query_states: Any,
-    candidate_states: Any,
-    query: Labels,
-    candidate: Labels,
-    *,
-    ks: Sequence[int] = KS,
-    device: str | torch.device | None = None,
-    queries_at_once: int | None = None,
-) -> dict[str, Neighbours]:
-    """The nearest candidates of every query, for each search of `SEARCHES` whose labels are known.
-
-    States are arrays or tensors (n, width), finite; the search runs where `device` says, or where tensors lie already.
-    A matrix product finds who may be among the nearest, with a margin for all that rounding may have moved; their
-    distances are then computed one by one from the differences, in double precision. So neither the number of queries
-    at once, nor the order of candidates, nor threads, nor the device changes a bit of the result.
-    """
-    blocks = neighbour_blocks(
-        [(query_states, query)], candidate_states, candidate, ks=ks, device=device, queries_at_once=queries_at_once
-    )
-    parts = [found for _, _, found in blocks]
-    return {name: _joined([part[name] for part in parts]) for name in parts[0]}
-
-
 def neighbour_blocks(
     queries: Sequence[tuple[Any, Labels]],
     candidate_states: Any,
@@ -174,9 +150,16 @@ def neighbour_blocks(
     device: str | torch.device | None = None,
     queries_at_once: int | None = None,
 ) -> Iterator[tuple[int, slice, dict[str, Neighbours]]]:
-    """`find_neighbours` of several sets of queries (states with their labels) among the same candidates, which are made
-    ready once; some queries after others: the number of their set, which of it they are, and what was found. So few at
-    once that all candidates may tie for each of them, as where all prompts end in the same word."""
+    """The nearest candidates of every query, for each search of `SEARCHES` whose labels are known, some queries after
+    others: the number of their set, which of it they are, and what was found. So few at once that all candidates may
+    tie for each of them, as where all prompts end in the same word.
+
+    Several sets of queries (states with their labels) share the candidates, which are made ready once. States are
+    arrays or tensors (n, width), finite; the search runs where `device` says, or where tensors lie already. A matrix
+    product finds who may be among the nearest, with a margin for all that rounding may have moved; their distances are
+    then computed one by one from the differences, in double precision. So neither the number of queries at once, nor
+    the order of candidates, nor threads, nor the device changes a bit of the result.
+    """
     ks = tuple(ks)
     if not ks or min(ks) < 1 or len(set(ks)) < len(ks):
         raise Refused(f"neighbours: ks is {ks}; give different whole numbers from 1 on")
@@ -414,20 +397,6 @@ def _hashes(states: np.ndarray) -> np.ndarray:
         bits: np.ndarray = np.ascontiguousarray(states[first : first + step]).view(kind)
         hashes[first : first + step] = (bits * odd).sum(axis=1)
     return hashes
-
-
-def _joined(parts: Sequence[Neighbours]) -> Neighbours:
-    if len(parts) == 1:
-        return parts[0]
-    return Neighbours(
-        ks=parts[0].ks,
-        start=np.concatenate([[0], np.cumsum(np.concatenate([np.diff(part.start) for part in parts]))]),
-        candidate=np.concatenate([part.candidate for part in parts]),
-        distance=np.concatenate([part.distance for part in parts]),
-        inside=np.concatenate([part.inside for part in parts], axis=1),
-        reach=np.concatenate([part.reach for part in parts], axis=1),
-        scale=parts[0].scale,
-    )
 
 
 kernel = compiled(fastmath=REORDERED)

@@ -131,10 +131,6 @@ def _hard(shares: np.ndarray, hard: np.ndarray) -> dict[str, float]:
     return {"hard_share_origin": float(origin), "hard_share_own": float(own)}
 
 
-def _bare(ks: Sequence[int]) -> int:
-    return ks.index(BARE) if BARE in ks else len(ks) - 1
-
-
 def _suffix(k: int) -> str:
     return "" if k == BARE else f"_k{k}"
 
@@ -229,7 +225,7 @@ class _Collected:
         if (origin_task >= 0).any():
             both = np.stack([origin_task[rows], query.task[rows]])
             shares = share(near, both, np.stack([candidate.task, candidate.task]))
-            self._hard.append(shares[:, _bare(near.ks)])
+            self._hard.append(shares[:, near.ks.index(BARE)])
 
     def whole(self, query: Labels, deals: Mapping[str, TaskDeals], origin_task: np.ndarray) -> Surroundings:
         measures: dict[str, dict[str, float]] = {control: {} for control in deals}
@@ -238,7 +234,7 @@ class _Collected:
             shares = np.concatenate(parts, axis=2)
             measures[control] |= _means(search, shares, KS, deals[control])
             if control == "none":
-                own[search] = np.where(deals[control].offered[search][0], shares[0, _bare(KS)], np.nan)
+                own[search] = np.where(deals[control].offered[search][0], shares[0, KS.index(BARE)], np.nan)
         if self._votes:
             measures["none"] |= _right(list(np.concatenate(self._votes, axis=1)), KS, query.output)
         if self._hard:

@@ -6,6 +6,7 @@ they appear.
 """
 
 import json
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -320,9 +321,8 @@ def _figure(judgements: Sequence[Judged]) -> Figure | None:
 
 def _column(one: Judged) -> str:
     """What stands below a column: the size, a line for each setting that it has otherwise, the verdict."""
-    size, *changes = one.size.split(", ")
-    lines = [plain(size, 16), *(plain(change.rpartition(".")[2], 16) for change in changes)]
-    return "\n".join([*lines, one.verdict if one.judged else "exploratory"])
+    parts = [re.sub(r"^\w+\.(?=\w+=)", "", part) for part in one.size.split(", ")]  # a setting without its section
+    return "\n".join([*(plain(part, 16) for part in parts), one.verdict if one.judged else "exploratory"])
 
 
 def _draw(axis: Axes, place: int, one: Judged) -> None:
