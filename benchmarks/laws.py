@@ -49,8 +49,8 @@ def main(folders: list[str]) -> None:
         raise SystemExit("laws.py: two seeds of each law at least, to compare them in pairs")
     measured = {law: [quantities(runs[law][seed]) for seed in seeds] for law in LAWS}
     print("# Whole instructions in a step (`tree`) against instances drawn one by one (`rows`)\n")
-    told = f"size {runs['tree'][seeds[0]].config['size']}, seeds {', '.join(map(str, seeds))}, paired; last"
-    print(f"`python benchmarks/laws.py results/judged/narrow-*`; {told}")
+    which = f"size {runs['tree'][seeds[0]].config['size']}, seeds {', '.join(map(str, seeds))}, paired; last"
+    print(f"`python benchmarks/laws.py results/judged/narrow-*`; {which}")
     print("layer; *late* is the last tenth of the training. What each claim measures: [claims.md](claims.md).\n")
     print("| quantity | tree | rows | rows - tree | 95 % |\n|---|---|---|---|---|")
     for name in measured["tree"][0]:
