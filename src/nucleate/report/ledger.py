@@ -320,9 +320,10 @@ def _figure(judgements: Sequence[Judged]) -> Figure | None:
 
 
 def _column(one: Judged) -> str:
-    """What stands below a column: the size, a line for each setting that it has otherwise, the verdict."""
-    parts = [re.sub(r"^\w+\.(?=\w+=)", "", part) for part in one.size.split(", ")]  # a setting without its section
-    return "\n".join([*(plain(part, 16) for part in parts), one.verdict if one.judged else "exploratory"])
+    """What stands below a column: the size, the verdict, a line for each setting that it has otherwise."""
+    size, *others = [re.sub(r"^\w+\.(?=\w+=)", "", part) for part in one.size.split(", ")]  # settings without sections
+    verdict = one.verdict if one.judged else "exploratory"
+    return "\n".join([plain(size, 16), verdict, *(plain(other, 16) for other in others)])
 
 
 def _draw(axis: Axes, place: int, one: Judged) -> None:
