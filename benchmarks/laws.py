@@ -1,9 +1,9 @@
 """Whole instructions in a step against instances drawn one by one: what the law of batches changes, seed by seed.
 
-    python benchmarks/laws.py results/judged/narrow-*
+    python benchmarks/laws.py results/judged/{narrow,small}-* > results/packing.md
 
-Pairs finished runs that differ in `training.packing` alone, and prints Markdown: the mean of each law, the mean of the
-paired differences (rows minus tree) with its 95 % t-interval, and both laws' verdicts on the claims.
+Pairs finished runs that differ in `training.packing` alone, and prints Markdown, a section for each size: the mean of
+each law, the mean of the paired differences (rows minus tree) with its 95 % t-interval, and both laws' verdicts.
 """
 
 import sys
@@ -36,22 +36,29 @@ def quantities(run: Run) -> dict[str, float]:
 
 
 def main(folders: list[str]) -> None:
-    runs: dict[str, dict[int, Run]] = {law: {} for law in LAWS}
+    sizes: dict[str, dict[str, dict[int, Run]]] = {}
     for run in map(load_run, folders):
         if run.manifest["status"] != "done":
             raise SystemExit(f"laws.py: {run.folder} is not finished")
-        same_law = runs[run.config["training"]["packing"]]
+        laws = sizes.setdefault(run.config["size"], {law: {} for law in LAWS})
+        same_law = laws[run.config["training"]["packing"]]
         if run.config["seed"] in same_law:
-            raise SystemExit(f"laws.py: {run.folder} and {same_law[run.config['seed']].folder}: give runs of one size")
+            raise SystemExit(f"laws.py: {run.folder} and {same_law[run.config['seed']].folder} are the same run")
         same_law[run.config["seed"]] = run
+    print("# Whole instructions in a step (`tree`) against instances drawn one by one (`rows`)\n")
+    print("`python benchmarks/laws.py results/judged/{narrow,small}-*`; seeds paired; last layer; *late* is the last")
+    print("tenth of the training. What each claim measures: [claims.md](claims.md).")
+    for size, laws in sizes.items():
+        compare(size, laws)
+
+
+def compare(size: str, runs: dict[str, dict[int, Run]]) -> None:
+    """A section: quantities in pairs, then the verdicts of both laws."""
     seeds = sorted(runs["tree"].keys() & runs["rows"].keys())
     if len(seeds) < 2:
-        raise SystemExit("laws.py: two seeds of each law at least, to compare them in pairs")
+        raise SystemExit(f"laws.py: {size}: two seeds of each law at least, to compare them in pairs")
+    print(f"\n## Size {size}, seeds {', '.join(map(str, seeds))}\n")
     measured = {law: [quantities(runs[law][seed]) for seed in seeds] for law in LAWS}
-    print("# Whole instructions in a step (`tree`) against instances drawn one by one (`rows`)\n")
-    which = f"size {runs['tree'][seeds[0]].config['size']}, seeds {', '.join(map(str, seeds))}, paired; last"
-    print(f"`python benchmarks/laws.py results/judged/narrow-*`; {which}")
-    print("layer; *late* is the last tenth of the training. What each claim measures: [claims.md](claims.md).\n")
     print("| quantity | tree | rows | rows - tree | 95 % |\n|---|---|---|---|---|")
     for name in measured["tree"][0]:
         if not all(name in one for law in LAWS for one in measured[law]):

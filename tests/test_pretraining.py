@@ -15,7 +15,7 @@ from nucleate.experiments.groundwork import Members, make_dataset, make_network,
 from nucleate.experiments.task_id_pretraining import TASK_TOKEN, pretrain
 from nucleate.measures import evidence
 from nucleate.refusal import Refused
-from nucleate.report.application_figures import ARMS, pretraining_table
+from nucleate.report.application_tables import ARMS, pretraining_table
 from nucleate.report.figures import draw_figures
 from nucleate.runs import METRICS, file_hash, load_run
 

@@ -16,7 +16,7 @@ from nucleate.experiments.redirecting import redirect_into, settings_of, study_o
 from nucleate.model.networks import load_network, save_network
 from nucleate.model.switched import load_switched
 from nucleate.refusal import Refused
-from nucleate.report.application_figures import alignment_table
+from nucleate.report.application_tables import alignment_table
 from nucleate.runs import load_run
 from test_families import tiny, words
 

@@ -13,7 +13,8 @@ from nucleate.cli import main
 from nucleate.experiments import probing
 from nucleate.experiments.redirecting import METHODS
 from nucleate.model.networks import gpt2, save_network, word_tokenizer
-from nucleate.report.application_figures import PAPER, alignment_over_seeds
+from nucleate.report.application_tables import PAPER, over_seeds
+from nucleate.report.seeds import curve_over, series_of
 from nucleate.runs import load_run
 
 SHORT = ["--epochs", "1", "--set", "measure.dense_until=0", "--set", "measure.every=9", "--set", "measure.repeats=1"]
@@ -128,26 +129,81 @@ def test_table_2_over_seeds_is_printed_and_on_the_page_beside_the_papers(seeds, 
     folders = [seeds / "align" / f"seed{seed}" for seed in (0, 1)]
     assert main(["report", *map(str, folders), "--out", str(tmp_path)]) == 0
     said, page = capsys.readouterr().out, (tmp_path / "page.html").read_text()
-    ((title, (_, rows)),) = alignment_over_seeds([load_run(folder) for folder in folders])
+    (series,) = series_of([load_run(folder) for folder in folders])
+    ((title, (_, rows)),) = over_seeds(series)
     assert title in said and title in page and "seeds 0, 1" in title
     shown = {row[0]: row[1:] for row in rows}
     tables = [load_run(folder).metrics.filter(pl.col("epoch").is_null(), split="test") for folder in folders]
     one = {arm: [table.filter(arm=arm, measure="accuracy_drop")["value"].item() for table in tables] for arm in METHODS}
     drops = {arm: np.array(values) for arm, values in one.items()}
     for arm, cell in zip(METHODS, shown["all other tasks: accuracy drop"], strict=True):
-        mean, low, high = (float(part.strip("[,]")) for part in cell.split())
-        wanted = (
-            stats.ttest_1samp(drops[arm], 0).confidence_interval() if np.ptp(drops[arm]) else [np.mean(drops[arm])] * 2
-        )
-        assert (mean, low, high) == pytest.approx((np.mean(drops[arm]), *wanted), abs=6e-4)
+        assert numbers(cell) == pytest.approx((np.mean(drops[arm]), *wanted_interval(drops[arm])), abs=6e-4)
+    assert (tmp_path / "figures" / "align-micro" / "figure_table_2.png").is_file()
     steps = [float(cell.split()[0]) for cell in shown["all other tasks: drop less than the one before by"][1:]]
     assert steps == pytest.approx(-np.diff([np.mean(drops[arm]) for arm in METHODS]), abs=6e-4)
     papers = [row[1:] for row in rows if "(paper)" in row[0]]
     assert papers == [tuple(f"{value:.3f}" for value in PAPER[measure]) for measure in PAPER]
 
 
+def numbers(cell):
+    """Mean, low and high, as a cell tells them."""
+    return tuple(float(part.strip("[,]")) for part in cell.split())
+
+
+def wanted_interval(values):
+    return stats.ttest_1samp(values, 0).confidence_interval() if np.ptp(values) else [np.mean(values)] * 2
+
+
+def test_figure_5_over_seeds_pairs_the_arms_seed_by_seed_and_leaves_the_runs_as_they_are(seeds, tmp_path, capsys):
+    folders = [seeds / "pretrain" / f"seed{seed}" for seed in (0, 1)]
+    before = [state(folder) for folder in folders]
+    assert main(["report", *map(str, folders), "--out", str(tmp_path)]) == 0
+    assert [state(folder) for folder in folders] == before
+    drawn = {path.name for path in (tmp_path / "figures" / "pretrain-micro").iterdir()}
+    assert {"figure_5a_pretraining.png", "figure_5b_finetuning.svg"} <= drawn
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("Figure 5b. ") == 3  # one picture: its label, its text for who does not see it, its caption
+    (series,) = series_of([load_run(folder) for folder in folders])
+    ((title, (header, rows)),) = over_seeds(series)
+    assert title in capsys.readouterr().out and "Over seeds: pretrain, size micro, seeds 0, 1" in page
+    shown = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+    areas = {
+        arm: np.array([run.metrics.filter(arm=arm, measure="area_under_curve")["value"].item() for run in series.runs])
+        for arm in ("task_id", "none")
+    }
+    mean, low, high = numbers(shown["task_id less none"]["area under curve"])
+    apart = areas["task_id"] - areas["none"]
+    assert (mean, low, high) == pytest.approx((apart.mean(), *wanted_interval(apart)), abs=6e-4)
+    assert numbers(shown["task_id"]["area under curve"])[0] == pytest.approx(areas["task_id"].mean(), abs=6e-4)
+
+
+def test_a_curve_over_seeds_is_the_mean_between_the_lowest_and_the_highest_where_all_were_measured():
+    frames = [
+        pl.DataFrame({"epoch": [1, 2, 3], "value": [0.0, 0.2, 0.9]}),
+        pl.DataFrame({"epoch": [2, 1], "value": [0.4, 0.1]}),
+    ]
+    found = curve_over(frames)
+    assert found.epochs.tolist() == [1, 2]
+    assert (found.mean.tolist(), found.low.tolist(), found.high.tolist()) == (
+        [0.05, pytest.approx(0.3)],
+        [0.0, 0.2],
+        [0.1, 0.4],
+    )
+    alone = curve_over(frames[:1])
+    assert alone.mean.tolist() == alone.low.tolist() == alone.high.tolist() == [0.0, 0.2, 0.9]
+
+
+def test_two_series_of_one_size_have_names_that_say_what_sets_them_apart(seeds):
+    runs = [load_run(seeds / "align" / f"seed{seed}") for seed in (0, 1)]
+    others = [load_run(run.folder) for run in runs]
+    for other in others:
+        other.config["training"] = {**other.config["training"], "packing": "rows"}
+    names = [series.name for series in series_of([runs[0], *others, runs[1]])]
+    assert names == ["align-micro-packing=tree", "align-micro-packing=rows"]
+    assert [series.name for series in series_of(runs)] == ["align-micro"]
+
+
 def test_runs_that_differ_in_more_than_their_seed_are_not_averaged(seeds, whole):
     first, other = load_run(seeds / "align" / "seed0"), load_run(whole / "align")
     other.config["align"] = {**other.config["align"], "epochs": 7}
-    assert alignment_over_seeds([first, other]) == []
-    assert alignment_over_seeds([first]) == []
+    assert series_of([first, other]) == [] == series_of([first])

@@ -281,25 +281,33 @@ def _runs(asked: argparse.Namespace) -> None:
 
 
 def _redraw(folders: Sequence[Path], *, out: Path | None, new: Collection[Path] | None = None) -> None:
-    """Figures (of the `new` runs, or of all) and page from the run folders alone; prints the tables of results."""
-    from nucleate.report.application_figures import alignment_over_seeds
+    """Figures (of the `new` runs, or of all) and page from the run folders alone; prints the tables of results.
+
+    With `out` the page shows all runs, and those that differ in their seed alone are drawn together, in `out` too."""
+    from nucleate.report.application_tables import over_seeds
     from nucleate.report.figures import draw_figures
     from nucleate.report.page import write_page
+    from nucleate.report.seeds import series_of
     from nucleate.runs import load_run
 
     runs = [load_run(folder) for folder in folders]
+    several = series_of(runs) if out is not None else []
+    together = {run.folder for series in several for run in series.runs}
     for run in runs:
-        if new is None or run.folder in new:
+        if run.folder not in together and (new is None or run.folder in new):
             draw_figures(run, run.folder / "figures")
         if out is None:
             write_page([run], run.folder / "page.html")
     page = (out or runs[0].folder) / "page.html"
     if out is not None:
+        for series in several:
+            draw_figures(series.runs, out / "figures" / series.name)
         write_page(runs, page)
     for run in runs:
         print_summary(run)
-    for title, (header, rows) in alignment_over_seeds(runs):
-        print_table(title, header, rows)
+    for series in several:
+        for title, (header, rows) in over_seeds(series):
+            print_table(title, header, rows)
     print(f"page: {page}")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 def print_summary(run: Any) -> None:
     """What a probe found; a pre-training's arms; else the last measured epoch beside its controls: all layers for the
     neighbours, first and last for the rest."""
-    from nucleate.report.application_figures import alignment_table, pretraining_table
+    from nucleate.report.application_tables import alignment_table, pretraining_table
     from nucleate.report.tables import summary_table
 
     if run.config["verb"] == "probe":

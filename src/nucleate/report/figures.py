@@ -1,286 +1,113 @@
-"""The paper's figures, drawn from a run folder alone, as PNG and SVG.
+"""The paper's figures, drawn from run folders alone, as PNG and SVG.
 
-`draw_figures` comes first; each figure is a function of the run that gives None where its part was not measured.
-The same run gives the same bytes. All text is plain: no `$` or `_` of a data file is read as mathematics.
+`draw_figures` comes first; each figure is a function of a run, or of several that differ in their seed alone, and gives
+None where its part was not measured. The same runs give the same bytes. All text is plain: no `$` or `_` of a data file
+is read as mathematics.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 
-from nucleate.report.application_figures import alignment_figure, pretraining_figure
+from nucleate.report.application_figures import alignment_figure, drops_figure, pretraining_figure
 from nucleate.report.dataset_figure import dataset_figure
-from nucleate.report.pens import WIDTH, encoded, layer_colour, layer_name, save, style, task_colour
+from nucleate.report.layer_figures import MEASURES, clustering_figure, neighbours_figure
+from nucleate.report.pens import LINE, WIDTH, draw_curve, encoded, layer_colour, layer_name, save, style, task_colour
 from nucleate.report.probe_figures import probe_figures
+from nucleate.report.seeds import curve_over, spread_note
 from nucleate.report.tables import best_epoch, pick
 from nucleate.runs import Run
 
-SPLITS = {"subset": "training subset", "validation": "validation"}
-LABELS = {"task": "task", "distribution": "distribution", "distribution_mapping": "distribution-mapping"}
-MEASURES = {"f1": "F1", "ari": "ARI", "ami": "AMI"}
-BEST_OF = ("raw", "tsne")
-BEST_OF_NOTE = (
-    "Every point is the better of raw states and t-SNE, as in the paper; the controls are given the same choice,\n"
-    "since choosing after the labels are known flatters."
-)
+Runs = Run | Sequence[Run]  # one, or several that differ in their seed alone
 
 
-def draw_figures(run: Run, folder: Path) -> list[Path]:
-    """Every figure that the run has the parts for, as `<name>.png` (150 dpi) and `<name>.svg`, in the paper's order."""
-    paths = []
-    with style():
-        for name, draw in figures_of(run).items():
-            figure = draw()
-            if figure is not None:
-                paths += save(figure, folder, name)
-    return paths
+def draw_figures(runs: Runs, folder: Path) -> list[Path]:
+    """Every figure that there are the parts for, as `<name>.png` (150 dpi) and `<name>.svg`, in the paper's order."""
+    return [path for name, figure in _drawn(runs) for path in save(figure, folder, name)]
 
 
-def draw_svg(run: Run) -> dict[str, tuple[bytes, int, int]]:
+def draw_svg(runs: Runs) -> dict[str, tuple[bytes, int, int]]:
     """The same figures in memory, for the page: name -> SVG, width and height in CSS pixels (96 an inch)."""
     drawn = {}
-    with style():
-        for name, draw in figures_of(run).items():
-            figure = draw()
-            if figure is not None:
-                width, height = figure.get_size_inches()
-                drawn[name] = (encoded(figure, "svg"), round(width * 96), round(height * 96))
+    for name, figure in _drawn(runs):
+        width, height = figure.get_size_inches()
+        drawn[name] = (encoded(figure, "svg"), round(width * 96), round(height * 96))
     return drawn
 
 
-def figures_of(run: Run) -> dict[str, Callable[[], Figure | None]]:
-    """name -> what draws it; the numbers of the later ones follow the network's width, as in the paper."""
-    if run.config.get("verb") == "probe":
-        return probe_figures(run)
-    width = run.config.get("model", {}).get("width")
+def _drawn(runs: Runs) -> Iterator[tuple[str, Figure]]:
+    with style():
+        for name, draw in figures_of(runs).items():
+            figure = draw()
+            if figure is not None:
+                yield name, figure
+
+
+def figures_of(runs: Runs) -> dict[str, Callable[[], Figure | None]]:
+    """name -> what draws it; the numbers of the later ones follow the network's width, as in the paper. Data and
+    layouts are those of one run."""
+    several = [runs] if isinstance(runs, Run) else list(runs)
+    one = several[0]
+    if one.config.get("verb") == "probe":
+        return probe_figures(one)
+    width = one.config.get("model", {}).get("width")
     clustering, neighbours = {32: (7, 8), 2048: (9, 10)}.get(width, (6, 4))
     figures: dict[str, Callable[[], Figure | None]] = {
-        "figure_1_dataset": lambda: dataset_figure(run.dataset, run.dataset_facts or {}),
-        "figure_2_clustering_f1": lambda: _clustering(run, ("f1",)),
-        "figure_3_learning": lambda: _learning(run),
-        f"figure_{neighbours}_neighbours": lambda: _neighbours(run),
-        f"figure_{clustering}_clustering_all": lambda: _clustering(run, tuple(MEASURES)),
-        "figure_layouts": lambda: _layouts(run),
-        "figure_5a_pretraining": lambda: _clustering(
-            run, ("f1",), experiment="pretrain", arm="task_id", read="task_token"
+        "figure_1_dataset": lambda: dataset_figure(one.dataset, one.dataset_facts or {}),
+        "figure_2_clustering_f1": lambda: clustering_figure(several, ("f1",)),
+        "figure_3_learning": lambda: _learning(several),
+        f"figure_{neighbours}_neighbours": lambda: neighbours_figure(several),
+        f"figure_{clustering}_clustering_all": lambda: clustering_figure(several, tuple(MEASURES)),
+        "figure_layouts": lambda: _layouts(one),
+        "figure_5a_pretraining": lambda: clustering_figure(
+            several, ("f1",), experiment="pretrain", arm="task_id", read="task_token"
         ),
-        "figure_5b_finetuning": lambda: pretraining_figure(run),
-        "figure_alignment": lambda: alignment_figure(run),
+        "figure_5b_finetuning": lambda: pretraining_figure(several),
+        "figure_table_2": lambda: drops_figure(several),
+        "figure_alignment": lambda: alignment_figure(several),
     }
-    return figures
-
-
-# --- Figures 2, 4 and 6 to 10: a line per layer, controls in grey -----------------------------------------------------
-
-
-def _clustering(run: Run, measures: Sequence[str], **of: str) -> Figure | None:
-    """Rows: measures within splits; columns: kinds of labels (Figures 2, 5a, 6, 7, 9). `of` goes to `pick`."""
-    panels = {
-        (split, measure, labels): _Panel(run, measure=measure, split=split, labels=labels, spaces=BEST_OF, **of)
-        for split in SPLITS
-        for measure in measures
-        for labels in LABELS
-    }
-    rows = [
-        (split, measure)
-        for split in SPLITS
-        for measure in measures
-        if any(panels[split, measure, labels] for labels in LABELS)
-    ]
-    columns = [labels for labels in LABELS if any(panels[split, measure, labels] for split, measure in rows)]
-    if not rows:
-        return None
-    figure = Figure(figsize=(WIDTH, 1.3 + (1.75 if len(rows) < 4 else 1.45) * len(rows)), layout="constrained")
-    axes = figure.subplots(len(rows), len(columns), sharex=True, sharey=True, squeeze=False)
-    for row, (split, measure) in enumerate(rows):
-        axes[row, 0].set_ylabel(f"{SPLITS[split]}\n{MEASURES[measure]}")
-        for column, labels in enumerate(columns):
-            axis, panel = axes[row, column], panels[split, measure, labels]
-            if row == 0:
-                axis.set_title(f"labels: {LABELS[labels]}")
-            if row == len(rows) - 1:
-                axis.set_xlabel("epoch")
-            if panel:
-                panel.draw(axis)
-            else:
-                axis.set_axis_off()
-    _limits(axes, panels.values())
-    _legend(figure, panels.values(), title=BEST_OF_NOTE)
-    return figure
-
-
-def _neighbours(run: Run) -> Figure | None:
-    """Same-task share of the nearest training instances; accuracy of answering as they do (Figures 4, 8, 10)."""
-    drawn = {
-        "same-task share of the K nearest": _Panel(run, measure="knn_share", split="validation", labels="task"),
-        "KNN accuracy": _Panel(run, measure="knn_accuracy", split="validation", labels="task"),
-    }
-    drawn = {words: panel for words, panel in drawn.items() if panel}
-    if not drawn:
-        return None
-    figure = Figure(figsize=(WIDTH, 3.7), layout="constrained")
-    axes = figure.subplots(1, len(drawn), sharey=True, squeeze=False)
-    for place, (words, panel) in enumerate(drawn.items()):
-        panel.draw(axes[0, place])
-        axes[0, place].set_title(f"({'ab'[place]}) {words}")
-        axes[0, place].set_xlabel("epoch")
-    axes[0, 0].set_ylabel("share, accuracy")
-    _limits(axes, drawn.values())
-    note = "Neighbours of unseen instances (validation) among all training instances: K = 10, Euclidean, raw states."
-    _legend(figure, drawn.values(), title=note)
-    return figure
-
-
-class _Panel:
-    """What one small plot shows: a curve per layer, the controls beside it. False where no layer was measured."""
-
-    def __init__(
-        self, run: Run, *, measure: str, split: str, labels: str, spaces: Sequence[str] = ("raw",), **of: str
-    ) -> None:
-        where: dict[str, Any] = {"measure": measure, "split": split, "labels": labels, "spaces": spaces, **of}
-        self.layers = _curves(pick(run, **where))
-        self.bands = {control: _band(pick(run, control=control, **where)) for control in _BANDS}
-        self.levels = {control: _level(pick(run, control=control, **where)) for control in _LEVELS}
-        self.top = max(run.config.get("model", {}).get("layers", 0), *self.layers, 0)
-
-    def __bool__(self) -> bool:
-        return bool(self.layers)
-
-    def draw(self, axis: Axes) -> None:
-        for control, band in self.bands.items():
-            if band is not None:
-                epochs, low, high = band
-                axis.fill_between(epochs, low - 0.004, high + 0.004, zorder=1, **_BANDS[control][1])
-        for control, level in self.levels.items():
-            if level is not None:
-                axis.axhline(level, zorder=2, **_LEVELS[control][1])
-        for layer, (epochs, values) in self.layers.items():
-            axis.plot(epochs, values, color=layer_colour(layer, self.top), zorder=3 + layer, **_LINE)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5, min_n_ticks=1))
-
-    def lowest(self) -> float:
-        values = [values.min() for _, values in self.layers.values()]
-        values += [band[1].min() for band in self.bands.values() if band is not None]
-        return float(min([*values, *(level for level in self.levels.values() if level is not None)]))
-
-
-_LINE: dict[str, Any] = {"linewidth": 1.1, "marker": "o", "markersize": 2.2, "markeredgewidth": 0}
-_BANDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "shuffled": ("shuffled labels (all layers)", {"facecolor": "#d9d9d9", "edgecolor": "#bdbdbd", "linewidth": 0.6}),
-    "regrouped": (
-        "regrouped distributions (all layers)",
-        {"facecolor": "none", "edgecolor": "#ababab", "linewidth": 0.6, "hatch": "/////"},
-    ),
-}
-_LEVELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "surface_instruction": ("surface of the instruction", {"color": "#595959", "linewidth": 1.0, "dashes": (5, 2)}),
-    "surface_prompt": ("surface of the prompt", {"color": "#7f7f7f", "linewidth": 1.0, "dashes": (1.5, 1.5)}),
-}
-
-
-def _curves(picked: pl.DataFrame) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """layer -> epochs, values."""
-    rows = picked.drop_nulls(["epoch", "layer"])
-    return {
-        layer: (part["epoch"].to_numpy(), part["value"].to_numpy())
-        for (layer,), part in rows.sort("layer", "epoch").group_by("layer", maintain_order=True)
-    }
-
-
-def _band(picked: pl.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """epochs, lowest and highest value over the layers."""
-    rows = picked.drop_nulls("epoch").group_by("epoch").agg(low=pl.col("value").min(), high=pl.col("value").max())
-    if rows.is_empty():
-        return None
-    rows = rows.sort("epoch")
-    return rows["epoch"].to_numpy(), rows["low"].to_numpy(), rows["high"].to_numpy()
-
-
-def _level(picked: pl.DataFrame) -> float | None:
-    """The one value of a control without epochs."""
-    rows = picked.filter(pl.col("epoch").is_null())
-    return None if rows.is_empty() else float(rows["value"][0])
-
-
-def _limits(axes: np.ndarray, panels: Any) -> None:
-    lowest = min(panel.lowest() for panel in panels if panel)
-    axes[0, 0].set_ylim(min(-0.03, lowest - 0.03), 1.03)
-
-
-def _legend(figure: Figure, panels: Any, *, title: str) -> None:
-    """Below the plots: layers in order, at most nine of them, then the controls that were drawn."""
-    drawn = [panel for panel in panels if panel]
-    top = max(panel.top for panel in drawn)
-    layers = sorted({layer for panel in drawn for layer in panel.layers})
-    if len(layers) > 9:
-        layers = [layers[place] for place in np.linspace(0, len(layers) - 1, 9).round().astype(int)]
-    handles: list[Any] = [
-        Line2D([], [], color=layer_colour(layer, top), label=layer_name(layer, top), **_LINE) for layer in layers
-    ]
-    controls: list[Any] = [
-        Patch(label=words, **look)
-        for control, (words, look) in _BANDS.items()
-        if any(panel.bands[control] is not None for panel in drawn)
-    ]
-    controls += [
-        Line2D([], [], label=words, **look)
-        for control, (words, look) in _LEVELS.items()
-        if any(panel.levels[control] is not None for panel in drawn)
-    ]
-    columns = 4
-    if controls:  # in a column of their own: legends fill column by column
-        blank = Line2D([], [], linestyle="", label=" ")
-        depth = max(len(controls), min(4, len(handles)))
-        columns = -(-len(handles) // depth)
-        handles += [blank] * (columns * depth - len(handles))
-        handles += controls + [blank] * (depth - len(controls))
-        columns += 1
-    legend = figure.legend(
-        handles=handles, loc="outside lower center", ncols=columns, title=title, title_fontsize=8, frameon=False
-    )
-    legend.get_title().set_multialignment("center")
+    of_one = ("figure_1_dataset", "figure_layouts")
+    return {name: draw for name, draw in figures.items() if len(several) == 1 or name not in of_one}
 
 
 # --- Figure 3: loss and accuracy --------------------------------------------------------------------------------------
 
 
-def _learning(run: Run) -> Figure | None:
+def _learning(runs: Sequence[Run]) -> Figure | None:
     wanted = {
         "training loss": ("loss", "train"),
         "training subset accuracy": ("accuracy", "subset"),
         "validation accuracy": ("accuracy", "validation"),
     }
-    curves = {}
-    for words, (measure, split) in wanted.items():
-        rows = pick(run, measure=measure, split=split).drop_nulls("epoch")
-        if not rows.is_empty():
-            curves[words] = (rows["epoch"].to_numpy(), rows["value"].to_numpy())
+    curves = {
+        words: curve_over([pick(run, measure=measure, split=split) for run in runs])
+        for words, (measure, split) in wanted.items()
+    }
+    curves = {words: curve for words, curve in curves.items() if len(curve.epochs)}
     if not curves:
         return None
-    best = best_epoch(run)
+    best = [found for run in runs if (found := best_epoch(run)) is not None]
     figure = Figure(figsize=(WIDTH, 2.7), layout="constrained")
     axes = figure.subplots(1, len(curves), sharex=True, squeeze=False)[0]
-    for place, (axis, (words, (epochs, values))) in enumerate(zip(axes, curves.items(), strict=True)):
-        axis.plot(epochs, values, color=layer_colour(1, 1), **_LINE)
+    for place, (axis, (words, curve)) in enumerate(zip(axes, curves.items(), strict=True)):
+        draw_curve(axis, curve, color=layer_colour(1, 1), **LINE)
         axis.set_title(f"({'abc'[place]}) {words}")
         axis.set_xlabel("epoch")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5, min_n_ticks=1))
         if "accuracy" in words:
             axis.set_ylim(-0.03, 1.03)
-        if best is not None:
-            axis.axvline(best.epoch, color=_BEST, linewidth=1.0, dashes=(4, 2), zorder=1)
-    if best is not None:
-        words = f"best epoch: {best.epoch}, validation accuracy {best.accuracy:.3f}"
+        for found in best:
+            axis.axvline(found.epoch, color=_BEST, linewidth=1.0, dashes=(4, 2), zorder=1)
+    if best:
+        epochs, accuracy = ", ".join(str(found.epoch) for found in best), np.mean([found.accuracy for found in best])
+        words = f"best epoch: {epochs}, validation accuracy {accuracy:.3f}" + (" (mean)" if len(best) > 1 else "")
         mark = Line2D([], [], color=_BEST, linewidth=1.0, dashes=(4, 2), label=words)
-        figure.legend(handles=[mark], loc="outside lower center", frameon=False)
+        note = spread_note(runs)
+        figure.legend(handles=[mark], loc="outside lower center", frameon=False, title=note, title_fontsize=8)
     return figure
 
 

@@ -20,11 +20,12 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from nucleate.report.application_figures import alignment_over_seeds
-from nucleate.report.figures import draw_svg
+from nucleate.report.application_tables import over_seeds
+from nucleate.report.figures import Runs, draw_svg
 from nucleate.report.pack import Shelf
 from nucleate.report.page_tables import run_tables
 from nucleate.report.scenes import cut, scenes_of
+from nucleate.report.seeds import Series, series_of
 from nucleate.report.tables import (
     Cell,
     Table,
@@ -53,7 +54,7 @@ SCRIPTS = (
 )  # one after the other
 
 
-def write_page(runs: Run | Sequence[Run], path: Path) -> Path:
+def write_page(runs: Runs, path: Path) -> Path:
     """`page.html` of one run or several, each a section of its own; the same runs give the same bytes."""
     several = [runs] if isinstance(runs, Run) else list(runs)
     page = files(__package__)
@@ -62,7 +63,13 @@ def write_page(runs: Run | Sequence[Run], path: Path) -> Path:
     shelf = Shelf()
     scenes = [scene for run in several for scene in scenes_of(run, shelf)]
     head = shelf.json({"scenes": scenes})
-    sections = [_section(run, number, shelf) for number, run in enumerate(several)]
+    series = series_of(several)
+    together = [_together(one, shelf) for one in series]
+    drawn = {run.folder for one in series for run in one.runs}  # together; each alone on its own page
+    sections = [
+        _section(run, number, [] if run.folder in drawn else _pictures(run, shelf))
+        for number, run in enumerate(several)
+    ]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters |= {"shown": shown, "words": words}
     filled = environment.from_string(page.joinpath("page.html").read_text(encoding="utf-8")).render(
@@ -72,7 +79,7 @@ def write_page(runs: Run | Sequence[Run], path: Path) -> Path:
         script=Markup(script),
         chunks={"chunk-head" if name == head else name: text for name, text in shelf.chunks.items()},
         ledger=_ledger([path.parent, *(run.folder for run in several)]),
-        together=alignment_over_seeds(several),
+        together=together,
         runs=sections,
     )
     write_whole(path, lambda beside: beside.write_text(filled, encoding="utf-8", newline="\n"))
@@ -104,7 +111,7 @@ class Section:
     tables: list[tuple[str, str, Table]]  # its name, what it shows, its content
 
 
-def _section(run: Run, number: int, shelf: Shelf) -> Section:
+def _section(run: Run, number: int, pictures: list[Picture]) -> Section:
     config = run.config
     verb, size = config.get("verb", "run"), config.get("size", "?")
     facts = [f"{verb}", f"{'prompts' if 'models' in config or 'network' in config else 'size'} {size}"]
@@ -121,10 +128,7 @@ def _section(run: Run, number: int, shelf: Shelf) -> Section:
         headlines=[*headlines(run), *_verdicts(run)],
         summary=summary_table(run),
         summary_words=f"Split: {summary_split(run)}; epoch {last_measured_epoch(run)}; labels: task.",
-        figures=[
-            Picture(shelf.text(svg.decode()), width, height, _caption(name))
-            for name, (svg, width, height) in draw_svg(run).items()
-        ],
+        figures=pictures,
         tables=[
             *run_tables(run),
             ("Some unseen prompts and the answers given", "Unseen prompts, expected and given", answers_table(run)),
@@ -133,6 +137,27 @@ def _section(run: Run, number: int, shelf: Shelf) -> Section:
             ("Manifest", "Versions, machine, seeds, hashes, seconds", manifest_table(run)),
         ],
     )
+
+
+@dataclass(frozen=True)
+class Together:
+    """What the template needs of runs that differ in their seed alone."""
+
+    words: str
+    figures: list[Picture]
+    tables: list[tuple[str, Table]]
+
+
+def _together(series: Series, shelf: Shelf) -> Together:
+    words = f"{series.runs[0].config['verb']}, {series.words}"
+    return Together(words, _pictures(series.runs, shelf), list(over_seeds(series)))
+
+
+def _pictures(runs: Runs, shelf: Shelf) -> list[Picture]:
+    return [
+        Picture(shelf.text(svg.decode()), width, height, _caption(name))
+        for name, (svg, width, height) in draw_svg(runs).items()
+    ]
 
 
 def _verdicts(run: Run) -> list[str]:

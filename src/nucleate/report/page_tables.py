@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 
-from nucleate.report.application_figures import alignment_table, pretraining_table
+from nucleate.report.application_tables import alignment_table, pretraining_table
 from nucleate.report.tables import Table
 from nucleate.runs import Run
 

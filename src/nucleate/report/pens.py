@@ -9,11 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.ticker import MaxNLocator
 
+from nucleate.report.seeds import Curve
 from nucleate.runs import write_whole
 
 WIDTH = 7.2  # inches: the text width of a page, so that 8 points stay 8 points in print
@@ -44,6 +48,19 @@ def layer_colour(layer: int, top: int) -> tuple[float, float, float, float]:
 def layer_name(layer: int, top: int) -> str:
     """How a legend calls a layer."""
     return f"layer {layer}" + (" (embedding)" if layer == 0 else " (last)" if layer == top else "")
+
+
+# --- lines ------------------------------------------------------------------------------------------------------------
+
+LINE: dict[str, Any] = {"linewidth": 1.1, "marker": "o", "markersize": 2.2, "markeredgewidth": 0}
+
+
+def draw_curve(axis: Axes, curve: Curve, *, color: Any, **look: Any) -> None:
+    """A line over whole epochs; of several runs in a band from the lowest to the highest."""
+    if (curve.high > curve.low).any():
+        axis.fill_between(curve.epochs, curve.low, curve.high, alpha=0.15, linewidth=0, color=color)
+    axis.plot(curve.epochs, curve.mean, color=color, **look)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5, min_n_ticks=1))
 
 
 # --- text, style, files -----------------------------------------------------------------------------------------------

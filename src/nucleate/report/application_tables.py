@@ -1,0 +1,192 @@
+"""The two applications (§4) as tables: pre-training with task identities (Figure 5), alignment (Table 2).
+
+Each is a function of a run folder, without rows where that lacks its part. `over_seeds` gives the same for runs that
+differ in their seed alone, with intervals and paired differences.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import polars as pl
+
+from nucleate.report.seeds import Series, interval
+from nucleate.report.tables import Table
+from nucleate.runs import Run
+
+
+def over_seeds(series: Series) -> Iterator[tuple[str, Table]]:
+    """A title and a table, for a series of runs of an application."""
+    ways = {"align": _alignment_over_seeds, "pretrain": _pretraining_over_seeds}
+    way = ways.get(series.runs[0].config["verb"])
+    if way is not None:
+        title, table = way(series.runs)
+        yield f"{title}, {series.words}: mean, 95 % t-interval", table
+
+
+# --- pre-training (Figure 5) ------------------------------------------------------------------------------------------
+
+ARMS = {
+    "none": "no pre-training",
+    "instruction": "instruction pre-training",
+    "task_id": "task-id pre-training",
+    "longer": "no pre-training, longer by its steps",
+}
+SIDES = {"": "tasks of the pre-training", "_unseen": "tasks not in the pre-training"}
+_SPEEDS = ("area_under_curve", "epochs_to_50", "epochs_to_80", "epochs_to_90")
+
+
+def pretraining_table(run: Run) -> Table:
+    """A row per arm: how fast validation accuracy rose, accuracy in the last tenth of the epochs, and, of the
+    pre-training, the chosen epoch and its accuracy in naming the task (validation)."""
+    told = {arm: _arm(run, arm) for arm in (arm + side for side in SIDES for arm in ARMS)}
+    columns = ("epochs", *_SPEEDS, "final validation", "final test", "pre-trained to epoch", "task named")
+    return Table(("arm", *columns), [(arm, *(one[name] for name in columns)) for arm, one in told.items() if one])
+
+
+def _pretraining_over_seeds(runs: Sequence[Run]) -> tuple[str, Table]:
+    """A row per arm; below those of a side, what task-id pre-training has more than each other arm, seed by seed."""
+    columns = (*_SPEEDS, "final validation", "final test", "task named")
+    rows: list[Any] = []
+    for side in SIDES:
+        found = {arm: [_arm(run, arm + side) for run in runs] for arm in ARMS}
+        values = {
+            arm: {name: [one[name] for one in ones if one and one[name] is not None] for name in columns}
+            for arm, ones in found.items()
+        }
+
+        def cell(numbers: Sequence[float]) -> str:
+            return str(interval(numbers)) if len(numbers) == len(runs) else ""  # not of some seeds alone
+
+        there = [arm for arm in ARMS if all(found[arm])]
+        rows += [(arm + side, *(cell(values[arm][name]) for name in columns)) for arm in there]
+        for arm in there if "task_id" in there else ():
+            if arm != "task_id":
+                pairs = (zip(values["task_id"][name], values[arm][name], strict=False) for name in columns)
+                rows.append((f"task_id{side} less {arm}{side}", *(cell([a - b for a, b in pair]) for pair in pairs)))
+    return "Figure 5b", Table(("arm", *(name.replace("_", " ") for name in columns)), rows)
+
+
+def _arm(run: Run, arm: str) -> dict[str, Any]:
+    """What one arm came to; nothing where it was not run."""
+    validation, test = (accuracy(run, arm, split) for split in ("validation", "test"))
+    if not len(validation):
+        return {}
+    single = {row["measure"]: row["value"] for row in _rows(run, arm).filter(pl.col("epoch").is_null()).to_dicts()}
+    late = (pl.col("epoch") > 0.9 * pl.col("epoch").max()) | (pl.col("epoch") == pl.col("epoch").max())
+    epoch = run.manifest.get("chosen_epochs", {}).get(arm)
+    named = _rows(run, arm, "task_id_accuracy", "validation", read="task_token")
+    at = named.filter(pl.col("epoch").eq_missing(epoch))["value"].to_list()
+    return {
+        "epochs": validation["epoch"].max(),
+        **{name: int(single[name]) if name in single else None for name in _SPEEDS[1:]},
+        _SPEEDS[0]: single.get(_SPEEDS[0]),
+        "final validation": validation.filter(late)["value"].mean(),
+        "final test": test.filter(late)["value"].mean(),
+        "pre-trained to epoch": epoch,
+        "task named": at[0] if at else None,
+    }
+
+
+def accuracy(run: Run, arm: str, split: str) -> pl.DataFrame:
+    """epoch, value: of an arm while it is fine-tuned."""
+    return _rows(run, arm, "accuracy", split).drop_nulls("epoch").select("epoch", "value").sort("epoch")
+
+
+def _rows(
+    run: Run, arm: str, measure: str | None = None, split: str | None = None, read: str | None = None
+) -> pl.DataFrame:
+    same = pl.col("experiment").eq("pretrain") & pl.col("arm").eq(arm) & pl.col("read").eq_missing(read)
+    for column, value in {"measure": measure, "split": split}.items():
+        if value is not None:
+            same &= pl.col(column).eq(value)
+    return run.metrics.filter(same)
+
+
+# --- alignment (Table 2) ---------------------------------------------------------------------------------------------
+
+METHODS = {
+    "direct": "direct fine-tuning",
+    "head": "language head",
+    "linear_switch": "linear switch",
+    "mlp_switch": "MLP switch",
+}
+ALIGNMENT = {  # measure -> what it is; the first two are Table 2
+    "source_accuracy": "source tasks: accuracy",
+    "accuracy_drop": "all other tasks: accuracy drop",
+    "accuracy_drop_n2": "all other tasks: drop with 2 examples of each",
+    "accuracy_drop_n5": "all other tasks: drop with 5 examples of each",
+    "accuracy_drop_n10": "all other tasks: drop with 10 examples of each",
+    "accuracy_drop_others": "all other tasks but the targets: drop",
+    "others_kept": "all other tasks: answers unchanged",
+    "switch_false_positives": "all other tasks: switched",
+    "switch_misses": "source tasks: not switched",
+    "conditional_source_accuracy": "only after a further symbol: sources with it",
+    "conditional_sources_kept": "only after a further symbol: sources without it",
+    "conditional_sources_kept_n10": "only after a further symbol: the same, 10 examples of each",
+    "conditional_accuracy_drop_others": "only after a further symbol: drop of the others",
+    "second_source_accuracy": "second correction: its sources",
+    "second_sources_kept": "second correction: the sources of the first",
+    "second_accuracy_drop_others": "second correction: drop of the others",
+}
+REDIRECTION = {  # the same of a real model
+    "source_accuracy": "source: wished output",
+    "source_accuracy_ended": "source: wished output and then its end",
+    "source_accuracy_restricted": "source: first among the wished outputs",
+    "source_accuracy_new_inputs": "unseen inputs: wished output",
+    "source_accuracy_ended_new_inputs": "unseen inputs: wished output and then its end",
+    "source_accuracy_restricted_new_inputs": "unseen inputs: first among the wished outputs",
+    "switch_misses": "source: not switched",
+    "switch_misses_new_inputs": "unseen inputs: not switched",
+    "others_kept": "all others: prediction unchanged",
+    "others_kept_no_target": "all others but the target: prediction unchanged",
+    "switch_false_positives": "all others: switched",
+    "others_accuracy": "all others: accuracy",
+    "accuracy_drop": "all others: accuracy lost",
+    "accuracy_drop_others": "all others but the target: accuracy lost",
+}
+
+
+def alignment_table(run: Run) -> Table:
+    """A row per measure on test, a column per method: Table 2 and what goes beyond it; of a real model also a column
+    for the network as it was."""
+    rows = run.metrics.filter(pl.col("experiment").eq("align") & pl.col("split").eq("test") & pl.col("epoch").is_null())
+    found = {(row["arm"], row["measure"]): row["value"] for row in rows.to_dicts()}
+    names, told = METHODS, ALIGNMENT
+    if "network" in run.config:  # of a real model the head alone is tuned, where even that is affordable
+        names, told = {"main": "before", **names, "direct": "whole head", "head": "low-rank head"}, REDIRECTION
+        if "target" not in run.config:  # then all others are all others but the target
+            told = {measure: words for measure, words in told.items() if "but the target" not in words}
+    arms = [arm for arm in names if any(found_arm == arm for found_arm, _ in found)]
+    listed: list[Any] = [
+        (words, *(found.get((arm, measure)) for arm in arms))
+        for measure, words in told.items()
+        if any((arm, measure) in found for arm in arms)
+    ]
+    return Table(("on test", *(names[arm] for arm in arms)), listed)
+
+
+PAPER = {"source_accuracy": (1.0, 1.0, 1.0, 1.0), "accuracy_drop": (0.210, 0.120, 0.087, 0.080)}  # Table 2
+
+
+def _alignment_over_seeds(runs: Sequence[Run]) -> tuple[str, Table]:
+    """Table 2; below the drop, how much smaller it is than that of the method to the left, seed by seed, which is what
+    the paper's ordering says."""
+    frames = [run.metrics.filter(pl.col("split").eq("test") & pl.col("epoch").is_null()) for run in runs]
+    whole = pl.concat(frames).filter(experiment="align")
+    found = {
+        (arm, measure): rows.sort("seed")["value"].to_numpy()
+        for (arm, measure), rows in whole.group_by("arm", "measure")
+        if len(rows) == len(runs)
+    }
+    rows: list[Any] = []
+    for measure, words in ALIGNMENT.items():
+        values = {method: found[method, measure] for method in METHODS if (method, measure) in found}
+        if values:
+            rows.append((words, *(str(interval(values[m])) if m in values else "" for m in METHODS)))
+        if measure == "accuracy_drop" and len(values) == len(METHODS):
+            steps = [str(interval(worse - better)) for worse, better in pairwise(values.values())]
+            rows.append(("all other tasks: drop less than the one before by", "", *steps))
+        if measure in PAPER:
+            rows.append((f"{words} (paper)", *(f"{value:.3f}" for value in PAPER[measure])))
+    return "Table 2 (paper: one run, validation)", Table(("on test", *METHODS.values()), rows)
