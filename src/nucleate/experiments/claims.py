@@ -55,6 +55,10 @@ class Claim:
 
 # --- the table --------------------------------------------------------------------------------------------------------
 
+# The law of batches whose runs are the evidence on the main experiment; packed ones stand beside. At width 32 one
+# verdict of fourteen is another by the other law (results/packing.md).
+LAW = ("training.packing", "rows")
+
 _SIZES = ("narrow", "small", "paper", "large")
 _TEXT = ("surface_instruction", "surface_prompt")
 _LABELS = ("shuffled", "regrouped")

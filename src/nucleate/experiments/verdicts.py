@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import polars as pl
 
 from nucleate.config import SIZES, configure
-from nucleate.experiments.claims import CLAIMS, Claim
+from nucleate.experiments.claims import CLAIMS, LAW, Claim
 from nucleate.measures.baselines import t_interval
 from nucleate.refusal import Refused
 from nucleate.runs import Run
@@ -227,6 +227,7 @@ def _groups(runs: Sequence[Run]) -> list[_Group]:
         groups,
         key=lambda group: (
             sizes.index(group.size) if group.size in sizes else len(sizes),
+            LAW not in group.changes,
             len(group.changes),
             group[:-1],  # all but the runs
         ),
@@ -270,5 +271,6 @@ def _command(group: _Group, seeds: Sequence[int]) -> str:
 
 def _command_for(claim: Claim) -> str:
     size = (claim.only or claim.sizes or ("",))[0]
-    group = _Group(claim.experiment, size, (), ("MODEL",) if claim.experiment == "probe" else (), ())
+    changes = (LAW,) if claim.experiment == "learn" else ()
+    group = _Group(claim.experiment, size, changes, ("MODEL",) if claim.experiment == "probe" else (), ())
     return _command(group, [0] if claim.experiment == "probe" else JUDGED_SEEDS)
