@@ -12,6 +12,7 @@ ALLOWED = {
     "refusal": set(),
     "compiled": set(),
     "config": {"refusal"},
+    "options": {"config", "refusal"},
     "runs": {"refusal"},
     "data": {"data", "refusal"},
     "model": {"model", "data", "refusal", "compiled"},

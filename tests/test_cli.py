@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nucleate import cli
+from nucleate import options
 from nucleate.cli import main
 from nucleate.data.prompts import NAMES
 
@@ -128,7 +128,7 @@ def test_ctrl_c_exits_with_130_and_says_how_to_go_on(tmp_path):
 
 
 def test_the_help_of_a_probe_names_every_column_there_is():
-    assert sorted(cli._COLUMNS.removeprefix("ours: ").split(", ")) == sorted(NAMES)
+    assert sorted(options._COLUMNS.removeprefix("ours: ").split(", ")) == sorted(NAMES)
 
 
 def test_help_answers_without_loading_the_heavy_rooms():

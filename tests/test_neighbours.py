@@ -9,7 +9,8 @@ from sklearn.neighbors import NearestNeighbors
 
 from neighbour_oracle import find_neighbours, hard_shares, knn_accuracy, neighbour_measures, share_measures
 from nucleate.measures import neighbours as room
-from nucleate.measures.neighbours import TIE, Labels, neighbour_blocks
+from nucleate.measures.neighbour_kernels import TIE
+from nucleate.measures.neighbours import Labels, neighbour_blocks
 from nucleate.measures.shares import TaskDeals, look_around, mixture, share, vote
 from nucleate.refusal import Refused
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from nucleate.measures.neighbours import TIE, Labels
+from nucleate.measures.neighbour_kernels import TIE
+from nucleate.measures.neighbours import Labels
 from nucleate.measures.survey import Cast, Cohort, cast, survey
 
 TASKS, WIDTH = 6, 24

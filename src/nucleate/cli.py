@@ -1,23 +1,33 @@
-"""The command line: verbs and parsing. What a verb does stands in the room that it calls."""
+"""The command line: the verbs. What they are told stands in `options.py`, what they do in the room that they call."""
 
 import argparse
-import json
-import re
 import sys
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from nucleate.config import SIZES, Config, configure, describe, to_toml
-from nucleate.refusal import Refused, nearest
+from nucleate.config import describe, to_toml
+from nucleate.options import (
+    REDIRECT,
+    SHORT,
+    Parser,
+    add_out,
+    add_probe,
+    add_redirect,
+    add_settings,
+    columns,
+    config_of,
+    key_and_value,
+    loading,
+    numbers,
+)
+from nucleate.refusal import Refused
 from nucleate.terminal import ProgressBar, print_summary, print_table
 
 if TYPE_CHECKING:
     from nucleate.integrations.engines import Planned
 
-_SIZES = [size for size in SIZES if size != "micro"]  # micro is for tests: whole, fast, and nothing is learnt
-_SHORT = {"width": "model.width", "epochs": "training.epochs"}  # options that are short for a setting
 _SWEPT = ("learn", "pretrain", "align")  # verbs that write one run folder
 
 
@@ -52,7 +62,7 @@ def _data(asked: argparse.Namespace) -> None:
     from nucleate.experiments.groundwork import make_dataset
     from nucleate.report.dataset_figure import figure_1
 
-    config = _config(asked)
+    config = config_of(asked)
     out = Path(asked.out)
     if out.exists() and not out.is_dir():
         raise Refused(f"{out} is a file; --out names a folder")
@@ -69,19 +79,19 @@ def _data(asked: argparse.Namespace) -> None:
 def _learn(asked: argparse.Namespace) -> None:
     from nucleate.experiments.learning import learn
 
-    _run(asked, partial(learn, _config(asked), Path(asked.out)))
+    _run(asked, partial(learn, config_of(asked), Path(asked.out)))
 
 
 def _pretrain(asked: argparse.Namespace) -> None:
     from nucleate.experiments.task_id_pretraining import pretrain
 
-    _run(asked, partial(pretrain, _config(asked), Path(asked.out)))
+    _run(asked, partial(pretrain, config_of(asked), Path(asked.out)))
 
 
 def _align(asked: argparse.Namespace) -> None:
     from nucleate.experiments.alignment import align
 
-    given = {name: value for name in _REDIRECT if (value := getattr(asked, name)) is not None}
+    given = {name: value for name in REDIRECT if (value := getattr(asked, name)) is not None}
     if asked.model is not None:
         _redirect(asked, given)
         return
@@ -89,14 +99,14 @@ def _align(asked: argparse.Namespace) -> None:
         raise Refused(f"--{next(iter(given)).replace('_', '-')} belongs to a model that is redirected: give --model M")
     if asked.out is None:
         raise Refused("nucleate align needs --out RUN, the folder to write to")
-    _run(asked, partial(align, _config(asked), Path(asked.out)))
+    _run(asked, partial(align, config_of(asked), Path(asked.out)))
 
 
 def _redirect(asked: argparse.Namespace, given: dict[str, Any]) -> None:
     """The same on a ready-made model (--model)."""
     from nucleate.experiments.redirecting import budget, redirect_into
 
-    barred = next((name for name in ("size", *_SHORT, "set") if getattr(asked, name)), None)
+    barred = next((name for name in ("size", *SHORT, "set") if getattr(asked, name)), None)
     if barred is not None:
         raise Refused(f"--{barred} belongs to the paper's own networks: leave it out, or leave --model out")
     data, estimating = given.pop("data", None), given.pop("estimate", False)
@@ -106,7 +116,7 @@ def _redirect(asked: argparse.Namespace, given: dict[str, Any]) -> None:
         raise Refused("nucleate align needs --out RUN, the folder to write to (or --estimate, which writes nothing)")
     given |= {name: value for name in ("device", "dtype", "seed") if (value := getattr(asked, name)) is not None}
     if "columns" in given:
-        given["columns"] = dict(_parts(text, "--columns", "ours=theirs") for text in given["columns"].split(","))
+        given["columns"] = columns(given["columns"])
     for sentence in budget(asked.model, data, **given):
         print(sentence, file=sys.stdout if estimating else sys.stderr)
     if estimating:
@@ -119,10 +129,10 @@ def _probe(asked: argparse.Namespace) -> None:
     from nucleate.experiments.probing import budget, probe_into
 
     options: dict[str, Any] = {
-        "columns": dict(_parts(text, "--columns", "ours=theirs") for text in asked.columns.split(",") if text),
-        "layers": _numbers(asked.layers) if asked.layers else None,
+        "columns": columns(asked.columns),
+        "layers": numbers(asked.layers) if asked.layers else None,
         "revisions": tuple(asked.revision),
-        "loading": dict(_loading(text) for text in asked.loading) or None,
+        "loading": dict(loading(text) for text in asked.loading) or None,
     }
     kept = ("template", "chat", "limit", "dtype", "device", "trust_remote_code", "thorough", "seed")
     options |= {name: getattr(asked, name) for name in kept}
@@ -149,7 +159,7 @@ def _reproduce(asked: argparse.Namespace) -> None:
     """A run folder per experiment, then one ledger and one page; what is newer than the page is drawn again."""
     from nucleate.experiments import alignment, learning, probing, task_id_pretraining
 
-    config, out = _config(asked), Path(asked.out)
+    config, out = config_of(asked), Path(asked.out)
     experiments: dict[str, Callable[..., bool]] = {
         "learn": partial(learning.learn, config),
         "pretrain": partial(task_id_pretraining.pretrain, config),
@@ -188,9 +198,9 @@ def _sweep(asked: argparse.Namespace) -> None:
     from nucleate.integrations.engines import axis, combinations, sweep
     from nucleate.runs import thread_count
 
-    options = {"seed": "seed", **_SHORT, "dtype": "dtype"}
+    options = {"seed": "seed", **SHORT, "dtype": "dtype"}
     axes = [axis(f"--{name}", key, text) for name, key in options.items() if (text := getattr(asked, name)) is not None]
-    axes += [axis(f"--set {key}", key, text) for key, text in map(_key_and_value, asked.set)]
+    axes += [axis(f"--set {key}", key, text) for key, text in map(key_and_value, asked.set)]
     varying = {one.key for one in axes if len(one.values) > 1}
     runs = []
     for name, values in combinations(axes, alone=asked.swept):
@@ -223,8 +233,8 @@ def _planned(asked: argparse.Namespace, name: str, words: Sequence[str], varying
     one = _parser().parse_args([*arguments, "--out", str(Path(asked.out) / name)])
     if getattr(one, "model", None) is not None:
         raise Refused("sweep runs the paper's own networks: leave --model out, and call nucleate align for each model")
-    config = _config(one)
-    own = {"verb", "run", "size", *_SHORT, "seed", "device", "dtype", "set", "out", "resume", "overwrite"}
+    config = config_of(one)
+    own = {"verb", "run", "size", *SHORT, "seed", "device", "dtype", "set", "out", "resume", "overwrite"}
     others = {f"option_{key}": str(value) for key, value in vars(one).items() if key not in own and value is not None}
     varied = {key: value for key, value, _ in describe(config) if key in varying}
     return Planned(name, arguments, to_toml(config, verb=asked.swept, **others), varied)
@@ -261,7 +271,7 @@ def _ledger(folders: Sequence[str | Path], out: Path) -> list[str]:
 
 
 def _settings(asked: argparse.Namespace) -> None:
-    for key, value, meaning in describe(_config(asked)):
+    for key, value, meaning in describe(config_of(asked)):
         print(f"{key:32} {value!s:10} {meaning}")
 
 
@@ -311,83 +321,60 @@ def _redraw(folders: Sequence[Path], *, out: Path | None, new: Collection[Path] 
     print(f"page: {page}")
 
 
-# --- parsing ---------------------------------------------------------------------------------------------------------
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line and exits with 2; misspelt verbs and options get a suggestion."""
-
-    passes_on = False  # whether words that it does not know are kept, as `passed`, for the parser of another verb
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        known, passed = super().parse_known_args(args, namespace)
-        if self.passes_on:
-            known.passed, passed = passed, []
-        for word in passed:
-            if word.startswith("--"):
-                name = word.partition("=")[0]
-                options = self._option_string_actions.keys() - {"-h"}
-                raise Refused(f"option {name} is unknown{nearest(name, options)}")
-        return known, passed
-
-    def error(self, message: str) -> NoReturn:
-        if found := re.match(r"argument (\S+): invalid choice: '(.*?)' \(choose from (.*)\)", message):
-            there = re.findall(r"[\w-]+", found[3])
-            raise Refused(f"{found[1]} {found[2]!r} is unknown{nearest(found[2], there)}")
-        raise Refused(f"{message}; {self.prog} --help shows what there is")
+# --- the parser -------------------------------------------------------------------------------------------------------
 
 
 def _parser() -> argparse.ArgumentParser:
     from nucleate import __version__
 
-    parser = _Parser(
+    parser = Parser(
         prog="nucleate",
         description="Find out whether, where and when a language model separates the tasks it was taught.",
     )
     parser.add_argument("--version", action="version", version=f"nucleate {__version__}")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
 
-    def verb(name: str, run: Callable[[argparse.Namespace], None], help: str) -> _Parser:
+    def verb(name: str, run: Callable[[argparse.Namespace], None], help: str) -> Parser:
         made = verbs.add_parser(name, help=help, description=help, allow_abbrev=False)
         made.set_defaults(run=run)
         return made
 
     data = verb("data", _data, "make the synthetic dataset: dataset.parquet, dataset.json and Figure 1")
-    _add_settings(data)
+    add_settings(data)
     data.add_argument("--kind", choices=("main", "alignment"), default="main", help="alignment: the data of Table 7")
     data.add_argument("--out", required=True, metavar="DIR", help="folder to write to")
     data.add_argument("--overwrite", action="store_true", help="write into a folder that holds something")
 
     learn = verb("learn", _learn, "train a network and measure its hidden states at every epoch: Figures 2-4 and 6-10")
-    _add_settings(learn)
-    _add_out(learn, "RUN")
+    add_settings(learn)
+    add_out(learn, "RUN")
 
     pretrain = verb("pretrain", _pretrain, "pre-train with task identities, fine-tune, beside other arms: Figure 5")
-    _add_settings(pretrain)
-    _add_out(pretrain, "RUN")
+    add_settings(pretrain)
+    add_out(pretrain, "RUN")
 
     probe = verb("probe", _probe, "any model, any labelled prompts: which tasks are separate, where, and which are not")
-    _add_probe(probe)
+    add_probe(probe)
 
     align = verb("align", _align, "redirect tasks of a trained network by four methods: Table 2; or of any model")
-    _add_settings(align)
-    _add_redirect(align)
+    add_settings(align)
+    add_redirect(align)
     align.set_defaults(size=None)
-    _add_out(align, "RUN", required=False)
+    add_out(align, "RUN", required=False)
 
     reproduce = verb("reproduce", _reproduce, "run the paper's experiments at one size, with one page")
-    _add_settings(reproduce)
+    add_settings(reproduce)
     reproduce.add_argument("--model", metavar="PATH", help="also probe this one with the natural tasks: Table 1")
-    _add_out(reproduce, "DIR")
+    add_out(reproduce, "DIR")
 
     sweep = verb("sweep", _sweep, "run a verb many times, seeds x settings, into one long table")
     sweep.passes_on = True
     sweep.add_argument("swept", metavar="VERB", choices=_SWEPT, help=f"{', '.join(_SWEPT)}; with any of its options")
-    for option in ("seed", *_SHORT, "dtype"):
+    for option in ("seed", *SHORT, "dtype"):
         sweep.add_argument(f"--{option}", metavar="VALUES", help="one value, a list such as 32,256, or a range as 0..4")
     sweep.add_argument("--set", action="append", default=[], metavar="section.key=VALUES", help="any setting, likewise")
     sweep.add_argument("--workers", type=int, metavar="N", help="runs at once (default: OMP_NUM_THREADS, or all cores)")
-    _add_out(sweep, "DIR")
+    add_out(sweep, "DIR")
 
     report = verb("report", _report, "draw figures and page.html again from run folders alone")
     report.add_argument("runs", nargs="+", metavar="RUN", help="a run folder")
@@ -399,125 +386,11 @@ def _parser() -> argparse.ArgumentParser:
     claims.add_argument("--out", metavar="DIR", help="folder for the ledger of several runs (default: into the run)")
 
     settings = verb("settings", _settings, "show every setting of a size with its value and meaning")
-    _add_settings(settings)
+    add_settings(settings)
 
     runs = verb("runs", _runs, "list run folders: what, state, size")
     runs.add_argument("folder", metavar="DIR", help="folder that holds run folders")
     return parser
-
-
-def _add_settings(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--size", default="tiny", metavar="|".join(_SIZES), help="the one dial (default: tiny)")
-    parser.add_argument("--width", type=int, help="hidden dimension of the network")
-    parser.add_argument("--epochs", type=int, help="epochs to train")
-    parser.add_argument("--seed", type=int, help="root of every random stream (default: 100)")
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), help="where to compute (default: cuda if there is one)"
-    )
-    parser.add_argument("--dtype", help="float32 or bfloat16 (default: float32)")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="section.key=value", help="any setting; see nucleate settings"
-    )
-
-
-_COLUMNS = "ours: instruction, prompt, text, messages, input, task, output, distribution, mapping, split"
-
-
-def _add_probe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "models", nargs="+", metavar="MODEL", help="folder, GGUF file or hub id; a folder of checkpoints"
-    )
-    parser.add_argument(
-        "data", metavar="DATA", help="JSONL, CSV, Parquet, a dataset's folder; or natural, natural-shared"
-    )
-    parser.add_argument("--base", metavar="M", help="the model before its fine-tuning, to compare with")
-    parser.add_argument("--columns", default="", metavar="ours=theirs,…", help=f"as task=label; {_COLUMNS}")
-    parser.add_argument("--template", help="how a prompt is put together (default: {instruction} {input})")
-    parser.add_argument("--chat", action="store_true", help="as the user's turn of the model's chat template")
-    parser.add_argument("--layers", metavar="0,8,…", help="only these layers")
-    parser.add_argument("--limit", type=int, metavar="N", help="read so many prompts, spread over the tasks")
-    parser.add_argument("--revision", action="append", default=[], metavar="R", help="of a hub id; again for a series")
-    parser.add_argument("--dtype", default="float32", help="precision of the weights, or auto (default: float32)")
-    parser.add_argument("--device", default="auto", help="where to compute (default: cuda if there is one)")
-    parser.add_argument(
-        "--loading", action="append", default=[], metavar="name=value", help="of from_pretrained, as device_map=auto"
-    )
-    parser.add_argument("--thorough", action="store_true", help="every read, space and control at every layer")
-    parser.add_argument("--estimate", action="store_true", help="say what it will take, and stop; needs no weights")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
-    parser.add_argument("--seed", type=int, default=100, help="root of every random stream (default: 100)")
-    _add_out(parser, "RUN", required=False)
-
-
-# Options that only a model has which is redirected; all are None unless given.
-_REDIRECT = (
-    *("data", "source", "target", "outputs", "columns", "template", "chat", "limit", "examples", "switch", "copy"),
-    *("estimate", "trust_remote_code"),
-)
-
-
-def _add_redirect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", metavar="M", help="redirect this one: folder, GGUF file or hub id")
-    parser.add_argument("--data", metavar="D", help="with --model: labelled prompts, as for nucleate probe")
-    parser.add_argument("--source", metavar="A", help="the distribution, or task, to be answered otherwise")
-    parser.add_argument("--target", metavar="B", help="another with the same inputs, whose outputs it shall give")
-    parser.add_argument("--outputs", metavar="FILE", help="or a table with the columns input and output")
-    parser.add_argument("--columns", metavar="ours=theirs,…", help="names of columns, as task=label")
-    parser.add_argument("--template", help="how a prompt is put together (default: {instruction} {input})")
-    parser.add_argument("--limit", type=int, metavar="N", help="prompts of each distribution or task (default: 200)")
-    parser.add_argument("--examples", type=int, metavar="N", help="of each other that the switch sees (default: 1)")
-    parser.add_argument("--switch", metavar="linear|mlp", help="which one is saved (default: mlp)")
-    for option, help in {
-        "chat": "as the user's turn of the model's chat template",
-        "copy": "save the original weights with the switch, not where they lie",
-        "estimate": "say what it will take, and stop",
-        "trust-remote-code": "run code that comes with the model",
-    }.items():
-        parser.add_argument(f"--{option}", action="store_true", default=None, help=help)
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise Refused(f"--layers {text!r}: give whole numbers between commas, as 0,8,16") from None
-
-
-def _loading(text: str) -> tuple[str, Any]:
-    name, value = _parts(text, "--loading", "name=value")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
-
-
-def _parts(text: str, option: str, form: str) -> tuple[str, str]:
-    ours, equals, theirs = (part.strip() for part in text.partition("="))
-    if not (ours and equals and theirs):
-        raise Refused(f"{option} {text!r} is not of the form {form}")
-    return ours, theirs
-
-
-def _add_out(parser: argparse.ArgumentParser, name: str, *, required: bool = True) -> None:
-    parser.add_argument("--out", required=required, metavar=name, help="folder to write to")
-    parser.add_argument("--resume", action="store_true", help="go on with a killed run, or begin one")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
-
-
-def _config(asked: argparse.Namespace) -> Config:
-    changes: dict[str, str] = {}
-    changes.update(map(_key_and_value, asked.set))
-    for option, key in _SHORT.items():
-        if getattr(asked, option) is not None:
-            changes[key] = str(getattr(asked, option))
-    return configure(asked.size or "tiny", changes=changes, seed=asked.seed, device=asked.device, dtype=asked.dtype)
-
-
-def _key_and_value(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise Refused(f"--set {text!r} is not of the form section.key=value")
-    return key.strip(), value.strip()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nucleate.compiled import REORDERED, compiled
+from nucleate.measures.neighbour_kernels import TIE, distinct_states, screen, squared_distances, squared_norms
 from nucleate.refusal import Refused
 
 KS = (1, 5, 10, 20)
@@ -27,15 +27,8 @@ SEARCHES: dict[str, tuple[str, ...]] = {
     "other_distributions": ("distribution",),
 }
 
-# Distances count as equal where they differ by less than this share of (the distance + the candidates' median norm):
-# eight to sixteen roundings of a single-precision state. Points that should coincide but were computed in another
-# batch, or had a mean subtracted, are ties by it; in real states chance brings two distances as near about once in
-# ten thousand queries.
-TIE = 2.0**-20
-
 _PAIRS_AT_ONCE = 2**20  # of queries and candidates: 4 MiB on a CPU, 40 on a GPU, and 160 where all of them tie
 _NUMBERS_AT_ONCE = 2**22  # of candidate states turned to double precision
-_STRETCH = 64  # candidates that are passed over together where none is near
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,13 +224,13 @@ class _Search:
         for states in scaled:
             states += dtype.type(0)  # -0 becomes 0, so that equal numbers are equal bytes
         candidates = scaled.pop()
-        norms = np.sqrt(_squared_norms(candidates))
-        distinct, point = _distinct(candidates)
+        norms = np.sqrt(squared_norms(candidates))
+        distinct, point = distinct_states(candidates)
         # Around the mean, because the product's rounding goes with the lengths: states have much in common.
         middle = candidates.mean(axis=0, dtype=np.float64).astype(np.float32)
         around = (distinct - middle).astype(np.float32, copy=False)
         median = float(np.partition(norms, (len(norms) - 1) // 2)[(len(norms) - 1) // 2])
-        return cls(scaled, distinct, point, 2.0**exponent, median, middle, around, _squared_norms(around))
+        return cls(scaled, distinct, point, 2.0**exponent, median, middle, around, squared_norms(around))
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,11 +262,11 @@ def _near(
             allowed[shared] |= (not barred & {"instruction", *SEARCHES[name]}) << bit
     most = min(most, len(candidate))
     dots = around @ search.around.T  # (query, point)
-    squares = _squared_norms(around)
+    squares = squared_norms(around)
     member = np.argsort(search.point, kind="stable")
     start = np.concatenate([[0], np.cumsum(np.bincount(search.point, minlength=len(search.distinct)))])
     bounds = (len(names), most, doubt, 2.0**-100, search.scale)
-    return _Pairs(*_screen(dots, squares, search.squares, start, member, own, theirs, allowed, *bounds))
+    return _Pairs(*screen(dots, squares, search.squares, start, member, own, theirs, allowed, *bounds))
 
 
 @torch.no_grad()
@@ -332,10 +325,10 @@ def _measured(
         asked = np.zeros(len(queries) * points, dtype=bool)
         asked[cell] = True
         squares = np.empty(len(asked))
-        squares[asked] = _squares(queries, search.distinct, *np.divmod(np.flatnonzero(asked), points))
+        squares[asked] = squared_distances(queries, search.distinct, *np.divmod(np.flatnonzero(asked), points))
         distance = np.sqrt(squares[cell])
     else:
-        distance = np.sqrt(_squares(queries, search.distinct, pairs.query, point))
+        distance = np.sqrt(squared_distances(queries, search.distinct, pairs.query, point))
     order = np.lexsort((pairs.candidate, distance, pairs.query))
     row, column, distance, searches = (x[order] for x in (pairs.query, pairs.candidate, distance, pairs.searches))
     found = {}
@@ -370,161 +363,3 @@ def _ranked(
         reach=reach,
         scale=search.scale * search.unit,
     )
-
-
-def _distinct(states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The states without repetitions, and for each state where it went.
-
-    That no two hashes collide is checked; where they do nothing is merged, which costs time and changes no number.
-    """
-    everyone = np.arange(len(states))
-    if len(np.unique(_hashes(states[:, :: max(1, states.shape[1] // 8)]))) == len(states):
-        return states, everyone  # a few numbers of each state tell them apart already
-    first, point = np.unique(_hashes(states), return_index=True, return_inverse=True)[1:]
-    if len(first) == len(states) or not _equal_rows(states, first[point]):
-        return states, everyone
-    return states[first], point
-
-
-def _hashes(states: np.ndarray) -> np.ndarray:
-    """(n,) int64: equal bytes give equal hashes."""
-    width = states.shape[1]
-    odd = np.random.default_rng(0).integers(-(2**62), 2**62, width) * 2 + 1
-    kind = np.int32 if states.dtype == np.float32 else np.int64
-    hashes = np.empty(len(states), dtype=np.int64)
-    step = max(1, _NUMBERS_AT_ONCE // width)
-    for first in range(0, len(states), step):
-        bits: np.ndarray = np.ascontiguousarray(states[first : first + step]).view(kind)
-        hashes[first : first + step] = (bits * odd).sum(axis=1)
-    return hashes
-
-
-kernel = compiled(fastmath=REORDERED)
-
-
-@kernel
-def _squares(queries, points, row, column):
-    """(pair,) squared distances in double precision, from the differences."""
-    squares = np.empty(len(row))
-    for pair in range(len(row)):
-        query, point = queries[row[pair]], points[column[pair]]
-        total = 0.0
-        for i in range(len(query)):
-            difference = np.float64(query[i]) - np.float64(point[i])
-            total += difference * difference
-        squares[pair] = total
-    return squares
-
-
-@kernel
-def _squared_norms(states):
-    """(n,) in double precision."""
-    squares = np.empty(len(states))
-    for row in range(len(states)):
-        state, total = states[row], 0.0
-        for i in range(len(state)):
-            total += np.float64(state[i]) * np.float64(state[i])
-        squares[row] = total
-    return squares
-
-
-@kernel
-def _equal_rows(states, twin):
-    for row in range(len(states)):
-        for i in range(states.shape[1]):
-            if states[row, i] != states[twin[row], i]:
-                return False
-    return True
-
-
-@kernel
-def _screen(dots, square, squares, start, member, own, theirs, allowed, searches, most, doubt, least, scale):
-    """Who may be among the `most` nearest of each query, in any search: (pair,) query, candidate, bits of searches.
-
-    `dots` (query, point), `square` (query,) and `squares` (point,) make squared distances that are right within
-    `doubt` x their two squares + `least`. Candidates `member[start[p]:start[p + 1]]` lie on point p. `own` (query,
-    column) and `theirs` (candidate, column) are codes; bit s of `allowed[b]` is set where search s allows a pair that
-    is the same in the columns that are the bits of b.
-    """
-    queries, points = dots.shape
-    high, low = (1.0 + doubt) * squares, (1.0 - doubt) * squares  # less twice the product: from, to, less the query's
-    nearest = np.empty((searches, most))  # of the upper ends, rising
-    held = np.empty(searches, np.int64)
-    bound = np.empty(searches)
-    room = 64 * queries + 1024
-    pair_query, pair_candidate, pair_bits = np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.int64)
-    pairs = 0
-    for q in range(queries):
-        dot = dots[q]
-        held[:] = 0
-        bound[:] = np.inf
-        loosest = np.inf
-        for first in range(0, points, _STRETCH):
-            last = min(first + _STRETCH, points)
-            if not _any_within(high[first:last], dot[first:last], loosest):
-                continue
-            for p in range(first, last):
-                end = high[p] - 2.0 * dot[p]
-                if end >= loosest:
-                    continue
-                for m in range(start[p], start[p + 1]):
-                    bits = allowed[_same(own, q, theirs, member[m])]
-                    for s in range(searches):
-                        if end < bound[s] and bits >> s & 1:
-                            row = nearest[s]
-                            place = min(held[s], most - 1)
-                            held[s] = place + 1
-                            while place > 0 and row[place - 1] > end:
-                                row[place] = row[place - 1]
-                                place -= 1
-                            row[place] = end
-                            if held[s] == most:
-                                bound[s] = row[most - 1]
-                                loosest = bound[0]
-                                for other in range(1, searches):
-                                    loosest = max(loosest, bound[other])
-        for s in range(searches):
-            reach = np.sqrt(max(bound[s] + (1.0 + doubt) * square[q] + least, 0.0))
-            reach += 2 * TIE * (reach + scale)  # all that may tie with the last of them
-            bound[s] = reach * reach - (1.0 - doubt) * square[q] + least
-        loosest = bound.max()
-        for first in range(0, points, _STRETCH):
-            last = min(first + _STRETCH, points)
-            if not _any_within(low[first:last], dot[first:last], loosest):
-                continue
-            for p in range(first, last):
-                end = low[p] - 2.0 * dot[p]
-                if end > loosest:
-                    continue
-                for m in range(start[p], start[p + 1]):
-                    bits = allowed[_same(own, q, theirs, member[m])]
-                    for s in range(searches):
-                        if end > bound[s]:
-                            bits &= ~(1 << s)
-                    if bits == 0:
-                        continue
-                    if pairs == room:
-                        more = np.empty(room, np.int64)
-                        pair_query = np.concatenate((pair_query, more))
-                        pair_candidate = np.concatenate((pair_candidate, more))
-                        pair_bits = np.concatenate((pair_bits, more))
-                        room *= 2
-                    pair_query[pairs], pair_candidate[pairs], pair_bits[pairs] = q, member[m], bits
-                    pairs += 1
-    return pair_query[:pairs], pair_candidate[:pairs], pair_bits[:pairs]
-
-
-@kernel
-def _any_within(ends, dot, limit):
-    within = 0  # counted, not left early, so that it is pure vector code
-    for p in range(len(ends)):
-        within += 1 if ends[p] - 2.0 * dot[p] <= limit else 0
-    return within > 0
-
-
-@kernel
-def _same(own, q, theirs, j):
-    same = 0
-    for column in range(own.shape[1]):
-        same |= (1 if own[q, column] == theirs[j, column] else 0) << column
-    return same

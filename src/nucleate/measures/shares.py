@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from nucleate.measures.neighbour_kernels import TIE, kernel
 from nucleate.measures.neighbours import (
     BARE,
     KS,
     SEARCHES,
-    TIE,
     Labels,
     Neighbours,
-    kernel,
     neighbour_blocks,
     searches_of,
 )
