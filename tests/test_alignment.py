@@ -12,10 +12,13 @@ from nucleate.cli import main
 from nucleate.config import configure
 from nucleate.experiments import alignment
 from nucleate.experiments.alignment import METHODS, align
+from nucleate.experiments.corrections import Network
 from nucleate.experiments.groundwork import make_dataset, make_network
 from nucleate.measures.evidence import chosen_model, smallest_relief
 from nucleate.refusal import Refused
 from nucleate.runs import METRICS, load_run
+
+CONFIG = configure("micro", seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +32,9 @@ def aligned(tmp_path_factory):
 @pytest.fixture(scope="module")
 def network():
     """An untrained one: what is taught to whom does not depend on what it knows."""
-    config = configure("micro", seed=3)
-    dataset = make_dataset(config, kind="alignment")
-    model, _ = make_network(config, dataset, device="cpu")
-    return alignment._Network(model, alignment._Study(config, dataset, None, "cpu"))
+    dataset = make_dataset(CONFIG, kind="alignment")
+    model, _ = make_network(CONFIG, dataset, device="cpu")
+    return Network(model, dataset, CONFIG.seed)
 
 
 def test_the_run_folder_holds_table_2_its_curves_and_the_network_before(aligned):
@@ -89,7 +91,7 @@ def test_a_run_that_is_stopped_anywhere_and_resumed_has_the_bytes_of_an_unbroken
 
 
 def test_the_lesson_is_the_source_tasks_alone_answered_as_their_targets_answer(network):
-    lesson, dataset = network.redirection.lesson.instances, network.study.dataset
+    lesson, dataset = network.redirection.lesson.instances, network.dataset
     assert {instance.task for instance in lesson} == set(network.pairs)
     assert {instance.split for instance in lesson} == {"train"}
     for instance in lesson:
@@ -99,7 +101,7 @@ def test_the_lesson_is_the_source_tasks_alone_answered_as_their_targets_answer(n
 
 def test_the_switch_sees_one_instance_of_each_other_task_and_more_are_more_of_the_same(network):
     correction = network.redirection
-    assert set(correction.others) == set(network.study.dataset.mappings) - set(network.pairs)
+    assert set(correction.others) == set(network.dataset.mappings) - set(network.pairs)
     one, three = correction.examples(1), correction.examples(3)
     assert len(one) == len(correction.others)
     assert len(three) == 3 * len(one)
@@ -111,12 +113,12 @@ def test_what_is_asked_is_unseen_and_only_the_sources_shall_change(network):
     assert {instance.split for instance in correction.asked.instances} == {"validation", "test"}
     for instance, corrected in zip(correction.asked.instances, correction.corrected, strict=True):
         assert corrected == (instance.task in network.pairs)
-        own = network.study.dataset.mappings[instance.task][instance.input]
+        own = network.dataset.mappings[instance.task][instance.input]
         assert (instance.output != own) == corrected
 
 
 def test_a_conditional_correction_asks_every_source_with_and_without_the_symbol(network):
-    correction, dataset = network.conditional, network.study.dataset
+    correction, dataset = network.conditional, network.dataset
     (symbol,) = {instance.instruction.split()[0] for instance in correction.lesson.instances}
     known = {instance.instruction for instance in dataset.instances}
     assert all(instance.instruction.removeprefix(f"{symbol} ") in known for instance in correction.lesson.instances)
@@ -136,7 +138,7 @@ def test_a_second_correction_wants_the_first_ones_answers_to_stay(network):
     for instance, corrected in zip(second.asked.instances, second.corrected, strict=True):
         assert corrected == (instance.task in pairs.values())
         task = swapped.get(instance.task, instance.task)
-        assert instance.output == network.study.dataset.mappings[task][instance.input]
+        assert instance.output == network.dataset.mappings[task][instance.input]
 
 
 def test_the_chosen_model_is_the_best_on_validation_then_the_earliest_then_of_the_lowest_rate(network, monkeypatch):
@@ -150,20 +152,20 @@ def test_the_chosen_model_is_the_best_on_validation_then_the_earliest_then_of_th
         0.001: (half, half, half, correction.wished),
     }
 
-    def attempt(_, method, rate):
+    def attempt(_, method, rate, config):
         for epoch, answers in enumerate(told[rate], start=1):
             yield alignment._Outcome(epoch, rate, answers, None, {})
 
     monkeypatch.setattr(alignment, "_attempt", attempt)
-    chosen, curve = alignment._best(correction, "head", list(told))
+    chosen, curve = alignment._best(correction, "head", list(told), CONFIG)
     assert (chosen.epoch, chosen.rate) == (3, 0.01)
     assert [answers is told[0.01][epoch - 1] for epoch, answers in curve] == [
         True
     ] * 4  # to the end, though chosen at 3
-    chosen, curve = alignment._best(correction, "head", [0.001])
+    chosen, curve = alignment._best(correction, "head", [0.001], CONFIG)
     assert (chosen.epoch, chosen.rate) == (4, 0.001)
     told[0.001] = (half, wrong, half, half)
-    chosen, curve = alignment._best(correction, "head", [0.001])
+    chosen, curve = alignment._best(correction, "head", [0.001], CONFIG)
     assert (chosen.epoch, chosen.rate) == (1, 0.001)
 
 
@@ -205,11 +207,9 @@ def test_every_setting_of_the_alignment_reaches_what_it_names(network):
     correction = network.redirection
 
     def taught(**changes):
-        settings = replace(network.study.config.align, **changes)
-        study = replace(network.study, config=replace(network.study.config, align=settings))
-        changed = replace(correction, network=replace(network, study=study))
-        rates = alignment._rates(study.config)
-        outcomes = list(alignment._attempt(changed, "head", rates[0]))
+        config = replace(CONFIG, align=replace(CONFIG.align, **changes))
+        rates = alignment._rates(config)
+        outcomes = list(alignment._attempt(correction, "head", rates[0], config))
         return len(rates), rates[-1], len(outcomes), outcomes[0].taught["up.weight"]
 
     plain = taught()

@@ -14,7 +14,7 @@ import torch
 
 import nucleate
 from nucleate.cli import main
-from nucleate.experiments import probing
+from nucleate.experiments import probe_study, probing
 from nucleate.model.networks import gpt2, save_network, word_tokenizer
 from nucleate.refusal import Refused
 from nucleate.runs import METRICS
@@ -232,7 +232,7 @@ def test_a_probe_killed_after_its_first_model_and_resumed_gives_the_same_bytes(f
     monkeypatch.setattr(
         probing.Subject, "load", lambda self: pytest.fail("read again") if self.name == "tuned" else loaded(self)
     )
-    monkeypatch.setattr(probing, "_memory", lambda: 0)  # and with the states on disk
+    monkeypatch.setattr(probe_study, "_memory", lambda: 0)  # and with the states on disk
     assert probing.probe_into(tmp_path / "killed", models, resume=True, **asked)
     assert not (tmp_path / "killed" / "spill").exists()
     for name in ("metrics", "tasks", "confusion", "suspicious", "coordinates"):
@@ -342,7 +342,7 @@ def test_a_split_that_cannot_be_used_as_it_is_is_told():
         for k in range(8)
         for word in words
     ]
-    assert "halved anew" in probing._Study.of(probing.read_prompts(rows), probing.settings_of({})).notes[0]
+    assert "halved anew" in probing.Study.of(probing.read_prompts(rows), probing.settings_of({})).notes[0]
 
 
 def test_a_probe_that_was_killed_can_be_reported_as_far_as_it_got(folder, tmp_path, monkeypatch, capsys):

@@ -8,20 +8,19 @@ only where a further symbol stands before the instruction, and a second correcti
 `_align` is the whole story; `_attempt` is one method at one learning rate.
 """
 
-import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 
 from nucleate.config import Config
-from nucleate.data.dataset import Dataset, Instance
+from nucleate.data.dataset import Dataset
+from nucleate.experiments.corrections import UNSEEN, Correction, Network
 from nucleate.experiments.groundwork import (
     SECONDS,
     Book,
@@ -41,16 +40,15 @@ from nucleate.experiments.groundwork import (
     steps_of_an_epoch,
     with_weights,
 )
-from nucleate.model.networks import load_network, save_network, word_tokenizer
+from nucleate.model.networks import load_network, save_network
 from nucleate.model.states import read_groups
-from nucleate.model.switch import Head, Memory, Pace, Switch, learn_head, learn_switch, remember
+from nucleate.model.switch import Head, Pace, Switch, learn_head, learn_switch
 from nucleate.model.training import make_optimizer, stream, train, weights
 from nucleate.refusal import Refused
 from nucleate.runs import RunWriter
 
 METHODS = ("direct", "head", "linear_switch", "mlp_switch")
 EXAMPLES = (1, 2, 5, 10)  # of each other task; the first is the paper's
-UNSEEN = ("validation", "test")
 _LONGEST = 60  # symbols: one more, an input and an output still have a position
 
 
@@ -77,11 +75,11 @@ def _align(study: "_Study", progress: Progress) -> None:
     if not _is_there(run, "base"):
         _train_base(study, progress)
     model, _ = load_network(_base(run), device=study.device, attn_implementation="eager")
-    network = _Network(model, study)
+    network = Network(model, study.dataset, study.config.seed)
     for number, method in enumerate(METHODS):
         progress(f"{method.replace('_', ' ')}: {study.config.align.rates} learning rates", number / len(METHODS))
         if not _is_there(run, method):
-            run.write_part(method, [study.row(row, method) for row in _rows_of(network, method)])
+            run.write_part(method, [study.row(row, method) for row in _rows_of(network, method, study.config)])
     run.finish(["base", *(f"base-{epoch:04d}" for epoch in range(study.config.training.epochs + 1)), *METHODS])
     run.record(checkpoints=checkpoint_hashes(run))
 
@@ -167,156 +165,6 @@ def _is_there(run: RunWriter, part: str) -> bool:
     return (run.folder / "parts" / f"{part}.parquet").is_file()
 
 
-# --- what shall be answered otherwise --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class _Network:
-    """The trained network and what shall be corrected in it."""
-
-    model: PreTrainedModel
-    study: _Study
-
-    @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerFast:
-        vocabulary = self.study.dataset.vocabulary
-        return word_tokenizer([*vocabulary["instruction"], *vocabulary["task"]])
-
-    @property
-    def pairs(self) -> dict[str, str]:
-        """source task -> target task"""
-        return dict(self.study.dataset.settings["source_targets"])
-
-    @cached_property
-    def redirection(self) -> "_Correction":
-        """The paper's."""
-        return _redirection(self, self.pairs)
-
-    @cached_property
-    def conditional(self) -> "_Correction":
-        return _conditional(self, self.pairs)
-
-    @cached_property
-    def second(self) -> "_Correction":
-        """After the paper's: now the targets answer as the sources did, so that both have changed places."""
-        return _redirection(self, {target: source for source, target in self.pairs.items()}, earlier=self.pairs)
-
-    def read(self, members: Members) -> tuple[np.ndarray, torch.Tensor]:
-        """(instance,) its answers as tokens, and (instance, width) the states that head and switch are handed."""
-        reading = read_groups(self.model, members.groups, layers=[-1])
-        return reading.predicted, torch.from_numpy(reading.states[0])
-
-
-@dataclass(frozen=True, eq=False)
-class _Correction:
-    """Instances with the outputs that are wished from now on, and which of them that is a change for."""
-
-    network: _Network
-    lesson: Members  # training instances that shall be answered otherwise: what all methods learn from
-    others: dict[str, list[Instance]]  # training instances of each other task, of which the switch sees a few
-    asked: Members  # unseen instances, of validation and test
-    corrected: np.ndarray  # (asked,) bool
-    of_source: np.ndarray  # (asked,) bool: of a source task (§4.2)
-    paired: np.ndarray  # (asked,) bool: of a source or of a target task
-
-    @cached_property
-    def wished(self) -> np.ndarray:
-        return np.array(self.network.tokenizer.convert_tokens_to_ids([str(i.output) for i in self.asked.instances]))
-
-    @cached_property
-    def answers_and_states(self) -> tuple[np.ndarray, torch.Tensor]:
-        """Of the network before any correction."""
-        return self.network.read(self.asked)
-
-    @property
-    def before(self) -> np.ndarray:
-        return self.answers_and_states[0]
-
-    @cached_property
-    def memory(self) -> Memory:
-        return remember(self.network.model, self.lesson.groups, answers_only=False)
-
-    def examples(self, count: int) -> torch.Tensor:
-        """(example, width) the states of that many instances of each other task, the same ones first."""
-        seed = self.network.study.config.seed
-        drawn = []
-        for name, instances in self.others.items():
-            rng = random.Random(stream(seed, "examples", name))
-            drawn += rng.sample(instances, len(instances))[:count]
-        return self.network.read(Members.of(self.network.tokenizer, drawn))[1]
-
-    def places(self, split: str) -> np.ndarray:
-        """(asked,) bool"""
-        return np.array([instance.split == split for instance in self.asked.instances])
-
-
-def _redirection(network: _Network, pairs: dict[str, str], earlier: dict[str, str] | None = None) -> _Correction:
-    """The sources of `pairs` answer as their targets do; those of `earlier` do so already."""
-    dataset = network.study.dataset
-    learnt = dataset.select("train")
-    asked = [_answering_as(i, {**(earlier or {}), **pairs}, dataset) for i in of_splits(dataset, UNSEEN)]
-    return _correction(
-        network,
-        lesson=[_answering_as(i, pairs, dataset) for i in learnt if i.task in pairs],
-        others=_by_name((i.task, i) for i in learnt if i.task not in pairs),
-        asked=asked,
-        is_corrected=lambda instance: instance.task in pairs,
-    )
-
-
-def _conditional(network: _Network, pairs: dict[str, str]) -> _Correction:
-    """The sources of `pairs` answer as their targets do where one more symbol stands first; else as ever."""
-    dataset = network.study.dataset
-    symbol = random.Random(stream(network.study.config.seed, "symbol")).choice(dataset.vocabulary["instruction"])
-    known = {instance.instruction for instance in dataset.instances}
-
-    def marked(instances: Sequence[Instance]) -> list[Instance]:
-        new = [replace(instance, instruction=f"{symbol} {instance.instruction}") for instance in instances]
-        return [instance for instance in new if instance.instruction not in known]
-
-    learnt, unseen = dataset.select("train"), of_splits(dataset, UNSEEN)
-    plain = {id(instance) for instance in unseen}
-    with_symbol = marked(learnt)
-    kinds = [(i.task, i) for i in learnt] + [(f"{i.task} with symbol", i) for i in with_symbol if i.task not in pairs]
-    return _correction(
-        network,
-        lesson=[_answering_as(i, pairs, dataset) for i in with_symbol if i.task in pairs],
-        others=_by_name(kinds),
-        asked=[*unseen, *(_answering_as(i, pairs, dataset) for i in marked(unseen))],
-        is_corrected=lambda instance: instance.task in pairs and id(instance) not in plain,
-    )
-
-
-def _correction(
-    network: _Network,
-    *,
-    lesson: Sequence[Instance],
-    others: dict[str, list[Instance]],
-    asked: Sequence[Instance],
-    is_corrected: Callable[[Instance], bool],
-) -> _Correction:
-    members = Members.of(network.tokenizer, asked)
-    corrected = np.array([is_corrected(instance) for instance in members.instances])
-    of_source = np.array([instance.task in network.pairs for instance in members.instances])
-    of_target = np.array([instance.task in network.pairs.values() for instance in members.instances])
-    lessons = Members.of(network.tokenizer, lesson)
-    return _Correction(network, lessons, others, members, corrected, of_source, of_source | of_target)
-
-
-def _answering_as(instance: Instance, pairs: dict[str, str], dataset: Dataset) -> Instance:
-    """With its target's output, where it has one."""
-    if instance.task not in pairs:
-        return instance
-    return replace(instance, output=dataset.mappings[pairs[instance.task]][instance.input])
-
-
-def _by_name(named: Any) -> dict[str, list[Instance]]:
-    found: dict[str, list[Instance]] = {}
-    for name, instance in named:
-        found.setdefault(name, []).append(instance)
-    return found
-
-
 # --- the four methods ------------------------------------------------------------------------------------------------
 
 
@@ -332,7 +180,13 @@ class _Outcome:
 
 
 def _attempt(
-    correction: _Correction, method: str, rate: float, *, examples: int = 1, earlier: _Outcome | None = None
+    correction: Correction,
+    method: str,
+    rate: float,
+    config: Config,
+    *,
+    examples: int = 1,
+    earlier: _Outcome | None = None,
 ) -> Iterator[_Outcome]:
     """One method at one learning rate, epoch by epoch; on top of what an `earlier` correction of the same has left.
 
@@ -340,10 +194,9 @@ def _attempt(
     model is chosen by its source accuracy alone, which does not see a switch that is still on for everything.
     """
     if method == "direct":
-        yield from _attempt_directly(correction, rate, earlier)
+        yield from _attempt_directly(correction, rate, config, earlier)
         return
-    config, width = correction.network.study.config, correction.memory.states.shape[1]
-    pace = _pace(config, rate)
+    pace, width = _pace(config, rate), correction.memory.states.shape[1]
     answers, states = correction.answers_and_states
     if earlier is not None:
         answers = earlier.answers
@@ -363,11 +216,12 @@ def _attempt(
         yield _Outcome(epoch, rate, np.where(on, new, answers), switched, weights(head))
 
 
-def _attempt_directly(correction: _Correction, rate: float, earlier: _Outcome | None) -> Iterator[_Outcome]:
+def _attempt_directly(
+    correction: Correction, rate: float, config: Config, earlier: _Outcome | None
+) -> Iterator[_Outcome]:
     """All weights learn, on the same loss; the head stays tied to the embedding."""
-    network, config = correction.network, correction.network.study.config
     pace = _pace(config, rate)
-    model = with_weights(network.model, earlier.taught if earlier else {})
+    model = with_weights(correction.network.model, earlier.taught if earlier else {})
     epochs = train(
         model,
         make_optimizer(model, learning_rate=rate, weight_decay=pace.weight_decay),
@@ -403,7 +257,7 @@ def _first_logits(model: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
 
 
 def _best(
-    correction: _Correction, method: str, rates: Sequence[float], **options: Any
+    correction: Correction, method: str, rates: Sequence[float], config: Config, **options: Any
 ) -> tuple[_Outcome, Iterator[tuple[int, np.ndarray]]]:
     """The outcome of the highest source accuracy on validation; ties: the earliest epoch, then the lowest rate. And
     the answers of its attempt, epoch by epoch, to the end for whoever asks for them.
@@ -414,7 +268,7 @@ def _best(
     chosen, level = None, (-1.0, 0, 0.0)
     curve: Iterator[tuple[int, np.ndarray]] = iter(())
     for rate in sorted(rates, reverse=True):  # the highest gets there first
-        attempt, heard = _attempt(correction, method, rate, **options), dict[int, np.ndarray]()
+        attempt, heard = _attempt(correction, method, rate, config, **options), dict[int, np.ndarray]()
         for outcome in attempt:
             heard[outcome.epoch] = outcome.answers
             reached = (float((outcome.answers == correction.wished)[here].mean()), -outcome.epoch, -outcome.rate)
@@ -436,10 +290,10 @@ def _all_of(heard: dict[int, np.ndarray], attempt: Iterator[_Outcome]) -> Iterat
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
-def _rows_of(network: _Network, method: str) -> Iterator[dict[str, Any]]:
+def _rows_of(network: Network, method: str, config: Config) -> Iterator[dict[str, Any]]:
     """All that is measured of one method."""
-    rates, first = _rates(network.study.config), network.redirection
-    chosen, attempt = _best(first, method, rates)
+    rates, first = _rates(config), network.redirection
+    chosen, attempt = _best(first, method, rates, config)
     curve = {0: first.before, **dict(attempt)}
     for split in UNSEEN:
         yield from _told(first, chosen, split)
@@ -451,16 +305,16 @@ def _rows_of(network: _Network, method: str) -> Iterator[dict[str, Any]]:
 
     # What follows is taught at the rate that was chosen; its epoch is chosen anew.
     for count in EXAMPLES[1:] if method in SWITCHED else ():
-        more, _ = _best(first, method, [chosen.rate], examples=count)
+        more, _ = _best(first, method, [chosen.rate], config, examples=count)
         for split in UNSEEN:
             yield from _told(first, more, split, _CURVES, f"{{}}_n{count}")
 
     for count in (EXAMPLES[0], EXAMPLES[-1]) if method in SWITCHED else EXAMPLES[:1]:
-        found, _ = _best(network.conditional, method, [chosen.rate], examples=count)
+        found, _ = _best(network.conditional, method, [chosen.rate], config, examples=count)
         for split in UNSEEN:
             name = "conditional_{}" + (f"_n{count}" if count > 1 else "")
             yield from _told(network.conditional, found, split, (*_HARDER, "sources_kept"), name)
-    found, _ = _best(network.second, method, [chosen.rate], earlier=chosen)
+    found, _ = _best(network.second, method, [chosen.rate], config, earlier=chosen)
     for split in UNSEEN:
         yield from _told(network.second, found, split, (*_HARDER, "sources_kept"), "second_{}")
 
@@ -471,7 +325,7 @@ _HARDER = ("source_accuracy", "accuracy_drop_others")
 
 
 def _told(
-    correction: _Correction, outcome: _Outcome, split: str, measures: Sequence[str] | None = None, name: str = "{}"
+    correction: Correction, outcome: _Outcome, split: str, measures: Sequence[str] | None = None, name: str = "{}"
 ) -> Iterator[dict[str, Any]]:
     """Rows of these scores, or of all."""
     for measure, value in _scores(correction, outcome, split).items():
@@ -479,7 +333,7 @@ def _told(
             yield {"split": split, "measure": name.format(measure), "value": value}
 
 
-def _scores(correction: _Correction, outcome: _Outcome, split: str) -> dict[str, float]:
+def _scores(correction: Correction, outcome: _Outcome, split: str) -> dict[str, float]:
     """What is right after a correction, by measure.
 
     `accuracy_drop` is the paper's: of all tasks but the corrected ones, before less after. `accuracy_drop_others`

@@ -6,24 +6,24 @@ give every control the same treatment. What it comes to in words stands in `meas
 """
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any, Self
+from typing import Any
 from weakref import finalize
 
 import numpy as np
 import polars as pl
 
 from nucleate.config import differing, flat_toml
-from nucleate.data.dataset import Dataset, Instance
+from nucleate.data.dataset import Dataset
 from nucleate.data.prompts import Prompts, read_prompts
 from nucleate.experiments.groundwork import Progress, device_for
 from nucleate.experiments.probe_result import TABLES, ProbeResult, load_probe
+from nucleate.experiments.probe_study import ProbeSettings, Study, settings_of
 from nucleate.measures.baselines import MOST_FEATURES, surface_features
 from nucleate.measures.findings import (
     best_layer_of,
@@ -31,11 +31,8 @@ from nucleate.measures.findings import (
     difference,
     mislabelled,
 )
-from nucleate.measures.held_out import held_out_units, sides_of
-from nucleate.measures.neighbours import Labels
 from nucleate.measures.panel import (
     MOST_SHOWN,
-    Effort,
     Panel,
     Rows,
     Sweep,
@@ -48,41 +45,17 @@ from nucleate.measures.panel import (
     task_frame,
 )
 from nucleate.measures.prompt_tables import coordinate_frame, layout_frame, suspicious_frame
-from nucleate.measures.separation import FEWEST, MISLABELLED, doubts
+from nucleate.measures.separation import MISLABELLED, doubts
 from nucleate.model.networks import untrained
-from nucleate.model.prompts import PromptReading, read_prompts_states
+from nucleate.model.prompts import PromptReading
 from nucleate.model.subjects import Subject, all_ready, subjects_of
-from nucleate.model.texts import fill, prompts_of
+from nucleate.model.texts import fill
 from nucleate.model.training import stream
-from nucleate.refusal import Refused, nearest
 from nucleate.runs import RunWriter, open_run, thread_count, write_whole
 
 NEUTRAL = "Answer:"  # an instruction that says nothing
-_TRIED = 100  # prompts that are tried before anything is written
 _DEEP = 5  # layers that are looked at more closely
 _Frames = dict[str, pl.DataFrame]
-
-
-@dataclass(frozen=True)
-class ProbeSettings:
-    """How to probe."""
-
-    columns: Mapping[str, str] | None = None  # {ours: theirs}
-    limit: int | None = None  # prompts
-    template: str | None = None
-    chat: bool = False
-    layers: Sequence[int] | None = None  # None: all
-    revisions: Sequence[str] = ()
-    dtype: str = "float32"
-    device: str = "auto"
-    trust_remote_code: bool = False
-    loading: Mapping[str, Any] | None = None  # what else transformers is told when it loads the weights
-    thorough: bool = False  # every read, space and control at every layer
-    seed: int = 100
-    perplexity: float = 10
-    iterations: int = 1000  # of t-SNE
-    initialisations: int = 10  # of k-means
-    repeats: int = 20  # deals of the labels
 
 
 def probe(
@@ -164,8 +137,8 @@ def check(model: Any, data: Any, **options: Any) -> None:
 
 def _at_the_door(
     model: Any, data: Any, base: Any, tokenizer: Any, settings: ProbeSettings
-) -> tuple["_Study", list[Subject], str | None]:
-    study = _Study.of(read_prompts(data, columns=settings.columns, limit=settings.limit), settings)
+) -> tuple[Study, list[Subject], str | None]:
+    study = Study.of(read_prompts(data, columns=settings.columns, limit=settings.limit), settings)
     found, compared = _subjects(model, base, tokenizer, settings)
     subjects = all_ready(found)
     for subject in subjects:
@@ -173,18 +146,10 @@ def _at_the_door(
     return study, subjects, compared
 
 
-def settings_of(options: Mapping[str, Any]) -> ProbeSettings:
-    """The settings; a misspelt one is refused with the nearest."""
-    for name in options:
-        if name not in ProbeSettings.__dataclass_fields__:
-            raise Refused(f"probe: option {name!r} is unknown{nearest(name, ProbeSettings.__dataclass_fields__)}")
-    return ProbeSettings(**options)
-
-
 def budget(model: Any, data: Any, *, base: Any = None, tokenizer: Any = None, **options: Any) -> list[str]:
     """A sentence per model: what probing it will take, from its settings alone."""
     settings = settings_of(options)
-    study = _Study.of(read_prompts(data, columns=settings.columns, limit=settings.limit), settings)
+    study = Study.of(read_prompts(data, columns=settings.columns, limit=settings.limit), settings)
     if settings.template is not None:
         fill(settings.template, {"instruction": "", "input": ""}, (study.main, *study.other_reads))
     return [_announcement(study.prompts, settings, one) for one in _subjects(model, base, tokenizer, settings)[0]]
@@ -228,7 +193,7 @@ def _duration(seconds: float) -> str:
 
 
 def _probe(
-    study: "_Study", subject: Subject, run: RunWriter, surface: Mapping[str, np.ndarray], progress: Progress
+    study: Study, subject: Subject, run: RunWriter, surface: Mapping[str, np.ndarray], progress: Progress
 ) -> None:
     """One model, from its weights to its tables."""
     network, tokenizer = subject.load()
@@ -296,126 +261,7 @@ def _part(subject: Subject) -> str:
     return f"model-{subject.file}"
 
 
-@dataclass(frozen=True, eq=False)
-class _Study:
-    """What is asked of every model."""
-
-    prompts: Prompts
-    settings: ProbeSettings
-    panel: Panel
-    notes: tuple[str, ...]
-    known: dict[str, Sweep] = field(default_factory=dict)  # untrained networks, by their architecture
-    reading: list[float] = field(default_factory=list)  # seconds of each reading of the model in hand
-
-    @classmethod
-    def of(cls, prompts: Prompts, settings: ProbeSettings) -> Self:
-        instances = prompts.instances
-        units, by_instruction = held_out_units(*_columns(instances, "instruction", "input", "task"))
-        columns = ("output", "task", "distribution", *(["input"] if prompts.has_inputs else []))
-        table = dict(zip(columns, _columns(instances, *columns), strict=True))
-        (labels,) = Labels.coded({"instruction": units, **table})
-        pairs = list(zip(*_columns(instances, "distribution", "mapping"), strict=True))
-        book = {pair: code for code, pair in enumerate(sorted(pair for pair in set(pairs) if None not in pair))}
-        mapping = np.array([book.get(pair, -1) for pair in pairs])
-        groups = [(one.task, one.distribution) for one in instances]
-        sides = sides_of(units, groups, [one.split for one in instances], seed=settings.seed)
-        for side in sides:
-            if len(set(labels.task[side.members])) < 2 or len(set(labels.instruction[side.members])) < 4:
-                raise Refused(
-                    f"{prompts.name}: too few different prompts to measure {side.split} ({len(side.members)}); "
-                    "give at least four of each task"
-                )
-        notes = [*prompts.warnings]
-        if not by_instruction and prompts.has_inputs:
-            notes.append("there are hardly more instructions than tasks, so whole prompts are held out instead")
-        splits = {one.split for one in instances}
-        if len(splits) > 1 and not {"train", "validation", "test"} <= splits:
-            notes.append(f"the splits {', '.join(sorted(splits))} are not train, validation and test: halved anew")
-        names, test = sorted(set(table["task"])), sides[-1].members
-        pairs_there = np.unique(np.stack([labels.task[test], labels.instruction[test]]), axis=1)
-        there = np.bincount(pairs_there[0], minlength=len(names))
-        few = [f"'{name}' {count}" for name, count in zip(names, there, strict=True) if count < FEWEST]
-        if few:
-            whole = "instructions" if by_instruction and prompts.has_inputs else "prompts"
-            notes.append(
-                f"too few {whole} to tell of {len(few)} of {len(names)} tasks: {', '.join(few[:5])}"
-                f"{' …' if len(few) > 5 else ''} in the half that is reported, where {FEWEST} are needed: {2 * FEWEST} "
-                "in all"
-            )
-        effort = Effort(
-            settings.perplexity, settings.iterations, settings.initialisations, settings.repeats, thread_count()
-        )
-        panel = Panel.of(labels, mapping, names, sides, seed=settings.seed, effort=effort)
-        return cls(prompts, settings, panel, tuple(notes))
-
-    def check(self, subject: Subject) -> None:
-        """Refuse what would be refused of the first prompts, while nothing is written yet."""
-        subject.layers(self.settings.layers)
-        messages = self.prompts.messages
-        first = prompts_of(
-            subject.tokenizer,
-            self.prompts.instances[:_TRIED],
-            reads=(self.main, *self.other_reads),
-            template=self.settings.template,
-            messages=None if messages is None else messages[:_TRIED],
-            chat=self.settings.chat,
-        )
-        if all(isinstance(one, str) for one in first):
-            raise Refused(
-                f"{self.prompts.name}, {self.prompts.unit} {self.prompts.places[0]}: the prompt cannot be read: "
-                f"{first[0]}; and so on: mend the data or the template"
-            )
-
-    @property
-    def main(self) -> str:
-        """The token that is read at every layer."""
-        return "input" if self.prompts.has_inputs else "answer_start"
-
-    @property
-    def other_reads(self) -> tuple[str, ...]:
-        """Tokens beside it that are not the same one."""
-        if not self.prompts.has_inputs or "{instruction}" not in (self.settings.template or "{instruction}"):
-            return ()
-        same = not self.settings.chat and (self.settings.template or "{input}").endswith("{input}")
-        return ("instruction_end",) if same else ("instruction_end", "answer_start")
-
-    def read(
-        self,
-        network: Any,
-        tokenizer: Any,
-        prompts: Prompts,
-        reads: Mapping[str, Sequence[int]],
-        progress: Progress,
-        *,
-        spill: Path | None = None,
-    ) -> PromptReading:
-        """States and answers of the prompts; to disk where they would take a quarter of the memory."""
-        width, count = network.config.get_text_config().hidden_size, sum(len(layers) for layers in reads.values())
-        began = time.perf_counter()
-        reading = read_prompts_states(
-            network,
-            tokenizer,
-            prompts.instances,
-            reads=reads,
-            template=self.settings.template,
-            messages=prompts.messages,
-            chat=self.settings.chat,
-            spill=spill if 4 * width * count * len(prompts.instances) > _memory() / 4 else None,
-            progress=progress,
-        )
-        self.reading.append(time.perf_counter() - began)
-        return reading
-
-    def complete(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """A row with the columns that a whole run shares."""
-        return {"experiment": "probe", "arm": "main", "seed": self.settings.seed, **row}
-
-
-def _memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _texts(study: _Study, kept: np.ndarray) -> pl.DataFrame:
+def _texts(study: Study, kept: np.ndarray) -> pl.DataFrame:
     """instance, row, prompt (equal numbers for equal prompts) and what a reader wants to see of it."""
     frame = Dataset(_kept(study.prompts, kept).instances, {}, {}, {}, {}).frame()
     row = pl.Series("row", [study.prompts.places[place] for place in kept], dtype=pl.Int32)
@@ -429,10 +275,6 @@ def _dropped_frame(dropped: Sequence[tuple[int, str]]) -> pl.DataFrame:
     return pl.DataFrame(dropped, schema={"row": pl.Int32, "why": pl.String}, orient="row")
 
 
-def _columns(instances: Sequence[Instance], *names: str) -> list[list[Any]]:
-    return [[getattr(one, name) for one in instances] for name in names]
-
-
 def _kept(prompts: Prompts, places: np.ndarray) -> Prompts:
     messages = None if prompts.messages is None else tuple(prompts.messages[place] for place in places)
     return replace(prompts, instances=tuple(prompts.instances[place] for place in places), messages=messages)
@@ -443,7 +285,7 @@ def _spread(layers: Sequence[int]) -> list[int]:
     return [layers[n] for n in sorted(set(np.linspace(0, len(layers) - 1, _DEEP).round().astype(int).tolist()))]
 
 
-def _remarks(study: _Study, reading: PromptReading) -> list[str]:
+def _remarks(study: Study, reading: PromptReading) -> list[str]:
     """What a user has to know about how the prompts were read."""
     remarks = []
     if reading.dropped:
@@ -469,7 +311,7 @@ def _telling(progress: Progress) -> Tell:
 
 
 def _neutral(
-    study: _Study, panel: Panel, network: Any, tokenizer: Any, layers: Sequence[int], progress: Progress
+    study: Study, panel: Panel, network: Any, tokenizer: Any, layers: Sequence[int], progress: Progress
 ) -> Rows:
     """The same inputs after an instruction that says nothing: what is left is the input's own doing."""
     asked = _kept(study.prompts, panel.kept)
@@ -479,7 +321,7 @@ def _neutral(
 
 
 def _untrained(
-    study: _Study, panel: Panel, network: Any, tokenizer: Any, layers: Sequence[int], progress: Progress
+    study: Study, panel: Panel, network: Any, tokenizer: Any, layers: Sequence[int], progress: Progress
 ) -> Sweep:
     """The same architecture with fresh weights; models of one architecture share it."""
     settings = {name: v for name, v in network.config.to_dict().items() if not name.startswith("_")}
@@ -493,7 +335,7 @@ def _untrained(
     return study.known[key]
 
 
-def _surface(study: _Study, run: RunWriter, progress: Progress) -> dict[str, np.ndarray]:
+def _surface(study: Study, run: RunWriter, progress: Progress) -> dict[str, np.ndarray]:
     """What the text alone gives, as if its n-grams were states: control -> (prompt,) the deciding share on test."""
     texts = {"surface_prompt": [f"{one.instruction} {one.input}".strip() for one in study.prompts.instances]}
     if study.prompts.has_inputs:
@@ -548,7 +390,7 @@ def _answer_rows(panel: Panel, reading: PromptReading) -> Rows:
 # --- the run folder --------------------------------------------------------------------------------------------------
 
 
-def _finish(run: RunWriter, study: "_Study", subjects: Sequence[Subject], compared: str | None) -> None:
+def _finish(run: RunWriter, study: Study, subjects: Sequence[Subject], compared: str | None) -> None:
     """The parts as whole tables, the differences to the base, and the answer in words."""
     pieces = run.folder / "pieces"
     run.finish(["surface", *(_part(subject) for subject in subjects)])

@@ -1,0 +1,178 @@
+"""What a probe asks of every model: the settings, the prompts with their two halves, the tokens that are read."""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from nucleate.data.dataset import Instance
+from nucleate.data.prompts import Prompts
+from nucleate.experiments.groundwork import Progress
+from nucleate.measures.held_out import held_out_units, sides_of
+from nucleate.measures.neighbours import Labels
+from nucleate.measures.panel import Effort, Panel, Sweep
+from nucleate.measures.separation import FEWEST
+from nucleate.model.prompts import PromptReading, read_prompts_states
+from nucleate.model.subjects import Subject
+from nucleate.model.texts import prompts_of
+from nucleate.refusal import Refused, nearest
+from nucleate.runs import thread_count
+
+_TRIED = 100  # prompts that are tried before anything is written
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """How to probe."""
+
+    columns: Mapping[str, str] | None = None  # {ours: theirs}
+    limit: int | None = None  # prompts
+    template: str | None = None
+    chat: bool = False
+    layers: Sequence[int] | None = None  # None: all
+    revisions: Sequence[str] = ()
+    dtype: str = "float32"
+    device: str = "auto"
+    trust_remote_code: bool = False
+    loading: Mapping[str, Any] | None = None  # what else transformers is told when it loads the weights
+    thorough: bool = False  # every read, space and control at every layer
+    seed: int = 100
+    perplexity: float = 10
+    iterations: int = 1000  # of t-SNE
+    initialisations: int = 10  # of k-means
+    repeats: int = 20  # deals of the labels
+
+
+def settings_of(options: Mapping[str, Any]) -> ProbeSettings:
+    """The settings; a misspelt one is refused with the nearest."""
+    for name in options:
+        if name not in ProbeSettings.__dataclass_fields__:
+            raise Refused(f"probe: option {name!r} is unknown{nearest(name, ProbeSettings.__dataclass_fields__)}")
+    return ProbeSettings(**options)
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """What is asked of every model."""
+
+    prompts: Prompts
+    settings: ProbeSettings
+    panel: Panel
+    notes: tuple[str, ...]
+    known: dict[str, Sweep] = field(default_factory=dict)  # untrained networks, by their architecture
+    reading: list[float] = field(default_factory=list)  # seconds of each reading of the model in hand
+
+    @classmethod
+    def of(cls, prompts: Prompts, settings: ProbeSettings) -> Self:
+        instances = prompts.instances
+        units, by_instruction = held_out_units(*columns_of(instances, "instruction", "input", "task"))
+        columns = ("output", "task", "distribution", *(["input"] if prompts.has_inputs else []))
+        table = dict(zip(columns, columns_of(instances, *columns), strict=True))
+        (labels,) = Labels.coded({"instruction": units, **table})
+        pairs = list(zip(*columns_of(instances, "distribution", "mapping"), strict=True))
+        book = {pair: code for code, pair in enumerate(sorted(pair for pair in set(pairs) if None not in pair))}
+        mapping = np.array([book.get(pair, -1) for pair in pairs])
+        groups = [(one.task, one.distribution) for one in instances]
+        sides = sides_of(units, groups, [one.split for one in instances], seed=settings.seed)
+        for side in sides:
+            if len(set(labels.task[side.members])) < 2 or len(set(labels.instruction[side.members])) < 4:
+                raise Refused(
+                    f"{prompts.name}: too few different prompts to measure {side.split} ({len(side.members)}); "
+                    "give at least four of each task"
+                )
+        notes = [*prompts.warnings]
+        if not by_instruction and prompts.has_inputs:
+            notes.append("there are hardly more instructions than tasks, so whole prompts are held out instead")
+        splits = {one.split for one in instances}
+        if len(splits) > 1 and not {"train", "validation", "test"} <= splits:
+            notes.append(f"the splits {', '.join(sorted(splits))} are not train, validation and test: halved anew")
+        names, test = sorted(set(table["task"])), sides[-1].members
+        pairs_there = np.unique(np.stack([labels.task[test], labels.instruction[test]]), axis=1)
+        there = np.bincount(pairs_there[0], minlength=len(names))
+        few = [f"'{name}' {count}" for name, count in zip(names, there, strict=True) if count < FEWEST]
+        if few:
+            whole = "instructions" if by_instruction and prompts.has_inputs else "prompts"
+            notes.append(
+                f"too few {whole} to tell of {len(few)} of {len(names)} tasks: {', '.join(few[:5])}"
+                f"{' …' if len(few) > 5 else ''} in the half that is reported, where {FEWEST} are needed: {2 * FEWEST} "
+                "in all"
+            )
+        effort = Effort(
+            settings.perplexity, settings.iterations, settings.initialisations, settings.repeats, thread_count()
+        )
+        panel = Panel.of(labels, mapping, names, sides, seed=settings.seed, effort=effort)
+        return cls(prompts, settings, panel, tuple(notes))
+
+    def check(self, subject: Subject) -> None:
+        """Refuse what would be refused of the first prompts, while nothing is written yet."""
+        subject.layers(self.settings.layers)
+        messages = self.prompts.messages
+        first = prompts_of(
+            subject.tokenizer,
+            self.prompts.instances[:_TRIED],
+            reads=(self.main, *self.other_reads),
+            template=self.settings.template,
+            messages=None if messages is None else messages[:_TRIED],
+            chat=self.settings.chat,
+        )
+        if all(isinstance(one, str) for one in first):
+            raise Refused(
+                f"{self.prompts.name}, {self.prompts.unit} {self.prompts.places[0]}: the prompt cannot be read: "
+                f"{first[0]}; and so on: mend the data or the template"
+            )
+
+    @property
+    def main(self) -> str:
+        """The token that is read at every layer."""
+        return "input" if self.prompts.has_inputs else "answer_start"
+
+    @property
+    def other_reads(self) -> tuple[str, ...]:
+        """Tokens beside it that are not the same one."""
+        if not self.prompts.has_inputs or "{instruction}" not in (self.settings.template or "{instruction}"):
+            return ()
+        same = not self.settings.chat and (self.settings.template or "{input}").endswith("{input}")
+        return ("instruction_end",) if same else ("instruction_end", "answer_start")
+
+    def read(
+        self,
+        network: Any,
+        tokenizer: Any,
+        prompts: Prompts,
+        reads: Mapping[str, Sequence[int]],
+        progress: Progress,
+        *,
+        spill: Path | None = None,
+    ) -> PromptReading:
+        """States and answers of the prompts; to disk where they would take a quarter of the memory."""
+        width, count = network.config.get_text_config().hidden_size, sum(len(layers) for layers in reads.values())
+        began = time.perf_counter()
+        reading = read_prompts_states(
+            network,
+            tokenizer,
+            prompts.instances,
+            reads=reads,
+            template=self.settings.template,
+            messages=prompts.messages,
+            chat=self.settings.chat,
+            spill=spill if 4 * width * count * len(prompts.instances) > _memory() / 4 else None,
+            progress=progress,
+        )
+        self.reading.append(time.perf_counter() - began)
+        return reading
+
+    def complete(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """A row with the columns that a whole run shares."""
+        return {"experiment": "probe", "arm": "main", "seed": self.settings.seed, **row}
+
+
+def _memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def columns_of(instances: Sequence[Instance], *names: str) -> list[list[Any]]:
+    return [[getattr(one, name) for one in instances] for name in names]
