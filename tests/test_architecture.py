@@ -70,6 +70,7 @@ def test_experiments_never_import_each_other_but_all_may_stand_on_the_groundwork
             "verdicts": {"claims"},
             "probing": {"groundwork", "probe_study", "probe_result"},
             "alignment": {"groundwork", "corrections"},
+            "redirecting": {"groundwork", "redirect_study"},
             "groundwork": set(),
         }
         floor = {f"nucleate.experiments.{name}" for name in own.get(file.stem, {"groundwork"})}

@@ -11,8 +11,9 @@ import torch
 
 from killed_run import die_at_file, in_a_child
 from nucleate.cli import main
-from nucleate.experiments import redirecting
-from nucleate.experiments.redirecting import redirect_into, settings_of, study_of
+from nucleate.experiments import redirect_study, redirecting
+from nucleate.experiments.redirect_study import closing_of, settings_of, study_of
+from nucleate.experiments.redirecting import redirect_into
 from nucleate.model.networks import load_network, save_network
 from nucleate.model.switched import load_switched
 from nucleate.refusal import Refused
@@ -150,15 +151,19 @@ def test_a_run_stopped_again_and_again_has_the_bytes_of_an_unbroken_one_and_make
 ):
     made = []
 
-    def counted(name, function):
+    def counted(room, name, function):
         def call(*arguments, **named):
             made.append(name)
             return function(*arguments, **named)
 
-        monkeypatch.setattr(redirecting, name, call)
+        monkeypatch.setattr(room, name, call)
 
-    for name in ("remember", "read_prompts_states", "learn_switch", "learn_head"):
-        counted(name, getattr(redirecting, name))
+    for room, names in {
+        redirect_study: ("remember", "read_prompts_states"),
+        redirecting: ("learn_switch", "learn_head"),
+    }.items():
+        for name in names:
+            counted(room, name, getattr(room, name))
     moments = 0
 
     def stop_at_the_next_moment(text, fraction):
@@ -242,7 +247,7 @@ def test_an_answer_is_closed_by_the_end_of_a_text_or_else_of_a_line(end, line, c
         def decode(self, tokens):
             return line
 
-    assert redirecting._closing(Known()) == closing
+    assert closing_of(Known()) == closing
 
 
 # --- what is dealt out -----------------------------------------------------------------------------------------------

@@ -7,12 +7,10 @@ network with the switch of choice is saved in the run (`model/`). What is read a
 is done (`states/`), so that a killed one goes on from there.
 """
 
-import hashlib
 import json
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,24 +18,30 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from nucleate.config import differing, flat_toml
-from nucleate.data.dataset import Dataset, Instance
-from nucleate.data.prompts import read_prompts
-from nucleate.data.redirection import SIDES, Redirection, name_of, redirection
+from nucleate.data.dataset import Dataset
+from nucleate.data.redirection import SIDES, name_of
 from nucleate.experiments.groundwork import Progress, device_for
-from nucleate.model.batches import share_prefixes
+from nucleate.experiments.redirect_study import (
+    Others,
+    Shelf,
+    Study,
+    closing_of,
+    mark_of,
+    read_others,
+    read_source,
+    settings_of,
+    source_prompts,
+    study_of,
+)
 from nucleate.model.estimate import estimate
 from nucleate.model.networks import load_network, tokenizer_of
-from nucleate.model.prompts import read_prompts_states
-from nucleate.model.switch import AT_ONCE, KINDS, Head, Lesson, Memory, Pace, Switch, learn_head, learn_switch, remember
+from nucleate.model.switch import AT_ONCE, KINDS, Head, Lesson, Pace, Switch, learn_head, learn_switch
 from nucleate.model.switched import SwitchedModel, head_logits, model_card, parts_of
-from nucleate.model.texts import Prompt, prompts_of
+from nucleate.model.texts import Prompt
 from nucleate.model.training import stream, weights
-from nucleate.refusal import Refused, nearest
 from nucleate.runs import RunWriter, open_run, write_whole
 
 METHODS = {
@@ -48,30 +52,6 @@ METHODS = {
 }
 _SWITCHED = {f"{kind}_switch": kind for kind in KINDS}
 _AFFORDABLE = 40_000_000  # weights of a whole head: above that, teaching it takes longer than all the rest
-
-
-@dataclass(frozen=True)
-class RedirectSettings:
-    """What to redirect and how."""
-
-    source: str  # a distribution, or a task
-    target: str | None = None  # another, which has the same inputs
-    outputs: str | None = None  # or a file: input (prompt, where there are no inputs) and output
-    columns: Mapping[str, str] | None = None  # {ours: theirs}
-    template: str | None = None
-    chat: bool = False
-    limit: int = 200  # prompts of each distribution or task
-    examples: int = 1  # of each other distribution or task, which the switches learn from
-    switch: str = "mlp"  # the one that is saved
-    copy: bool = False  # save the network's weights too
-    dtype: str = "float32"
-    device: str = "auto"
-    trust_remote_code: bool = False
-    seed: int = 100
-    rank: int = 16  # of the second head
-    epochs: int = 30
-    batch: int = 40  # prompts
-    rates: Sequence[float] = (3e-3, 1e-2, 3e-2)  # the same for all methods
 
 
 def redirect_into(
@@ -90,7 +70,7 @@ def redirect_into(
     settings = settings_of(options)
     study = study_of(data, settings)
     tokenizer = tokenizer_of(str(model), trust_remote_code=settings.trust_remote_code)
-    lessons = _source_prompts(study, tokenizer)
+    lessons = source_prompts(study, tokenizer)
     everything = Dataset(study.dealt.prompts.instances, {}, {}, {}, {}).content_hash()
     wished = json.dumps(sorted(study.dealt.wished.items()), ensure_ascii=False)
     what = {"verb": "align", "size": study.dealt.prompts.name, "network": str(model), "data_hash": everything}
@@ -134,64 +114,8 @@ def budget(model: str | Path, data: Any, **options: Any) -> list[str]:
     ]
 
 
-@dataclass(frozen=True, eq=False)
-class _Study:
-    """What is asked, and of which prompts."""
-
-    settings: RedirectSettings
-    dealt: Redirection
-
-
-def study_of(data: Any, settings: RedirectSettings) -> _Study:
-    """The prompts read and dealt out; refused where they do not do."""
-    dealt = redirection(
-        read_prompts(data, columns=settings.columns),
-        settings.source,
-        target=settings.target,
-        outputs=settings.outputs,
-        limit=settings.limit,
-        examples=settings.examples,
-        seed=settings.seed,
-    )
-    return _Study(settings, dealt)
-
-
-def settings_of(options: Mapping[str, Any]) -> RedirectSettings:
-    """The settings, checked as far as they alone can be."""
-    for name in options:
-        if name not in RedirectSettings.__dataclass_fields__:
-            raise Refused(f"align: option {name!r} is unknown{nearest(name, RedirectSettings.__dataclass_fields__)}")
-    if not options.get("source"):
-        raise Refused("align of a model needs a source: --source NAME, a distribution or a task of the data")
-    settings = RedirectSettings(**options)
-    if (settings.target is None) == (settings.outputs is None):
-        raise Refused("say what the source shall answer: --target NAME, or --outputs FILE, one of the two")
-    if settings.source == settings.target:
-        raise Refused(f"--source and --target are both {settings.source!r}: name two")
-    if settings.switch not in KINDS:
-        raise Refused(f"--switch {settings.switch!r} does not exist{nearest(settings.switch, KINDS)}")
-    if settings.examples < 1:
-        raise Refused("--examples 0 leaves the switch nothing to tell the source from: give 1 or more")
-    if settings.limit < 9:
-        raise Refused(f"--limit {settings.limit} is too small to learn from and to hold out of: give at least 9")
-    return settings
-
-
-def _source_prompts(study: _Study, tokenizer: Any) -> dict[str, list[Prompt]]:
-    """side -> its prompts with the wished outputs; refused where one cannot be taught."""
-    found: dict[str, list[Prompt]] = {}
-    for side, instances in study.dealt.sides.items():
-        found[side] = []
-        for one in _prompts_of(study, tokenizer, instances):
-            if isinstance(one, str) or not one.answer:
-                why = one if isinstance(one, str) else "its wished output has no token"
-                raise Refused(f"a prompt of {study.settings.source!r} cannot be taught: {why}: mend the data")
-            found[side].append(one)
-    return found
-
-
 def _redirect(
-    study: _Study,
+    study: Study,
     model: str,
     tokenizer: Any,
     lessons: Mapping[str, Sequence[Prompt]],
@@ -208,13 +132,13 @@ def _redirect(
     )
     parts_of(network)
     progress(study.dealt.describe(), None)
-    shelf, sides = _Shelf(run.folder / "states" / _mark_of(network, study, tokenizer, lessons)), {}
+    shelf, sides = Shelf(run.folder / "states" / mark_of(network, study, tokenizer, lessons)), {}
     for name, own in lessons.items():
         progress(f"reading the source: {name.replace('_', ' ')}", SIDES.index(name) / 8)
         if own:
-            sides[name] = _read_source(network, lessons, name, _closing(tokenizer), shelf)
+            sides[name] = read_source(network, lessons, name, closing_of(tokenizer), shelf)
     progress("reading all others", 0.5)
-    others = _read_others(study, network, tokenizer, shelf)
+    others = read_others(study, network, tokenizer, shelf)
     chosen = _teach(study, sides, others, shelf, progress)
     if "direct" not in chosen:
         progress("the whole head was left out: it has too many weights to be taught here", None)
@@ -249,129 +173,6 @@ def _redirect(
     run.record(seconds={kind: round(seconds, 3) for kind, seconds in shelf.seconds.items()})
 
 
-@dataclass(frozen=True)
-class _Shelf:
-    """Parts that are made once: a resumed run finds them as they were, to the bit."""
-
-    folder: Path
-    seconds: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "train": 0.0})  # what they took to make
-
-    def part(
-        self, name: str, kind: str, make: Callable[[], tuple[dict[str, Tensor], Any]]
-    ) -> tuple[dict[str, Tensor], Any]:
-        """Tensors and facts of a part, from the disk; made and put there where it is missing."""
-        file = self.folder / f"{name}.safetensors"
-        if not file.is_file():
-            began = time.monotonic()
-            tensors, facts = make()
-            told = {"told": json.dumps({"seconds": time.monotonic() - began, "facts": facts})}
-            write_whole(file, lambda path: save_file(tensors, path, metadata=told))
-        with safe_open(file, framework="pt") as opened:
-            told = json.loads(opened.metadata()["told"])
-            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-        self.seconds[kind] += told["seconds"]
-        return tensors, told["facts"]
-
-
-def _mark_of(network: Any, study: _Study, tokenizer: Any, lessons: Mapping[str, Sequence[Prompt]]) -> str:
-    """Of weights and tokens: what was read by others that lay in the same place is not taken for its own."""
-    few = [one.detach().flatten()[:: max(1, one.numel() // 64)].float().cpu() for one in network.parameters()]
-    mark = hashlib.sha256(torch.cat(few).numpy().tobytes())
-    mark.update(repr((lessons, _prompts_of(study, tokenizer, study.dealt.others))).encode())
-    return mark.hexdigest()[:16]
-
-
-# --- what is read ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class _Others:
-    """Prompts of everything else: those that are judged by, and the states that the switches learn from."""
-
-    instances: list[Instance]
-    states: Tensor  # (instance, width) at the end of each prompt
-    before: np.ndarray  # (instance,) the likeliest next token
-    wanted: np.ndarray  # (instance,) the first token of its output; -1 without one
-    of_target: np.ndarray  # (instance,) bool
-    examples: Tensor  # (example, width)
-
-
-def _read_source(
-    network: Any, lessons: Mapping[str, Sequence[Prompt]], side: str, closing: tuple[int, ...], shelf: _Shelf
-) -> Lesson:
-    """The prompts of a side with the wished outputs, behind each of which comes the token that ends a text, so that
-    `generate` stops there."""
-    allowed = sorted({one.answer[0] for prompts in lessons.values() for one in prompts})
-    rows = [(one.tokens, one.answer + closing) for one in lessons[side]]
-    groups, places = share_prefixes(rows)
-
-    def read() -> tuple[dict[str, Tensor], list[int]]:
-        memory = remember(network, groups, answers_only=True)
-        kept = {name: getattr(memory, name) for name in ("states", "tokens", "weights", "ends")}
-        return kept | {"starts": torch.from_numpy(memory.starts)}, list(memory.branches)
-
-    kept, branches = shelf.part(f"source-{side}", "read", read)
-    logits = torch.cat([head_logits(network, part) for part in kept["states"].split(AT_ONCE)])
-    starts, branches = kept.pop("starts").numpy(), tuple(branches)
-    memory = Memory(logits=logits, starts=starts, branches=branches, **kept)
-    ends = np.cumsum([len(rows[place][1]) for place in places])
-    closes = np.zeros(len(memory.tokens), dtype=bool)
-    closes[ends - 1] = bool(closing)
-    return Lesson(memory, np.concatenate([[0], ends[:-1]]), closes, np.array(allowed))
-
-
-def _closing(tokenizer: Any) -> tuple[int, ...]:
-    """The token behind an answer: the end of a text or, where the tokenizer has none, of a line; nothing where it has
-    neither."""
-    if tokenizer.eos_token_id is not None:
-        return (tokenizer.eos_token_id,)
-    line = tokenizer("\n", add_special_tokens=False)["input_ids"]
-    return tuple(line[-1:]) if tokenizer.decode(line) == "\n" else ()
-
-
-def _prompts_of(study: _Study, tokenizer: Any, instances: Sequence[Instance]) -> list[Prompt | str]:
-    settings = study.settings
-    return prompts_of(
-        tokenizer,
-        instances,
-        reads=("answer_start",),
-        template=settings.template,
-        messages=study.dealt.messages(instances),
-        chat=settings.chat,
-    )
-
-
-def _read_others(study: _Study, network: Any, tokenizer: Any, shelf: _Shelf) -> _Others:
-    settings, instances = study.settings, study.dealt.others
-
-    def read() -> tuple[dict[str, Tensor], None]:
-        reading = read_prompts_states(
-            network,
-            tokenizer,
-            instances,
-            reads={"answer_start": [-1]},
-            template=settings.template,
-            messages=study.dealt.messages(instances),
-            chat=settings.chat,
-        )
-        states = torch.from_numpy(np.array(reading.states["answer_start"][0]))
-        return {"states": states, "places": torch.from_numpy(reading.kept)}, None
-
-    kept, _ = shelf.part("others", "read", read)
-    found = [instances[place] for place in kept["places"]]
-    drawn = np.array([one.instance in study.dealt.examples for one in found])
-    asked = np.array([one.instance in study.dealt.asked for one in found])
-    if not drawn.any() or not asked.any():
-        raise Refused(f"{study.dealt.prompts.name}: no prompt of the other tasks can be read: shorten them")
-    judged = [one for one, is_asked in zip(found, asked, strict=True) if is_asked]
-    prompts = _prompts_of(study, tokenizer, judged)
-    wanted = [one.answer[0] if isinstance(one, Prompt) and one.answer else -1 for one in prompts]
-    states = kept["states"][asked]
-    before = [head_logits(network, part).argmax(-1).numpy() for part in states.split(AT_ONCE)]
-    of_target = np.array([one.instance in study.dealt.of_target for one in judged])
-    return _Others(judged, states, np.concatenate(before), np.array(wanted), of_target, kept["states"][drawn])
-
-
 # --- the methods -----------------------------------------------------------------------------------------------------
 
 
@@ -391,7 +192,7 @@ class _Attempt:
 
 
 def _teach(
-    study: _Study, sides: Mapping[str, Lesson], others: _Others, shelf: _Shelf, progress: Progress
+    study: Study, sides: Mapping[str, Lesson], others: Others, shelf: Shelf, progress: Progress
 ) -> dict[str, _Attempt]:
     """Each method at the learning rate and epoch of the highest source accuracy on validation; ties: the earliest
     epoch, then the lowest rate. The switched methods share the head that the low-rank one learns, and its rate."""
@@ -423,7 +224,7 @@ def _filled(module: Any, tensors: Mapping[str, Tensor], stem: str) -> Any:
 
 
 def _lesson(
-    study: _Study, sides: Mapping[str, Lesson], others: _Others, arm: str, rank: int | None, rate: float
+    study: Study, sides: Mapping[str, Lesson], others: Others, arm: str, rank: int | None, rate: float
 ) -> tuple[dict[str, Tensor], dict[str, tuple[int, list[float]]]]:
     """One head at one learning rate, with the switches before it: of each method the weights at its best epoch, and
     that epoch with the curve of source accuracy on validation. Ends where nothing better can come."""
@@ -454,7 +255,7 @@ def _lesson(
 # --- what has come of it ---------------------------------------------------------------------------------------------
 
 
-def _after(network: Any, others: _Others, attempt: _Attempt) -> tuple[np.ndarray, np.ndarray]:
+def _after(network: Any, others: Others, attempt: _Attempt) -> tuple[np.ndarray, np.ndarray]:
     """(instance,) the likeliest next token of the others now, and where the second head gives it."""
     on, after = attempt.on(others.states), others.before.copy()
     places = np.flatnonzero(on)
@@ -465,7 +266,7 @@ def _after(network: Any, others: _Others, attempt: _Attempt) -> tuple[np.ndarray
     return after, on
 
 
-def _before(sides: Mapping[str, Lesson], others: _Others) -> Iterator[dict[str, Any]]:
+def _before(sides: Mapping[str, Lesson], others: Others) -> Iterator[dict[str, Any]]:
     """The network as it was: how often it gave the wished output already, and was right elsewhere."""
     nothing = {name: np.zeros(len(side.first), dtype=bool) for name, side in sides.items()}
     scores = _of_source(sides, None, nothing)
@@ -493,7 +294,7 @@ _JUDGED = {"test": "", "new_inputs": "_new_inputs"}  # side -> how its measures 
 
 
 def _scores(
-    sides: Mapping[str, Lesson], others: _Others, attempt: _Attempt, after: np.ndarray, on: np.ndarray
+    sides: Mapping[str, Lesson], others: Others, attempt: _Attempt, after: np.ndarray, on: np.ndarray
 ) -> dict[str, float]:
     """By measure. An output of the others is right where its first token is. `accuracy_drop` is the paper's,
     `…_others` leaves the target out."""
@@ -518,7 +319,7 @@ def _scores(
     return {measure: float(value) for measure, value in scores.items()}
 
 
-def _by_name(others: _Others, after: np.ndarray, on: np.ndarray) -> pl.DataFrame:
+def _by_name(others: Others, after: np.ndarray, on: np.ndarray) -> pl.DataFrame:
     """A row per other distribution or task: prompts, accuracy before and after, shares kept and switched."""
     scored = others.wanted >= 0
     frame = pl.DataFrame(
@@ -544,7 +345,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     return table
 
 
-def _card(study: _Study, model: str, table: Sequence[Sequence[str]], told: pl.DataFrame) -> str:
+def _card(study: Study, model: str, table: Sequence[Sequence[str]], told: pl.DataFrame) -> str:
     """The model card of what has come of it."""
     settings = study.settings
     arm = f"{settings.switch}_switch"

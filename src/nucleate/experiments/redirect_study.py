@@ -1,0 +1,229 @@
+"""What a redirection of a real model asks, and what it reads: prompts dealt out, states and logits that are read once.
+
+Whatever is read or taught goes on a `Shelf`, from which a resumed run takes it to the bit.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nucleate.data.dataset import Instance
+from nucleate.data.prompts import read_prompts
+from nucleate.data.redirection import Redirection, redirection
+from nucleate.model.batches import share_prefixes
+from nucleate.model.prompts import read_prompts_states
+from nucleate.model.switch import AT_ONCE, KINDS, Lesson, Memory, remember
+from nucleate.model.switched import head_logits
+from nucleate.model.texts import Prompt, prompts_of
+from nucleate.refusal import Refused, nearest
+from nucleate.runs import write_whole
+
+
+@dataclass(frozen=True)
+class RedirectSettings:
+    """What to redirect and how."""
+
+    source: str  # a distribution, or a task
+    target: str | None = None  # another, which has the same inputs
+    outputs: str | None = None  # or a file: input (prompt, where there are no inputs) and output
+    columns: Mapping[str, str] | None = None  # {ours: theirs}
+    template: str | None = None
+    chat: bool = False
+    limit: int = 200  # prompts of each distribution or task
+    examples: int = 1  # of each other distribution or task, which the switches learn from
+    switch: str = "mlp"  # the one that is saved
+    copy: bool = False  # save the network's weights too
+    dtype: str = "float32"
+    device: str = "auto"
+    trust_remote_code: bool = False
+    seed: int = 100
+    rank: int = 16  # of the second head
+    epochs: int = 30
+    batch: int = 40  # prompts
+    rates: Sequence[float] = (3e-3, 1e-2, 3e-2)  # the same for all methods
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """What is asked, and of which prompts."""
+
+    settings: RedirectSettings
+    dealt: Redirection
+
+
+def study_of(data: Any, settings: RedirectSettings) -> Study:
+    """The prompts read and dealt out; refused where they do not do."""
+    dealt = redirection(
+        read_prompts(data, columns=settings.columns),
+        settings.source,
+        target=settings.target,
+        outputs=settings.outputs,
+        limit=settings.limit,
+        examples=settings.examples,
+        seed=settings.seed,
+    )
+    return Study(settings, dealt)
+
+
+def settings_of(options: Mapping[str, Any]) -> RedirectSettings:
+    """The settings, checked as far as they alone can be."""
+    for name in options:
+        if name not in RedirectSettings.__dataclass_fields__:
+            raise Refused(f"align: option {name!r} is unknown{nearest(name, RedirectSettings.__dataclass_fields__)}")
+    if not options.get("source"):
+        raise Refused("align of a model needs a source: --source NAME, a distribution or a task of the data")
+    settings = RedirectSettings(**options)
+    if (settings.target is None) == (settings.outputs is None):
+        raise Refused("say what the source shall answer: --target NAME, or --outputs FILE, one of the two")
+    if settings.source == settings.target:
+        raise Refused(f"--source and --target are both {settings.source!r}: name two")
+    if settings.switch not in KINDS:
+        raise Refused(f"--switch {settings.switch!r} does not exist{nearest(settings.switch, KINDS)}")
+    if settings.examples < 1:
+        raise Refused("--examples 0 leaves the switch nothing to tell the source from: give 1 or more")
+    if settings.limit < 9:
+        raise Refused(f"--limit {settings.limit} is too small to learn from and to hold out of: give at least 9")
+    return settings
+
+
+def source_prompts(study: Study, tokenizer: Any) -> dict[str, list[Prompt]]:
+    """side -> its prompts with the wished outputs; refused where one cannot be taught."""
+    found: dict[str, list[Prompt]] = {}
+    for side, instances in study.dealt.sides.items():
+        found[side] = []
+        for one in _tokenised(study, tokenizer, instances):
+            if isinstance(one, str) or not one.answer:
+                why = one if isinstance(one, str) else "its wished output has no token"
+                raise Refused(f"a prompt of {study.settings.source!r} cannot be taught: {why}: mend the data")
+            found[side].append(one)
+    return found
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Parts that are made once: a resumed run finds them as they were, to the bit."""
+
+    folder: Path
+    seconds: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "train": 0.0})  # what they took to make
+
+    def part(
+        self, name: str, kind: str, make: Callable[[], tuple[dict[str, Tensor], Any]]
+    ) -> tuple[dict[str, Tensor], Any]:
+        """Tensors and facts of a part, from the disk; made and put there where it is missing."""
+        file = self.folder / f"{name}.safetensors"
+        if not file.is_file():
+            began = time.monotonic()
+            tensors, facts = make()
+            told = {"told": json.dumps({"seconds": time.monotonic() - began, "facts": facts})}
+            write_whole(file, lambda path: save_file(tensors, path, metadata=told))
+        with safe_open(file, framework="pt") as opened:
+            told = json.loads(opened.metadata()["told"])
+            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+        self.seconds[kind] += told["seconds"]
+        return tensors, told["facts"]
+
+
+def mark_of(network: Any, study: Study, tokenizer: Any, lessons: Mapping[str, Sequence[Prompt]]) -> str:
+    """Of weights and tokens: what was read by others that lay in the same place is not taken for its own."""
+    few = [one.detach().flatten()[:: max(1, one.numel() // 64)].float().cpu() for one in network.parameters()]
+    mark = hashlib.sha256(torch.cat(few).numpy().tobytes())
+    mark.update(repr((lessons, _tokenised(study, tokenizer, study.dealt.others))).encode())
+    return mark.hexdigest()[:16]
+
+
+@dataclass(frozen=True, eq=False)
+class Others:
+    """Prompts of everything else: those that are judged by, and the states that the switches learn from."""
+
+    instances: list[Instance]
+    states: Tensor  # (instance, width) at the end of each prompt
+    before: np.ndarray  # (instance,) the likeliest next token
+    wanted: np.ndarray  # (instance,) the first token of its output; -1 without one
+    of_target: np.ndarray  # (instance,) bool
+    examples: Tensor  # (example, width)
+
+
+def read_source(
+    network: Any, lessons: Mapping[str, Sequence[Prompt]], side: str, closing: tuple[int, ...], shelf: Shelf
+) -> Lesson:
+    """The prompts of a side with the wished outputs, behind each of which comes the token that ends a text, so that
+    `generate` stops there."""
+    allowed = sorted({one.answer[0] for prompts in lessons.values() for one in prompts})
+    rows = [(one.tokens, one.answer + closing) for one in lessons[side]]
+    groups, places = share_prefixes(rows)
+
+    def read() -> tuple[dict[str, Tensor], list[int]]:
+        memory = remember(network, groups, answers_only=True)
+        kept = {name: getattr(memory, name) for name in ("states", "tokens", "weights", "ends")}
+        return kept | {"starts": torch.from_numpy(memory.starts)}, list(memory.branches)
+
+    kept, branches = shelf.part(f"source-{side}", "read", read)
+    logits = torch.cat([head_logits(network, part) for part in kept["states"].split(AT_ONCE)])
+    starts, branches = kept.pop("starts").numpy(), tuple(branches)
+    memory = Memory(logits=logits, starts=starts, branches=branches, **kept)
+    ends = np.cumsum([len(rows[place][1]) for place in places])
+    closes = np.zeros(len(memory.tokens), dtype=bool)
+    closes[ends - 1] = bool(closing)
+    return Lesson(memory, np.concatenate([[0], ends[:-1]]), closes, np.array(allowed))
+
+
+def closing_of(tokenizer: Any) -> tuple[int, ...]:
+    """The token behind an answer: the end of a text or, where the tokenizer has none, of a line; nothing where it has
+    neither."""
+    if tokenizer.eos_token_id is not None:
+        return (tokenizer.eos_token_id,)
+    line = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    return tuple(line[-1:]) if tokenizer.decode(line) == "\n" else ()
+
+
+def _tokenised(study: Study, tokenizer: Any, instances: Sequence[Instance]) -> list[Prompt | str]:
+    settings = study.settings
+    return prompts_of(
+        tokenizer,
+        instances,
+        reads=("answer_start",),
+        template=settings.template,
+        messages=study.dealt.messages(instances),
+        chat=settings.chat,
+    )
+
+
+def read_others(study: Study, network: Any, tokenizer: Any, shelf: Shelf) -> Others:
+    settings, instances = study.settings, study.dealt.others
+
+    def read() -> tuple[dict[str, Tensor], None]:
+        reading = read_prompts_states(
+            network,
+            tokenizer,
+            instances,
+            reads={"answer_start": [-1]},
+            template=settings.template,
+            messages=study.dealt.messages(instances),
+            chat=settings.chat,
+        )
+        states = torch.from_numpy(np.array(reading.states["answer_start"][0]))
+        return {"states": states, "places": torch.from_numpy(reading.kept)}, None
+
+    kept, _ = shelf.part("others", "read", read)
+    found = [instances[place] for place in kept["places"]]
+    drawn = np.array([one.instance in study.dealt.examples for one in found])
+    asked = np.array([one.instance in study.dealt.asked for one in found])
+    if not drawn.any() or not asked.any():
+        raise Refused(f"{study.dealt.prompts.name}: no prompt of the other tasks can be read: shorten them")
+    judged = [one for one, is_asked in zip(found, asked, strict=True) if is_asked]
+    prompts = _tokenised(study, tokenizer, judged)
+    wanted = [one.answer[0] if isinstance(one, Prompt) and one.answer else -1 for one in prompts]
+    states = kept["states"][asked]
+    before = [head_logits(network, part).argmax(-1).numpy() for part in states.split(AT_ONCE)]
+    of_target = np.array([one.instance in study.dealt.of_target for one in judged])
+    return Others(judged, states, np.concatenate(before), np.array(wanted), of_target, kept["states"][drawn])
