@@ -105,7 +105,7 @@ class Stage {
       const up = d * z + e * inward;
       const scale = (size * 4) / (4 - near);
       out[at] = width / 2 + across * scale;
-      out[at + 1] = height * 0.47 - up * scale;
+      out[at + 1] = height * 0.43 - up * scale;
       out[at + 2] = Math.max(0, Math.min(1, near / 2.4 + 0.5));
     };
   }
@@ -191,10 +191,10 @@ class Stage {
     const turn = this.camera(look);
     const line = (...ends) => {
       const out = [];
-      ends.forEach(([x, y], k) => turn(x, y, -1.05, out, 3 * k));
+      ends.forEach(([x, y], k) => turn(x, y, -0.9, out, 3 * k));
       return [out[0], out[1], out[3], out[4]];
     };
-    return [-0.9, -0.45, 0, 0.45, 0.9].flatMap((at) => [line([at, -0.9], [at, 0.9]), line([-0.9, at], [0.9, at])]);
+    return [-0.62, -0.31, 0, 0.31, 0.62].flatMap((at) => [line([at, -0.62], [at, 0.62]), line([-0.62, at], [0.62, at])]);
   }
 
   // The visible point under the pointer, at most `reach` CSS pixels away.
