@@ -1,17 +1,18 @@
 """Whole instructions in a step against instances drawn one by one: what the law of batches changes, seed by seed.
 
-    python benchmarks/laws.py results/judged/{narrow,small}-* > results/packing.md
+    python benchmarks/laws.py results/judged/* > results/packing.md
 
 Pairs finished runs that differ in `training.packing` alone, and prints Markdown, a section for each size: the mean of
 each law, the mean of the paired differences (rows minus tree) with its 95 % t-interval, and both laws' verdicts.
 """
 
+import json
 import sys
 
 from nucleate.experiments.verdicts import Judgement, judge
 from nucleate.measures.baselines import t_interval
 from nucleate.measures.evidence import ACCURACY, LAST, Score, best_epoch, curve_of, f1, level_of
-from nucleate.runs import Run, load_run
+from nucleate.runs import NO_MATTER, Run, flat, load_run
 
 LAWS = ("tree", "rows")
 
@@ -36,28 +37,36 @@ def quantities(run: Run) -> dict[str, float]:
 
 
 def main(folders: list[str]) -> None:
-    sizes: dict[str, dict[str, dict[int, Run]]] = {}
+    found: dict[str, dict[str, dict[int, Run]]] = {}
     for run in map(load_run, folders):
         if run.manifest["status"] != "done":
             raise SystemExit(f"laws.py: {run.folder} is not finished")
-        laws = sizes.setdefault(run.config["size"], {law: {} for law in LAWS})
-        same_law = laws[run.config["training"]["packing"]]
-        if run.config["seed"] in same_law:
-            raise SystemExit(f"laws.py: {run.folder} and {same_law[run.config['seed']].folder} are the same run")
-        same_law[run.config["seed"]] = run
+        settings = {key: value for key, value in flat(run.config).items() if key not in NO_MATTER}
+        law = settings.pop("training.packing")
+        same = found.setdefault(json.dumps(settings, sort_keys=True), {law: {} for law in LAWS})[law]
+        if run.config["seed"] in same:
+            raise SystemExit(f"laws.py: {run.folder} and {same[run.config['seed']].folder} are the same run")
+        same[run.config["seed"]] = run
+    paired = [pairs for laws in found.values() if len((pairs := pairs_of(laws))["tree"]) > 1]
+    if not paired:
+        raise SystemExit("laws.py: two seeds of both laws at least, to compare them in pairs")
     print("# Whole instructions in a step (`tree`) against instances drawn one by one (`rows`)\n")
-    print("`python benchmarks/laws.py results/judged/{narrow,small}-*`; seeds paired; last layer; *late* is the last")
-    print("tenth of the training. What each claim measures: [claims.md](claims.md).")
-    for size, laws in sizes.items():
-        compare(size, laws)
+    print("Seeds are paired; last layer; *late* is the last tenth of the training. What each claim measures:")
+    print("[claims.md](claims.md). Made by `python benchmarks/laws.py results/judged/*`.")
+    for laws in paired:
+        compare(laws)
 
 
-def compare(size: str, runs: dict[str, dict[int, Run]]) -> None:
+def pairs_of(laws: dict[str, dict[int, Run]]) -> dict[str, dict[int, Run]]:
+    """The runs whose seed was run by both laws, by rising seed."""
+    seeds = sorted(laws["tree"].keys() & laws["rows"].keys())
+    return {law: {seed: runs[seed] for seed in seeds} for law, runs in laws.items()}
+
+
+def compare(runs: dict[str, dict[int, Run]]) -> None:
     """A section: quantities in pairs, then the verdicts of both laws."""
-    seeds = sorted(runs["tree"].keys() & runs["rows"].keys())
-    if len(seeds) < 2:
-        raise SystemExit(f"laws.py: {size}: two seeds of each law at least, to compare them in pairs")
-    print(f"\n## Size {size}, seeds {', '.join(map(str, seeds))}\n")
+    seeds = list(runs["tree"])
+    print(f"\n## Size {runs['tree'][seeds[0]].config['size']}, seeds {', '.join(map(str, seeds))}\n")
     measured = {law: [quantities(runs[law][seed]) for seed in seeds] for law in LAWS}
     print("| quantity | tree | rows | rows - tree | 95 % |\n|---|---|---|---|---|")
     for name in measured["tree"][0]:

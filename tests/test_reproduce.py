@@ -3,17 +3,21 @@
 import json
 import shutil
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
 import pytest
 from scipy import stats
 
+import fake_run
 from nucleate.cli import main
 from nucleate.experiments import probing
 from nucleate.experiments.redirecting import METHODS
 from nucleate.model.networks import gpt2, save_network, word_tokenizer
 from nucleate.report.application_tables import PAPER, over_seeds
+from nucleate.report.figures import draw_svg, figures_of
+from nucleate.report.page import _caption
 from nucleate.report.seeds import curve_over, series_of
 from nucleate.runs import load_run
 
@@ -130,7 +134,7 @@ def test_table_2_over_seeds_is_printed_and_on_the_page_beside_the_papers(seeds, 
     assert main(["report", *map(str, folders), "--out", str(tmp_path)]) == 0
     said, page = capsys.readouterr().out, (tmp_path / "page.html").read_text()
     (series,) = series_of([load_run(folder) for folder in folders])
-    ((title, (_, rows)),) = over_seeds(series)
+    title, (_, rows) = over_seeds(series)
     assert title in said and title in page and "seeds 0, 1" in title
     shown = {row[0]: row[1:] for row in rows}
     tables = [load_run(folder).metrics.filter(pl.col("epoch").is_null(), split="test") for folder in folders]
@@ -139,8 +143,10 @@ def test_table_2_over_seeds_is_printed_and_on_the_page_beside_the_papers(seeds, 
     for arm, cell in zip(METHODS, shown["all other tasks: accuracy drop"], strict=True):
         assert numbers(cell) == pytest.approx((np.mean(drops[arm]), *wanted_interval(drops[arm])), abs=6e-4)
     assert (tmp_path / "figures" / "align-micro" / "figure_table_2.png").is_file()
-    steps = [float(cell.split()[0]) for cell in shown["all other tasks: drop less than the one before by"][1:]]
-    assert steps == pytest.approx(-np.diff([np.mean(drops[arm]) for arm in METHODS]), abs=6e-4)
+    steps = shown["all other tasks: drop less than the one before by"][1:]
+    for (worse, better), cell in zip(pairwise(METHODS), steps, strict=True):
+        apart = drops[worse] - drops[better]
+        assert numbers(cell) == pytest.approx((apart.mean(), *wanted_interval(apart)), abs=6e-4)
     papers = [row[1:] for row in rows if "(paper)" in row[0]]
     assert papers == [tuple(f"{value:.3f}" for value in PAPER[measure]) for measure in PAPER]
 
@@ -164,7 +170,7 @@ def test_figure_5_over_seeds_pairs_the_arms_seed_by_seed_and_leaves_the_runs_as_
     page = (tmp_path / "page.html").read_text()
     assert page.count("Figure 5b. ") == 3  # one picture: its label, its text for who does not see it, its caption
     (series,) = series_of([load_run(folder) for folder in folders])
-    ((title, (header, rows)),) = over_seeds(series)
+    title, (header, rows) = over_seeds(series)
     assert title in capsys.readouterr().out and "Over seeds: pretrain, size micro, seeds 0, 1" in page
     shown = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
     areas = {
@@ -193,17 +199,61 @@ def test_a_curve_over_seeds_is_the_mean_between_the_lowest_and_the_highest_where
     assert alone.mean.tolist() == alone.low.tolist() == alone.high.tolist() == [0.0, 0.2, 0.9]
 
 
+def test_learning_over_seeds_is_drawn_as_means_in_bands_without_the_pictures_of_one_run(tmp_path, capsys):
+    folders = [fake_run.build(tmp_path / f"seed{seed}", epochs=6, layers=2, seed=seed) for seed in (4, 7)]
+    assert main(["report", *map(str, folders), "--out", str(tmp_path / "out")]) == 0
+    drawn = tmp_path / "out" / "figures" / "learn-small"
+    names = {path.stem for path in drawn.iterdir()}
+    assert names == {
+        *("figure_2_clustering_f1", "figure_3_learning"),
+        *("figure_4_neighbours", "figure_6_clustering_all"),
+    }
+    for name in names:
+        svg = (drawn / f"{name}.svg").read_text()
+        assert "Lines: mean of seeds 4, 7; bands in their colour" in svg
+        assert "opacity: 0.15" in svg  # a band
+    page = (tmp_path / "out" / "page.html").read_text()
+    assert "Over seeds: learn, size small, seeds 4, 7" in page and page.count("Figure 2. ") == 3
+    alone = draw_svg(load_run(folders[0]))["figure_3_learning"][0].decode()
+    assert "opacity: 0.15" not in alone and "Lines: mean" not in alone
+
+
+def test_what_is_not_finished_or_there_twice_stands_alone(tmp_path):
+    folders = [fake_run.build(tmp_path / f"seed{seed}", epochs=6, layers=2, seed=seed) for seed in (4, 7)]
+    folders.append(fake_run.build(tmp_path / "begun", epochs=6, layers=2, seed=8, finished=False))
+    runs = [load_run(folder) for folder in folders]
+    assert [(one.name, len(one.runs)) for one in series_of(runs)] == [("learn-small", 2), ("learn-small-seed8", 1)]
+    twice = series_of([runs[0], runs[1], load_run(folders[1])])
+    assert [one.name for one in twice] == ["learn-small-seed4", "learn-small-seed7", "learn-small-seed7~2"]
+
+
+def test_a_series_stays_inside_the_folder_it_is_drawn_in(tmp_path):
+    runs = [load_run(fake_run.build(tmp_path / f"{seed}", epochs=6, layers=2, seed=seed)) for seed in (4, 7)]
+    for run in runs:
+        run.config["size"] = "x/../../../evil"
+    (series,) = series_of(runs)
+    assert "/" not in series.name and (tmp_path / series.name).resolve().parent == tmp_path.resolve()
+
+
+def test_every_figure_has_a_caption_of_its_own(tmp_path):
+    names = set(figures_of(load_run(fake_run.build(tmp_path / "run", epochs=6, layers=2))))
+    captions = {_caption(name) for name in names}
+    assert len(captions) == len(names) and all(len(caption) > 50 for caption in captions)
+
+
 def test_two_series_of_one_size_have_names_that_say_what_sets_them_apart(seeds):
     runs = [load_run(seeds / "align" / f"seed{seed}") for seed in (0, 1)]
     others = [load_run(run.folder) for run in runs]
     for other in others:
         other.config["training"] = {**other.config["training"], "packing": "rows"}
-    names = [series.name for series in series_of([runs[0], *others, runs[1]])]
-    assert names == ["align-micro-packing=tree", "align-micro-packing=rows"]
+    tree, rows = series_of([runs[0], *others, runs[1]])
+    assert (tree.name, rows.name) == ("align-micro-packing=tree", "align-micro-packing=rows")
+    assert rows.words == "size micro, packing=rows, seeds 0, 1"
     assert [series.name for series in series_of(runs)] == ["align-micro"]
 
 
 def test_runs_that_differ_in_more_than_their_seed_are_not_averaged(seeds, whole):
     first, other = load_run(seeds / "align" / "seed0"), load_run(whole / "align")
     other.config["align"] = {**other.config["align"], "epochs": 7}
-    assert series_of([first, other]) == [] == series_of([first])
+    assert [len(series.runs) for series in series_of([first, other])] == [1, 1]
+    assert all(over_seeds(series) is None for series in series_of([first, other]))

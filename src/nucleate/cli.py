@@ -152,12 +152,14 @@ def _run(asked: argparse.Namespace, experiment: Callable[..., bool]) -> None:
     if not done and (out / "page.html").exists():
         print(f"{out} is finished already; nothing was changed")
         return
-    _redraw([out], out=None)
+    _redraw([out])
 
 
 def _reproduce(asked: argparse.Namespace) -> None:
     """A run folder per experiment, then one ledger and one page; what is newer than the page is drawn again."""
     from nucleate.experiments import alignment, learning, probing, task_id_pretraining
+    from nucleate.report.figures import draw_figures
+    from nucleate.runs import load_run
 
     config, out = config_of(asked), Path(asked.out)
     experiments: dict[str, Callable[..., bool]] = {
@@ -191,7 +193,9 @@ def _reproduce(asked: argparse.Namespace) -> None:
     print("\n".join(ledger))
     if asked.model is None:
         print("C15 needs a model: the same command with --resume --model PATH runs it")
-    _redraw(folders, out=out, new=new)
+    for folder in new:
+        draw_figures(load_run(folder), folder / "figures")
+    _redraw_together(folders, out, figures=False)
 
 
 def _sweep(asked: argparse.Namespace) -> None:
@@ -249,7 +253,11 @@ def _report(asked: argparse.Namespace) -> None:
 
         for run in asked.runs:
             print(f"film: {write_film(load_run(run), Path(run) / 'figures' / 'film.webp')}")
-    _redraw([Path(run) for run in asked.runs], out=Path(asked.out) if asked.out else None)
+    folders = [Path(run) for run in asked.runs]
+    if asked.out is None:
+        _redraw(folders)
+    else:
+        _redraw_together(folders, Path(asked.out))
 
 
 def _claims(asked: argparse.Namespace) -> None:
@@ -290,10 +298,21 @@ def _runs(asked: argparse.Namespace) -> None:
         print(f"no run folders in {folder}")
 
 
-def _redraw(folders: Sequence[Path], *, out: Path | None, new: Collection[Path] | None = None) -> None:
-    """Figures (of the `new` runs, or of all) and page from the run folders alone; prints the tables of results.
+def _redraw(folders: Sequence[Path]) -> None:
+    """Figures and page of each run again, from its folder alone and into it; prints its tables of results."""
+    from nucleate.report.figures import draw_figures
+    from nucleate.report.page import write_page
+    from nucleate.runs import load_run
 
-    With `out` the page shows all runs, and those that differ in their seed alone are drawn together, in `out` too."""
+    for run in map(load_run, folders):
+        draw_figures(run, run.folder / "figures")
+        page = write_page(run, run.folder / "page.html")
+        print_summary(run)
+        print(f"page: {page}")
+
+
+def _redraw_together(folders: Sequence[Path], out: Path, *, figures: bool = True) -> None:
+    """One page of all runs in `out`, and their figures: runs that differ in their seed alone are drawn together."""
     from nucleate.report.application_tables import over_seeds
     from nucleate.report.figures import draw_figures
     from nucleate.report.page import write_page
@@ -301,24 +320,15 @@ def _redraw(folders: Sequence[Path], *, out: Path | None, new: Collection[Path] 
     from nucleate.runs import load_run
 
     runs = [load_run(folder) for folder in folders]
-    several = series_of(runs) if out is not None else []
-    together = {run.folder for series in several for run in series.runs}
-    for run in runs:
-        if run.folder not in together and (new is None or run.folder in new):
-            draw_figures(run, run.folder / "figures")
-        if out is None:
-            write_page([run], run.folder / "page.html")
-    page = (out or runs[0].folder) / "page.html"
-    if out is not None:
-        for series in several:
-            draw_figures(series.runs, out / "figures" / series.name)
-        write_page(runs, page)
     for run in runs:
         print_summary(run)
-    for series in several:
-        for title, (header, rows) in over_seeds(series):
+    for series in series_of(runs):
+        if figures:
+            draw_figures(series.runs, out / "figures" / series.name)
+        if told := over_seeds(series):
+            title, (header, rows) = told
             print_table(title, header, rows)
-    print(f"page: {page}")
+    print(f"page: {write_page(runs, out / 'page.html')}")
 
 
 # --- the parser -------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 from nucleate.config import SIZES, Config, configure
 from nucleate.refusal import Refused, nearest
 
-SIZES_OFFERED = [size for size in SIZES if size != "micro"]  # micro is for tests: whole, fast, and nothing is learnt
+_SIZES = [size for size in SIZES if size != "micro"]  # micro is for tests: whole, fast, and nothing is learnt
 SHORT = {"width": "model.width", "epochs": "training.epochs"}  # options that are short for a setting
 
 
@@ -36,7 +36,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--size", default="tiny", metavar="|".join(SIZES_OFFERED), help="the one dial (default: tiny)")
+    parser.add_argument("--size", default="tiny", metavar="|".join(_SIZES), help="the one dial (default: tiny)")
     parser.add_argument("--width", type=int, help="hidden dimension of the network")
     parser.add_argument("--epochs", type=int, help="epochs to train")
     parser.add_argument("--seed", type=int, help="root of every random stream (default: 100)")

@@ -53,6 +53,8 @@ LAYOUT = pl.Schema(
         "z": pl.Float32,
     }
 )
+# Settings in which runs of one experiment may differ: whose it is, where it computes, what is only looked at.
+NO_MATTER = ("seed", "device", "measure.display_iterations")
 _KEYS = [name for name in METRICS if name != "value"]
 _PACKAGES = ("nucleate", "torch", "transformers", "numpy", "scipy", "scikit-learn", "numba", "polars")
 
@@ -249,6 +251,14 @@ def file_hash(path: Path) -> str:
     """sha256 of a file."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings or facts by dotted name."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
 
 
 def _surroundings() -> dict[str, Any]:

@@ -55,8 +55,8 @@ class Claim:
 
 # --- the table --------------------------------------------------------------------------------------------------------
 
-# The law of batches whose runs are the evidence on the main experiment; packed ones stand beside. At width 32 one
-# verdict of fourteen is another by the other law (results/packing.md).
+# The law of batches whose runs of the main experiment are the evidence: they come first in the ledger, and what is
+# missing is asked for by it. At width 32 one verdict of fourteen is another when packed (results/packing.md).
 LAW = ("training.packing", "rows")
 
 _SIZES = ("narrow", "small", "paper", "large")

@@ -69,11 +69,11 @@ class Study:
     @classmethod
     def of(cls, prompts: Prompts, settings: ProbeSettings) -> Self:
         instances = prompts.instances
-        units, by_instruction = held_out_units(*columns_of(instances, "instruction", "input", "task"))
+        units, by_instruction = held_out_units(*_columns(instances, "instruction", "input", "task"))
         columns = ("output", "task", "distribution", *(["input"] if prompts.has_inputs else []))
-        table = dict(zip(columns, columns_of(instances, *columns), strict=True))
+        table = dict(zip(columns, _columns(instances, *columns), strict=True))
         (labels,) = Labels.coded({"instruction": units, **table})
-        pairs = list(zip(*columns_of(instances, "distribution", "mapping"), strict=True))
+        pairs = list(zip(*_columns(instances, "distribution", "mapping"), strict=True))
         book = {pair: code for code, pair in enumerate(sorted(pair for pair in set(pairs) if None not in pair))}
         mapping = np.array([book.get(pair, -1) for pair in pairs])
         groups = [(one.task, one.distribution) for one in instances]
@@ -174,5 +174,5 @@ def _memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def columns_of(instances: Sequence[Instance], *names: str) -> list[list[Any]]:
+def _columns(instances: Sequence[Instance], *names: str) -> list[list[Any]]:
     return [[getattr(one, name) for one in instances] for name in names]

@@ -17,13 +17,12 @@ from nucleate.config import SIZES, configure
 from nucleate.experiments.claims import CLAIMS, LAW, Claim
 from nucleate.measures.baselines import t_interval
 from nucleate.refusal import Refused
-from nucleate.runs import Run
+from nucleate.runs import NO_MATTER, Run, flat
 
 Verdict = Literal["holds", "fails", "undecided"]
 
 JUDGED_SEEDS = range(5)
 LEAST_SEEDS = 5
-_NO_MATTER = ("seed", "device", "measure.display_iterations")  # runs that differ in these are the same experiment
 
 
 def judge(runs: Sequence[Run], claims: Sequence[Claim] | None = None) -> list["Judgement"]:
@@ -227,7 +226,7 @@ def _groups(runs: Sequence[Run]) -> list[_Group]:
         groups,
         key=lambda group: (
             sizes.index(group.size) if group.size in sizes else len(sizes),
-            LAW not in group.changes,
+            group.verb == "learn" and LAW not in group.changes,
             len(group.changes),
             group[:-1],  # all but the runs
         ),
@@ -239,17 +238,9 @@ def _changes(config: Mapping[str, Any], size: str) -> tuple[tuple[str, str], ...
     experiment."""
     if size not in SIZES:
         return ()
-    usual = _flat(asdict(configure(size)))
-    here = {key: value for key, value in _flat(config).items() if key in usual and key not in _NO_MATTER}
+    usual = flat(asdict(configure(size)))
+    here = {key: value for key, value in flat(config).items() if key in usual and key not in NO_MATTER}
     return tuple((key, str(value)) for key, value in sorted(here.items()) if value != usual[key])
-
-
-def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        (f"{key}.{inner}" if isinstance(value, Mapping) else key): one
-        for key, value in tree.items()
-        for inner, one in (value.items() if isinstance(value, Mapping) else [("", value)])
-    }
 
 
 def _command(group: _Group, seeds: Sequence[int]) -> str:

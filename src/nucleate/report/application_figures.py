@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from nucleate.report.application_tables import ARMS, METHODS, PAPER, SIDES, accuracy
+from nucleate.report.application_tables import ALIGNMENT, ARMS, METHODS, PAPER, SIDES, accuracy
 from nucleate.report.pens import WIDTH, draw_curve, plain
 from nucleate.report.seeds import curve_over, interval, spread_note
 from nucleate.runs import Run
@@ -59,7 +59,7 @@ def alignment_figure(runs: Sequence[Run]) -> Figure | None:
     """What each method teaches and what it costs, epoch by epoch, at its chosen learning rate (test)."""
     if "network" in runs[0].config:
         return _redirection_figure(runs[0])
-    panels = {"source_accuracy": "source tasks: accuracy", "accuracy_drop": "all other tasks: accuracy drop"}
+    panels = {measure: ALIGNMENT[measure] for measure in PAPER}
     align = pl.col("experiment").eq("align") & pl.col("split").eq("test") & pl.col("epoch").is_not_null()
     curves = [run.metrics.filter(align & pl.col("measure").is_in(list(panels))) for run in runs]
     if not any(len(rows) for rows in curves):
@@ -82,8 +82,7 @@ def drops_figure(runs: Sequence[Run]) -> Figure | None:
     if len(runs) < 2 or not all(len(rows.filter(measure="accuracy_drop")) == len(METHODS) for rows in found):
         return None
     figure = Figure(figsize=(WIDTH, 3.3), layout="constrained")
-    titles = ("source tasks: accuracy", "all other tasks: accuracy drop")
-    for axis, title, (measure, paper) in zip(figure.subplots(1, 2), titles, PAPER.items(), strict=True):
+    for axis, (measure, paper) in zip(figure.subplots(1, 2), PAPER.items(), strict=True):
         points = [[rows.filter(arm=arm, measure=measure)["value"].item() for arm in METHODS] for rows in found]
         for values in points:
             axis.plot(range(len(METHODS)), values, color="#bdbdbd", linewidth=0.8, marker="o", markersize=2.5, zorder=1)
@@ -93,7 +92,7 @@ def drops_figure(runs: Sequence[Run]) -> Figure | None:
             axis.plot(place, here.mean, marker="o", markersize=6, zorder=3, **_METHOD_LOOKS[method])
         axis.plot(range(len(METHODS)), paper, linestyle="", marker="x", color="black", markersize=6, zorder=4)
         axis.set_xticks(range(len(METHODS)), [words.replace(" ", "\n", 1) for words in METHODS.values()], fontsize=7.5)
-        axis.set(title=title, xlim=(-0.4, len(METHODS) - 0.6))
+        axis.set(title=ALIGNMENT[measure], xlim=(-0.4, len(METHODS) - 0.6))
     handles = [
         Line2D([], [], color="#bdbdbd", marker="o", markersize=2.5, linewidth=0.8, label="a seed"),
         Line2D([], [], color=_BLUE, marker="o", markersize=6, linewidth=2, label="mean, 95 % t-interval"),

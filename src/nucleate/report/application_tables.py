@@ -4,10 +4,12 @@ Each is a function of a run folder, without rows where that lacks its part. `ove
 differ in their seed alone, with intervals and paired differences.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from nucleate.report.seeds import Series, interval
@@ -15,13 +17,14 @@ from nucleate.report.tables import Table
 from nucleate.runs import Run
 
 
-def over_seeds(series: Series) -> Iterator[tuple[str, Table]]:
-    """A title and a table, for a series of runs of an application."""
-    ways = {"align": _alignment_over_seeds, "pretrain": _pretraining_over_seeds}
-    way = ways.get(series.runs[0].config["verb"])
-    if way is not None:
-        title, table = way(series.runs)
-        yield f"{title}, {series.words}: mean, 95 % t-interval", table
+def over_seeds(series: Series) -> tuple[str, Table] | None:
+    """A title and a table of several runs of an application; else None."""
+    verb = series.runs[0].config.get("verb")
+    if len(series.runs) < 2 or verb not in ("pretrain", "align"):
+        return None
+    title = "Figure 5b" if verb == "pretrain" else "Table 2 (paper: one run, validation)"
+    table = (_pretraining_over_seeds if verb == "pretrain" else _alignment_over_seeds)(series.runs)
+    return f"{title}, {series.words}: mean, 95 % t-interval", table
 
 
 # --- pre-training (Figure 5) ------------------------------------------------------------------------------------------
@@ -44,27 +47,28 @@ def pretraining_table(run: Run) -> Table:
     return Table(("arm", *columns), [(arm, *(one[name] for name in columns)) for arm, one in told.items() if one])
 
 
-def _pretraining_over_seeds(runs: Sequence[Run]) -> tuple[str, Table]:
+def _pretraining_over_seeds(runs: Sequence[Run]) -> Table:
     """A row per arm; below those of a side, what task-id pre-training has more than each other arm, seed by seed."""
     columns = (*_SPEEDS, "final validation", "final test", "task named")
     rows: list[Any] = []
     for side in SIDES:
         found = {arm: [_arm(run, arm + side) for run in runs] for arm in ARMS}
-        values = {
-            arm: {name: [one[name] for one in ones if one and one[name] is not None] for name in columns}
+        values = {  # arm -> column -> a number for each seed; NaN where it has none
+            arm: {name: np.array([math.nan if one[name] is None else one[name] for one in ones]) for name in columns}
             for arm, ones in found.items()
+            if all(ones)
         }
+        rows += [(arm + side, *map(_cell, own.values())) for arm, own in values.items()]
+        for arm, own in values.items():
+            if arm != "task_id" and "task_id" in values:
+                apart = [values["task_id"][name] - own[name] for name in columns]
+                rows.append((f"task_id{side} less {arm}{side}", *map(_cell, apart)))
+    return Table(("arm", *(name.replace("_", " ") for name in columns)), rows)
 
-        def cell(numbers: Sequence[float]) -> str:
-            return str(interval(numbers)) if len(numbers) == len(runs) else ""  # not of some seeds alone
 
-        there = [arm for arm in ARMS if all(found[arm])]
-        rows += [(arm + side, *(cell(values[arm][name]) for name in columns)) for arm in there]
-        for arm in there if "task_id" in there else ():
-            if arm != "task_id":
-                pairs = (zip(values["task_id"][name], values[arm][name], strict=False) for name in columns)
-                rows.append((f"task_id{side} less {arm}{side}", *(cell([a - b for a, b in pair]) for pair in pairs)))
-    return "Figure 5b", Table(("arm", *(name.replace("_", " ") for name in columns)), rows)
+def _cell(values: np.ndarray) -> str:
+    """Mean and interval; nothing where a seed has no number."""
+    return "" if np.isnan(values).any() else str(interval(values))
 
 
 def _arm(run: Run, arm: str) -> dict[str, Any]:
@@ -169,7 +173,7 @@ def alignment_table(run: Run) -> Table:
 PAPER = {"source_accuracy": (1.0, 1.0, 1.0, 1.0), "accuracy_drop": (0.210, 0.120, 0.087, 0.080)}  # Table 2
 
 
-def _alignment_over_seeds(runs: Sequence[Run]) -> tuple[str, Table]:
+def _alignment_over_seeds(runs: Sequence[Run]) -> Table:
     """Table 2; below the drop, how much smaller it is than that of the method to the left, seed by seed, which is what
     the paper's ordering says."""
     frames = [run.metrics.filter(pl.col("split").eq("test") & pl.col("epoch").is_null()) for run in runs]
@@ -187,6 +191,6 @@ def _alignment_over_seeds(runs: Sequence[Run]) -> tuple[str, Table]:
         if measure == "accuracy_drop" and len(values) == len(METHODS):
             steps = [str(interval(worse - better)) for worse, better in pairwise(values.values())]
             rows.append(("all other tasks: drop less than the one before by", "", *steps))
-        if measure in PAPER:
+        if values and measure in PAPER:
             rows.append((f"{words} (paper)", *(f"{value:.3f}" for value in PAPER[measure])))
-    return "Table 2 (paper: one run, validation)", Table(("on test", *METHODS.values()), rows)
+    return Table(("on test", *METHODS.values()), rows)

@@ -102,12 +102,13 @@ def _learning(runs: Sequence[Run]) -> Figure | None:
             axis.set_ylim(-0.03, 1.03)
         for found in best:
             axis.axvline(found.epoch, color=_BEST, linewidth=1.0, dashes=(4, 2), zorder=1)
+    marks, note = [], spread_note(runs)
     if best:
         epochs, accuracy = ", ".join(str(found.epoch) for found in best), np.mean([found.accuracy for found in best])
         words = f"best epoch: {epochs}, validation accuracy {accuracy:.3f}" + (" (mean)" if len(best) > 1 else "")
-        mark = Line2D([], [], color=_BEST, linewidth=1.0, dashes=(4, 2), label=words)
-        note = spread_note(runs)
-        figure.legend(handles=[mark], loc="outside lower center", frameon=False, title=note, title_fontsize=8)
+        marks.append(Line2D([], [], color=_BEST, linewidth=1.0, dashes=(4, 2), label=words))
+    if marks or note:
+        figure.legend(handles=marks, loc="outside lower center", frameon=False, title=note, title_fontsize=8)
     return figure
 
 

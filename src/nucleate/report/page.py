@@ -63,9 +63,9 @@ def write_page(runs: Runs, path: Path) -> Path:
     shelf = Shelf()
     scenes = [scene for run in several for scene in scenes_of(run, shelf)]
     head = shelf.json({"scenes": scenes})
-    series = series_of(several)
+    series = [one for one in series_of(several) if len(one.runs) > 1]
     together = [_together(one, shelf) for one in series]
-    drawn = {run.folder for one in series for run in one.runs}  # together; each alone on its own page
+    drawn = {run.folder for one in series for run in one.runs}
     sections = [
         _section(run, number, [] if run.folder in drawn else _pictures(run, shelf))
         for number, run in enumerate(several)
@@ -145,12 +145,12 @@ class Together:
 
     words: str
     figures: list[Picture]
-    tables: list[tuple[str, Table]]
+    table: tuple[str, Table] | None
 
 
 def _together(series: Series, shelf: Shelf) -> Together:
     words = f"{series.runs[0].config['verb']}, {series.words}"
-    return Together(words, _pictures(series.runs, shelf), list(over_seeds(series)))
+    return Together(words, _pictures(series.runs, shelf), over_seeds(series))
 
 
 def _pictures(runs: Runs, shelf: Shelf) -> list[Picture]:
@@ -197,10 +197,6 @@ def _listed(value: Any) -> Cell:
 
 
 _CAPTIONS = {
-    "5a_pretraining": "Figure 5a. F1 of k-means clusters of the states at the special token, a point per instruction, "
-    "per layer over the epochs of the pre-training with task identities; controls in grey.",
-    "5b_finetuning": "Figure 5b. Validation accuracy while each arm is fine-tuned, on tasks of the pre-training and on "
-    "others.",
     "dataset": "The synthetic data: a task with its mappings, instructions from its distributions, and a hard example.",
     "clustering_f1": "F1 of k-means clusters against tasks, distributions and distribution-mapping pairs, per layer "
     "over epochs, on the training subset and on validation; controls in grey.",
@@ -209,9 +205,11 @@ _CAPTIONS = {
     "answering as they do, per layer over epochs; controls in grey.",
     "clustering_all": "F1, ARI and AMI of k-means clusters, per layer over epochs, for the three kinds of labels; "
     "controls in grey.",
-    "pretraining": "Clusters at the task token while the network learns to name tasks, per layer over epochs; controls "
-    "in grey.",
-    "finetuning": "Accuracy on unseen instructions while a network is fine-tuned, after each kind of pre-training.",
+    "pretraining": "F1 of k-means clusters of the states at the special token, a point per instruction, per layer over "
+    "the epochs of the pre-training with task identities; controls in grey.",
+    "finetuning": "Validation accuracy while each arm is fine-tuned, on tasks of the pre-training and on others.",
+    "table_2": "Table 2. Accuracy on the source tasks after each method, and what all other tasks lost: a line for "
+    "each seed, crosses for the paper's numbers.",
     "alignment": "What each method teaches, epoch by epoch, and what that costs all other tasks.",
     "probe_layers": "How far tasks are separate in each layer of each model, held-out instructions; controls beside.",
     "probe_tasks": "Each task by itself: how separate it is at the best layer, with intervals.",

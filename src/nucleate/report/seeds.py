@@ -1,63 +1,66 @@
 """Runs that differ in nothing but their seed, taken together: which they are, their curves, a number's interval."""
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
-from nucleate.runs import Run
-
-_OWN = ("seed", "device")  # what runs of one series may differ in
+from nucleate.runs import NO_MATTER, Run, flat
 
 
 class Series(NamedTuple):
-    """Two runs or more, by rising seed."""
+    """Finished runs of one experiment, by rising seed; or one run that stands alone."""
 
-    name: str  # fit for a folder: verb and size, and what sets it apart from other series of these
+    name: str  # fit for a folder: verb and size, and what sets it apart from others of these
+    words: str  # the same for a reader: `size small, packing=rows, seeds 0, 1, 2`
     runs: tuple[Run, ...]
-
-    @property
-    def words(self) -> str:
-        """`size small, seeds 0, 1, 2`."""
-        return f"size {self.runs[0].config.get('size')}, {seeds_of(self.runs)}"
 
 
 def series_of(runs: Sequence[Run]) -> list[Series]:
-    """In the order of their first runs. Probes have no series: their models are compared inside one run."""
-    groups: dict[str, dict[int, Run]] = {}
-    for run in runs:
-        if "model" in run.config:  # settings of a network of our own
-            settings = {key: value for key, value in run.config.items() if key not in _OWN}
-            groups.setdefault(json.dumps(settings, sort_keys=True), {})[run.config["seed"]] = run
-    several = [tuple(run for _, run in sorted(group.items())) for group in groups.values() if len(group) > 1]
-    return [Series(_name(group, several), group) for group in several]
-
-
-def _name(group: Sequence[Run], several: Sequence[Sequence[Run]]) -> str:
-    own = _flat(group[0].config)
-    alike = [_flat(other[0].config) for other in several]
-    alike = [one for one in alike if all(one.get(key) == own.get(key) for key in ("verb", "size"))]
-    apart = [key for key in own if key not in _OWN and any(one.get(key) != own[key] for one in alike)]
-    return "-".join([str(own["verb"]), str(own["size"]), *(f"{key.split('.')[-1]}={own[key]}" for key in apart)])
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    """All of the runs, in the order of their first ones. Alone stand runs that are not finished (a mean over what all
+    have would end where they do), those of ready-made models, and all of an experiment where one seed is there twice.
+    """
+    groups: dict[str, list[Run]] = {}
+    for number, run in enumerate(runs):
+        is_ours = "model" in run.config and run.manifest["status"] == "done"
+        groups.setdefault(json.dumps(_settings(run), sort_keys=True) if is_ours else str(number), []).append(run)
+    parted: list[list[Run]] = []
+    for group in groups.values():
+        apart = len({run.config["seed"] for run in group}) == len(group)
+        parted += [sorted(group, key=lambda run: run.config["seed"])] if apart else [[run] for run in group]
+    found: list[Series] = []
+    for several in parted:
+        told = _apart(several[0], [others[0] for others in parted]) if "model" in several[0].config else []
+        seeds = f"seed{'s' if len(several) > 1 else ''} {', '.join(str(run.config.get('seed')) for run in several)}"
+        words = ", ".join([f"size {several[0].config.get('size')}", *told, seeds])
+        kind = [several[0].config.get("verb"), several[0].config.get("size"), *told]
+        alone = [] if len(several) > 1 else [f"seed{several[0].config.get('seed')}"]
+        name = re.sub(r"[^\w.=+-]+", "_", "-".join(map(str, [*kind, *alone])))
+        taken = sum(re.sub(r"~\d+$", "", one.name) == name for one in found)
+        found.append(Series(f"{name}~{taken + 1}" if taken else name, words, tuple(several)))
     return found
 
 
-def seeds_of(runs: Sequence[Run]) -> str:
-    """`seeds 0, 1, 2`."""
-    return f"seeds {', '.join(str(run.config.get('seed')) for run in runs)}"
+def _apart(run: Run, others: Sequence[Run]) -> list[str]:
+    """`packing=rows`: the settings in which it differs from others of its verb and size."""
+    own = _settings(run)
+    alike = [other for other in map(_settings, others) if all(other.get(k) == own.get(k) for k in ("verb", "size"))]
+    return [f"{key.split('.')[-1]}={own[key]}" for key in own if any(other.get(key) != own[key] for other in alike)]
+
+
+def _settings(run: Run) -> dict[str, object]:
+    return {key: value for key, value in flat(run.config).items() if key not in NO_MATTER}
 
 
 def spread_note(runs: Sequence[Run]) -> str | None:
     """What a line and its band are; None for one run, which has no band."""
-    return None if len(runs) < 2 else f"Lines: mean of {seeds_of(runs)}; bands: from the lowest to the highest of them."
+    if len(runs) < 2:
+        return None
+    seeds = ", ".join(str(run.config["seed"]) for run in runs)
+    return f"Lines: mean of seeds {seeds}; bands in their colour: from the lowest to the highest of them."
 
 
 class Curve(NamedTuple):

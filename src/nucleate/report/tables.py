@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from nucleate.runs import Run
+from nucleate.runs import Run, flat
 
 Cell = str | int | float | bool | None
 
@@ -174,27 +174,21 @@ def by_layer(picked: pl.DataFrame) -> dict[int | None, float]:
 
 def settings_table(run: Run) -> Table:
     """Every setting with its value."""
-    return Table(("setting", "value"), _flat(run.config))
+    return Table(("setting", "value"), _rows_of(run.config))
 
 
 def manifest_table(run: Run) -> Table:
     """Versions, machine, seeds, hashes, seconds and status."""
-    return Table(("fact", "value"), _flat(run.manifest))
+    return Table(("fact", "value"), _rows_of(run.manifest))
 
 
 def counts_table(run: Run) -> Table:
     """How much data there is; empty where the run keeps no dataset.json."""
-    return Table(("what", "count"), _flat((run.dataset_facts or {}).get("counts", {})))
+    return Table(("what", "count"), _rows_of((run.dataset_facts or {}).get("counts", {})))
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[Cell, ...]]:
-    rows: list[tuple[Cell, ...]] = []
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            rows += _flat(value, f"{prefix}{key}.")
-        else:
-            rows.append((f"{prefix}{key}", value if isinstance(value, Cell) else str(value)))
-    return rows
+def _rows_of(tree: Mapping[str, Any]) -> list[tuple[Cell, ...]]:
+    return [(key, value if isinstance(value, Cell) else str(value)) for key, value in flat(tree).items()]
 
 
 def answers_table(run: Run, *, limit: int = 12) -> Table:
