@@ -306,7 +306,8 @@ def _figure(judgements: Sequence[Judged]) -> Figure | None:
         for place, one in enumerate(group):
             _draw(axis, place, one)
         axis.axhline(first.threshold, color="black", linewidth=0.9, dashes=(4, 2), zorder=1)
-        axis.set_xticks(range(len(group)), [_column(one) for one in group], fontsize=7 if len(group) < 3 else 5.5 if len(group) < 5 else 4.3)
+        small = 7 if len(group) < 3 else 5.5 if len(group) < 5 else 4.3
+        axis.set_xticks(range(len(group)), [_column(one) for one in group], fontsize=small)
         axis.set_xlim(-0.6, len(group) - 0.4)
         axis.grid(False, axis="x")
         axis.margins(y=0.12)
