@@ -539,6 +539,19 @@ def test_fewer_axes_than_components_still_give_a_finite_layout(points):
         assert result.embedding.std(axis=0).min() > 1e-6
 
 
+def test_where_a_lapack_finds_no_eigenvalue_among_equal_ones_all_of_them_are_sought(monkeypatch):
+    whole = module.eigh
+
+    def finds_none(gram, subset_by_index=None, **options):
+        values, vectors = whole(gram, **options)
+        return (values[:0], vectors[:, :0]) if subset_by_index else (values, vectors)
+
+    expected = tsne([np.eye(30)], iterations=300)[0].embedding
+    monkeypatch.setattr(module, "eigh", finds_none)
+    found = tsne([np.eye(30)], iterations=300)[0].embedding
+    assert np.isfinite(found).all() and found.shape == expected.shape
+
+
 def test_smallest_problem_has_two_points():
     result = tsne([[[0.0, 1.0], [2.0, 3.0]]], perplexity=1, iterations=300)[0]
     assert result.kl_divergence == pytest.approx(0.0, abs=1e-6)

@@ -410,6 +410,8 @@ def _principal_layout(points: np.ndarray, gram: np.ndarray | None, components: i
         gram = points @ points.T if n <= width else points.T @ points
     size = len(gram)
     variances, vectors = eigh(gram, subset_by_index=[size - found, size - 1])
+    if len(variances) < found:  # where eigenvalues are all equal, some LAPACKs find none of those asked for
+        variances, vectors = (part[..., -found:] for part in eigh(gram, driver="evd"))
     variances, vectors = variances[::-1], vectors[:, ::-1]
     if n <= width:
         loadings, scores = points.T @ vectors, vectors * np.sqrt(np.maximum(variances, 0.0))
