@@ -56,7 +56,7 @@ class Claim:
 # --- the table --------------------------------------------------------------------------------------------------------
 
 # The law of batches whose runs of the main experiment are the evidence: they come first in the ledger, and what is
-# missing is asked for by it. At width 32 one verdict of fourteen is another when packed (results/packing.md).
+# missing is asked for by it. Two of 27 verdicts are others when packed (results/packing.md).
 LAW = ("training.packing", "rows")
 
 _SIZES = ("narrow", "small", "paper", "large")
