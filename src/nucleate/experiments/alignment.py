@@ -49,6 +49,7 @@ from nucleate.runs import RunWriter
 
 METHODS = ("direct", "head", "linear_switch", "mlp_switch")
 EXAMPLES = (1, 2, 5, 10)  # of each other task; the first is the paper's
+_BASE = 0.5  # of the time goes into the network before any correction, about
 _LONGEST = 60  # symbols: one more, an input and an output still have a position
 
 
@@ -77,7 +78,8 @@ def _align(study: "_Study", progress: Progress) -> None:
     model, _ = load_network(_base(run), device=study.device, attn_implementation="eager")
     network = Network(model, study.dataset, study.config.seed)
     for number, method in enumerate(METHODS):
-        progress(f"{method.replace('_', ' ')}: {study.config.align.rates} learning rates", number / len(METHODS))
+        share = _BASE + (1 - _BASE) * number / len(METHODS)
+        progress(f"{method.replace('_', ' ')}: {study.config.align.rates} learning rates", share)
         if not _is_there(run, method):
             run.write_part(method, [study.row(row, method) for row in _rows_of(network, method, study.config)])
     run.finish(["base", *(f"base-{epoch:04d}" for epoch in range(study.config.training.epochs + 1)), *METHODS])
@@ -148,7 +150,7 @@ def _train_base(study: _Study, progress: Progress) -> None:
         moment(epoch.number, epoch.loss)
         if book.saving_is_due():
             book.save(state_file, model, optimizer)
-        progress(f"epoch {epoch.number} of {last}, validation {book.score:.2f}", epoch.number / last)
+        progress(f"epoch {epoch.number} of {last}, validation {book.score:.2f}", _BASE * epoch.number / last)
     save_network(with_weights(model, book.best), tokenizer, _base(run))
     run.record(best_epoch=book.best_epoch, seconds={name: round(getattr(book, name), 3) for name in SECONDS})
     curve = pl.concat([run.read_part(f"base-{epoch:04d}") for epoch in range(1, last + 1)])

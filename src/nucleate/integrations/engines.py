@@ -39,6 +39,8 @@ _PLAN = "sweep.json"
 _TABLES = ("metrics.parquet", "runs.parquet")
 _OURS = {".lock", f".{_PLAN}.part"}  # what a sweep leaves behind when it is killed before its plan is written
 _LOOK = 0.1  # seconds between two looks at the workers
+_TELL = 1.0  # seconds between two looks at how far they are
+_TAIL = 4096  # bytes of what a worker wrote last
 _GRACE = 30.0  # seconds in which an interrupted run may close its folder; then it is killed, which harms it no more
 _FIRST_GUESS = 2**30  # bytes of a worker before any has been seen at work: interpreter and torch alone take 0.8 GiB
 _ONE_THREAD = {
@@ -157,6 +159,7 @@ def run_all(jobs: Sequence[Job], *, workers: int, progress: Progress) -> list[Ou
     """
     waiting, running, outcomes = deque(jobs), list[_Worker](), dict[str, Outcome]()
     began, largest, told = time.monotonic(), _FIRST_GUESS, False
+    looked = began
     try:
         while waiting or running:
             while waiting and len(running) < workers:
@@ -171,7 +174,10 @@ def run_all(jobs: Sequence[Job], *, workers: int, progress: Progress) -> list[Ou
             for worker in [worker for worker in running if worker.process.poll() is not None]:
                 running.remove(worker)
                 outcome = outcomes[worker.job.name] = worker.outcome()
-                _tell(progress, outcome, len(outcomes), len(jobs), time.monotonic() - began)
+                _tell(progress, outcome, len(outcomes), len(jobs))
+            if running and time.monotonic() - looked >= _TELL:
+                looked = time.monotonic()
+                _tell_all(progress, running, len(outcomes), len(jobs), looked - began)
     except KeyboardInterrupt:
         for worker in running:
             worker.process.send_signal(signal.SIGINT)
@@ -186,13 +192,19 @@ def run_all(jobs: Sequence[Job], *, workers: int, progress: Progress) -> list[Ou
     return [outcomes[job.name] for job in jobs]
 
 
-def _tell(progress: Progress, outcome: Outcome, behind: int, total: int, seconds: float) -> None:
+def _tell(progress: Progress, outcome: Outcome, behind: int, total: int) -> None:
     ended = "done in" if outcome.state == "done" else "FAILED after"
     why = f": {outcome.error}" if outcome.error else ""
     progress(f"{behind} of {total}: {outcome.name} {ended} {_clock(outcome.seconds)}{why}", None)
-    if behind < total:
-        left = seconds / behind * (total - behind)
-        progress(f"{behind} of {total} runs, about {_clock(left)} left", behind / total)
+
+
+def _tell_all(progress: Progress, running: "Sequence[_Worker]", behind: int, total: int, seconds: float) -> None:
+    """How far all runs are together, and each of those at work."""
+    shares = {worker.job.name: worker.told() for worker in running}
+    share = min((behind + sum(shares.values())) / total, 0.99)  # 1 is the end
+    left = f", about {_clock(seconds / share - seconds)} left" if share else ""
+    each = ", ".join(f"{name} {own:.0%}" for name, own in shares.items())
+    progress(f"{behind} of {total} runs{left}; {each}", share)
 
 
 def _clock(seconds: float) -> str:
@@ -231,6 +243,14 @@ class _Worker:
             return 0
         found = re.search(rf"^{name}:\s+(\d+) kB", status, flags=re.MULTILINE)
         return int(found[1]) * 1024 if found else 0
+
+    def told(self) -> float:
+        """How far it says it is: the last share (` 40%  words`) that its bar has written, 0..1."""
+        file = self.errors.fileno()
+        size = os.fstat(file).st_size
+        tail = os.pread(file, _TAIL, max(0, size - _TAIL))  # the place where it goes on writing is shared: no seek
+        found = re.findall(rb"^ *(\d+)%  ", tail, flags=re.MULTILINE)
+        return int(found[-1]) / 100 if found else 0.0
 
     def outcome(self) -> Outcome:
         """Wait for the end, and close what is open."""
