@@ -68,7 +68,9 @@ def test_experiments_never_import_each_other_but_all_may_stand_on_the_groundwork
     for file in (SOURCE / "experiments").glob("*.py"):
         own = {
             "verdicts": {"claims"},
-            "probing": {"groundwork", "probe_study", "probe_result"},
+            "probe_parts": {"groundwork", "probe_study", "probe_result"},
+            "probing": {"groundwork", "probe_study", "probe_result", "probe_parts"},
+            "live_probing": {"groundwork", "probe_study", "probe_result", "probe_parts"},
             "alignment": {"groundwork", "corrections"},
             "redirecting": {"groundwork", "redirect_study"},
             "groundwork": set(),
