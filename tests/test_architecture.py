@@ -19,7 +19,7 @@ ALLOWED = {
     "measures": {"measures", "refusal", "compiled"},
     "experiments": {"experiments", "data", "model", "measures", "runs", "config", "refusal"},
     "report": {"report", "runs", "refusal"},
-    "integrations": {"integrations", "experiments", "runs", "config", "refusal"},
+    "integrations": {"integrations", "experiments", "report", "runs", "config", "refusal"},
 }
 DOORS = {"probe_result": {"report"}}  # ProbeResult.plot() hands its table on; nothing comes back but a figure
 EXTERNAL_BARRED = {

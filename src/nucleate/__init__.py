@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "ClusterScores": "nucleate.measures.scores",
     "Dataset": "nucleate.data.dataset",
+    "ProbeCallback": "nucleate.integrations.callback",
     "Refused": "nucleate.refusal",
     "TSNE": "nucleate.measures.tsne",
     "cluster_scores": "nucleate.measures.scores",

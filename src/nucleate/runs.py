@@ -93,6 +93,7 @@ class RunWriter:
     folder: Path
     manifest: dict[str, Any]
     resumed: bool
+    paused: bool = False  # it is left for now and will be gone on with, as if it had been interrupted
     began: float = field(default_factory=time.monotonic)
 
     def write_part(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -173,8 +174,9 @@ def open_run(
             run.record(status=status)
             run.log(status, error=f"{type(error).__name__}: {error}")
             raise
-        run.record(status="done")
-        run.log("done")
+        status = "interrupted" if run.paused else "done"
+        run.record(status=status)
+        run.log("paused" if run.paused else status)
 
 
 def _check_place(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 `probe_one` is the whole story of one model: read the prompts, measure every layer, choose the best on one half of the
 instructions and report it on the other, and give every control the same treatment. `surface_of` comes before the first,
-`finish` after the last.
+`finish` after the last; `join` makes the whole of what is there so far.
 """
 
 import json
@@ -238,13 +238,18 @@ def _answer_rows(panel: Panel, reading: PromptReading) -> Rows:
 
 
 def finish(run: RunWriter, study: Study, subjects: Sequence[Subject], compared: str | None) -> None:
+    """The whole, and nothing beside it."""
+    pieces, joined = (run.folder / name for name in ("pieces", "pieces-joined"))
+    if pieces.is_dir():  # else it was killed after all was written
+        join(run, study, subjects, compared)
+        pieces.rename(joined)
+    shutil.rmtree(joined, ignore_errors=True)  # gone whole, or not at all
+
+
+def join(run: RunWriter, study: Study, subjects: Sequence[Subject], compared: str | None) -> None:
     """The parts as whole tables, the differences to the base, and the answer in words."""
     pieces = run.folder / "pieces"
     run.finish(["surface", *(part_of(subject) for subject in subjects)])
-    joined = run.folder / "pieces-joined"
-    if not pieces.is_dir():  # killed after all was written
-        shutil.rmtree(joined, ignore_errors=True)
-        return
     tables = {n: pl.concat([pl.read_parquet(pieces / f"{part_of(s)}-{n}.parquet") for s in subjects]) for n in TABLES}
     metrics = pl.read_parquet(run.folder / "metrics.parquet")
     doubted = [one.name for one in subjects if mislabelled(metrics, tables["coordinates"], one.name)]
@@ -258,7 +263,6 @@ def finish(run: RunWriter, study: Study, subjects: Sequence[Subject], compared: 
     for name, frame in tables.items():
         write_whole(run.folder / f"{name}.parquet", frame.write_parquet)
     run.record(verdict=load_probe(run.folder).verdicts, notes=list(study.notes))
-    shutil.rmtree(pieces.rename(joined))  # gone whole, or not at all
 
 
 def note_seconds(run: RunWriter, began: float, reading: list[float]) -> float:

@@ -252,14 +252,12 @@ def packing_is_exact(model: nn.Module, groups: Sequence[Group], *, tolerance: fl
     False for networks whose attention or memory goes by the place in the row: sliding windows shorter than the text,
     ALiBi, state-space models. The tolerance is relative to a state's length; below float32 it is raised to six units
     of rounding, so in bfloat16 (0.05) the check is a coarse one."""
-    was_training = model.training
     device, dtype = where_it_runs(model)
     tolerance = max(tolerance, 6 * torch.finfo(dtype).eps)
     chosen = _sample(groups)
     shown = [sorted({0, len(g.branches) // 2, len(g.branches) - 1, _longest_branch(g)}) for g in chosen]
     try:
-        model.eval()
-        with torch.inference_mode():
+        with at_rest(model):
             together, losses = _ends(model, pack(chosen, rows=1).to(device, dtype))
             alone = plain([g.only(b) for g, b in zip(chosen, shown, strict=True)])
             apart, expected = _ends(model, alone.to(device, dtype))
@@ -272,8 +270,6 @@ def packing_is_exact(model: nn.Module, groups: Sequence[Group], *, tolerance: fl
         return worst <= tolerance and gap <= tolerance  # a NaN on either side compares false
     except Exception:
         return False
-    finally:
-        model.train(was_training)
 
 
 def check_positions(model: nn.Module, groups: Sequence[Group]) -> None:
@@ -306,6 +302,19 @@ def takes_positions(model: Any) -> bool:
 def text_config(model: Any) -> Any:
     """The settings of the language model, where it is one part of several."""
     return model.config.get_text_config()
+
+
+@contextmanager
+def at_rest(model: nn.Module) -> Iterator[None]:
+    """Without dropout and gradients; afterwards every part of it is in the mode in which it was."""
+    training = [part for part in model.modules() if part.training]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 def where_it_runs(model: nn.Module) -> tuple[torch.device, torch.dtype]:

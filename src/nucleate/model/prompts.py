@@ -8,7 +8,6 @@ leave the network.
 import json
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from nucleate.model.batches import batch_budget, deal, layers_of, share_prefixes
-from nucleate.model.prefix_tree import Group, PackedBatch, evaluate, pack, plain, position_limit, where_it_runs
+from nucleate.model.prefix_tree import Group, PackedBatch, at_rest, evaluate, pack, plain, position_limit, where_it_runs
 from nucleate.model.texts import Chat, HasPrompts, Prompt, prompts_of
 from nucleate.refusal import Refused
 
@@ -92,7 +91,7 @@ def read_prompts_states(
     else:
         batches = _read_whole(network, list(distinct), pad=_pad(network, tokenizer), budget=budget)
     done = 0
-    with _at_rest(network):
+    with at_rest(network):
         for batch in batches:
             progress("reading the prompts", done / len(distinct))
             book.enter(batch, *owners.of(batch.numbers))
@@ -300,7 +299,7 @@ def _reader(model: Any) -> tuple[Any, bool]:
         return model.get_encoder(), False
     if model.get_output_embeddings() is None:
         return model, False
-    with _at_rest(model):
+    with at_rest(model):
         tokens = torch.tensor([[3, 1, 1, 1], [3, 2, 2, 2]], device=where_it_runs(model)[0])
         one, other = model(input_ids=tokens, output_hidden_states=True).hidden_states[-1][:, 0].float()
     if (one - other).norm() > 1e-4 * one.norm():
@@ -314,15 +313,3 @@ def _pad(model: Any, tokenizer: Any) -> int:
         if isinstance(getattr(holder, "pad_token_id", None), int):
             return int(holder.pad_token_id)
     return 0
-
-
-@contextmanager
-def _at_rest(model: nn.Module) -> Iterator[None]:
-    """Without dropout and gradients; afterwards the mode is as it was."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        model.train(was_training)

@@ -20,6 +20,7 @@ from torch import nn
 from nucleate.model.batches import batch_budget, deal, group_rows, layers_of
 from nucleate.model.prefix_tree import (
     Group,
+    at_rest,
     check_positions,
     evaluate,
     instance_losses,
@@ -77,29 +78,24 @@ def read_groups(
     predicted = np.empty(count, dtype=np.int64)
     restricted = None if candidates is None else np.empty(count, dtype=np.int64)
     loss = np.empty(count)
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for parts, numbers in dealt.batches:
-                batch = (pack(parts) if dealt.packed else plain(parts)).to(device, dtype)
-                logits, hidden = evaluate(model, batch, hidden=bool(chosen))
-                ends = batch.ends
-                if chosen:
-                    read = torch.stack([hidden[k].flatten(0, 1)[ends.to(hidden[k].device)].cpu() for k in chosen])
-                    read = read.float()  # bfloat16 has no numpy form
-                    if not read.isfinite().all():
-                        raise RuntimeError("a hidden state is not finite: read in float32, or check the weights")
-                    if states is None:
-                        states = np.empty((len(chosen), count, read.shape[-1]), dtype=np.float32)
-                    states[:, numbers] = read.numpy()
-                loss[numbers] = instance_losses(token_losses(logits, batch).double().cpu().numpy(), batch)
-                at_ends = logits[batch.end_row.to(logits.device)].float().cpu()
-                predicted[numbers] = at_ends.argmax(-1).numpy()
-                if candidates is not None and restricted is not None:
-                    restricted[numbers] = best_of(at_ends.numpy(), [candidates[i] for i in numbers])
-    finally:
-        model.train(was_training)
+    with at_rest(model):
+        for parts, numbers in dealt.batches:
+            batch = (pack(parts) if dealt.packed else plain(parts)).to(device, dtype)
+            logits, hidden = evaluate(model, batch, hidden=bool(chosen))
+            ends = batch.ends
+            if chosen:
+                read = torch.stack([hidden[k].flatten(0, 1)[ends.to(hidden[k].device)].cpu() for k in chosen])
+                read = read.float()  # bfloat16 has no numpy form
+                if not read.isfinite().all():
+                    raise RuntimeError("a hidden state is not finite: read in float32, or check the weights")
+                if states is None:
+                    states = np.empty((len(chosen), count, read.shape[-1]), dtype=np.float32)
+                states[:, numbers] = read.numpy()
+            loss[numbers] = instance_losses(token_losses(logits, batch).double().cpu().numpy(), batch)
+            at_ends = logits[batch.end_row.to(logits.device)].float().cpu()
+            predicted[numbers] = at_ends.argmax(-1).numpy()
+            if candidates is not None and restricted is not None:
+                restricted[numbers] = best_of(at_ends.numpy(), [candidates[i] for i in numbers])
     covered = [len(g.prefix) + len(x) + len(g.target(b)) - 1 for g in groups for b, x in enumerate(g.branches)]
     if states is None:
         states = np.empty((0, count, 0), dtype=np.float32)

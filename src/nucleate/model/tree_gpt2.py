@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from transformers import GPT2LMHeadModel
 
 from nucleate.compiled import REORDERED, compiled
-from nucleate.model.prefix_tree import Group, batch_loss, plain
+from nucleate.model.prefix_tree import Group, at_rest, batch_loss, plain
 
 # oneDNN prepares its code anew for every shape and keeps a thousand: the number of tokens is rounded up to this.
 _MULTIPLE = 4
@@ -144,18 +144,14 @@ def fits(model: nn.Module, groups: Sequence[Group]) -> bool:
     if {m.p for m in model.modules() if isinstance(m, nn.Dropout)} != {config.resid_pdrop} or config.resid_pdrop >= 1:
         return False
     few = sorted(groups, key=lambda g: -g.longest)[:2]
-    was_training = model.training
-    model.eval()
     try:
-        with torch.enable_grad():
-            loss = tree_loss(model, lay(few))
-            torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
-        with torch.inference_mode():
+        with at_rest(model):
+            with torch.inference_mode(False), torch.enable_grad():
+                loss = tree_loss(model, lay(few))
+                torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
             return abs(loss.item() - batch_loss(model, plain(few)).item()) < 1e-4
     except (AttributeError, RuntimeError):  # modules replaced by others
         return False
-    finally:
-        model.train(was_training)
 
 
 class _Attention(torch.autograd.Function):

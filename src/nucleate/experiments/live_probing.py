@@ -1,0 +1,170 @@
+"""A network probed while it learns: a run folder of `probe` that has one more model at every look.
+
+What `probing.py` does with checkpoints, without checkpoints: each look is a model called `step-…`, the first one the
+base that all others are compared with. Between two looks the folder is closed, and an interrupted run to whoever reads
+it: it can be drawn at any time, and a training that was killed goes on where its own checkpoint begins.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nucleate.config import differing, flat_toml
+from nucleate.data.dataset import Dataset
+from nucleate.data.prompts import read_prompts
+from nucleate.experiments.groundwork import Progress
+from nucleate.experiments.probe_parts import finish, join, note_seconds, part_of, probe_one, surface_of
+from nucleate.experiments.probe_result import ProbeResult, load_probe
+from nucleate.experiments.probe_study import Study, settings_of
+from nucleate.measures.findings import best_layer_of, deciding_measure, main_read, separate_at_best, value_of
+from nucleate.model.prefix_tree import where_it_runs
+from nucleate.model.subjects import Subject
+from nucleate.refusal import Refused
+from nucleate.runs import RunWriter, load_run, open_run, write_whole
+
+_LOADED = ("device", "dtype", "revisions", "loading", "trust_remote_code")  # how weights are loaded: these are there
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one look has found."""
+
+    words: str  # the answer, with what has changed since the first look
+    share: float | None  # of same-task neighbours at the best layer, by which the verdict goes
+    separate: int  # tasks
+    best_layer: int
+
+
+@dataclass(eq=False)
+class LiveProbe:
+    """The looks at one training, in one folder."""
+
+    study: Study
+    folder: Path
+    looks: list[Subject] = field(default_factory=list)  # by rising step; their networks have moved on since
+    surface: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, data: Any, folder: Path, **options: Any) -> "LiveProbe":
+        """`data` and `options` as for `probe`. Data that cannot be probed are refused here."""
+        settings = settings_of(options)
+        barred = next((name for name in _LOADED if name in options), None)
+        if barred is not None:
+            raise Refused(f"a network that is learning is probed as it is: leave {barred} out")
+        return cls(Study.of(read_prompts(data, columns=settings.columns, limit=settings.limit), settings), folder)
+
+    def begin(
+        self, network: Any, tokenizer: Any, step: int, *, resume: bool, overwrite: bool, progress: Progress
+    ) -> None:
+        """Open the folder, before the first step of a training or, to `resume`, before the one after `step`; what
+        could not be read is refused."""
+        device, dtype = where_it_runs(network)
+        settings = replace(self.study.settings, device=device.type, dtype=str(dtype).removeprefix("torch."))
+        self.study = replace(self.study, settings=settings)
+        self.study.check(_subject(network, tokenizer, step, None))
+        with self._open(resume=resume, overwrite=overwrite) as run:
+            self.looks = []
+            for seen in (int(name.rpartition("-")[2]) for name in load_run(self.folder).config["models"]):
+                earlier = _subject(None, tokenizer, seen, None)
+                if seen <= step:
+                    epoch = run.read_part(part_of(earlier))["epoch"][0]
+                    self.looks.append(replace(earlier, epoch=epoch))
+                else:  # of steps that will be taken anew
+                    _forget(run, earlier)
+            write_whole(run.folder / "data" / "dataset.parquet", self._dataset.frame().write_parquet)
+            for sentence in self.study.notes:
+                progress(sentence, None)
+            self.surface = surface_of(self.study, run, progress)
+            self._list(run)
+
+    def look(self, network: Any, tokenizer: Any, step: int, epoch: int | None, progress: Progress) -> "Look":
+        """Probe the network as it is now. Its modes, its gradients and all random streams stay as they are."""
+        subject = _subject(network, tokenizer, step, epoch)
+        began = time.perf_counter()
+        cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with self._open(resume=True) as run, torch.random.fork_rng(devices=cuda):
+            probe_one(self.study, subject, run, self.surface, progress)
+            note_seconds(run, began, self.study.reading)
+            self.looks.append(replace(subject, what=None))
+            self._list(run)
+            join(run, self.study, self.looks, self.looks[0].name)
+        found = load_probe(self.folder)
+        share = value_of(
+            main_read(found.metrics),
+            deciding_measure(found.metrics),
+            model=subject.name,
+            layer=best_layer_of(found.metrics, subject.name),
+            **{"split": "test", "space": "raw", "labels": "task"},
+        )
+        return Look(
+            words=found.verdicts[subject.name],
+            share=share,
+            separate=len(separate_at_best(found.metrics, found.tasks, subject.name)),
+            best_layer=best_layer_of(found.metrics, subject.name),
+        )
+
+    def end(self) -> ProbeResult:
+        """Close the folder for good."""
+        with self._open(resume=True) as run:
+            finish(run, self.study, self.looks, self.looks[0].name)
+            run.paused = False
+        return load_probe(self.folder)
+
+    @property
+    def _dataset(self) -> Dataset:
+        return Dataset(self.study.prompts.instances, {}, {}, {}, {})
+
+    @property
+    def _settings(self) -> str:
+        names = [one.name for one in self.looks]
+        what = {"verb": "probe", "size": self.study.prompts.name, "models": names, "base": names[0] if names else None}
+        return flat_toml(self.study.settings, **what, data_hash=self._dataset.content_hash())
+
+    def _list(self, run: RunWriter) -> None:
+        """The looks so far, for whoever reads the folder."""
+        text = self._settings
+        write_whole(run.folder / "config.toml", lambda path: path.write_text(text, encoding="utf-8"))
+
+    @contextmanager
+    def _open(self, *, resume: bool, overwrite: bool = False) -> Iterator[RunWriter]:
+        opening = open_run(
+            self.folder,
+            settings=self._settings,
+            differing=_differing,
+            resume=resume,
+            overwrite=overwrite,
+            facts={
+                "seeds": {"root": self.study.settings.seed},
+                "device": self.study.settings.device,
+                "data_hash": self._dataset.content_hash(),
+            },
+        )
+        with opening as run:
+            if run is None:
+                raise Refused(f"{self.folder} holds a finished probe: name another folder, or overwrite it")
+            run.paused = True
+            yield run
+
+
+def _subject(network: Any, tokenizer: Any, step: int, epoch: int | None) -> Subject:
+    return Subject(f"step-{step}", network, tokenizer, {}, epoch, step)
+
+
+def _forget(run: RunWriter, look: Subject) -> None:
+    for path in (
+        run.folder / "parts" / f"{part_of(look)}.parquet",
+        run.folder / "layouts" / f"{look.file}.parquet",
+        *(run.folder / "pieces").glob(f"{part_of(look)}-*.parquet"),
+    ):
+        path.unlink(missing_ok=True)
+
+
+def _differing(begun: str, asked: str) -> list[str]:
+    """As for any run, but for the looks, which grow."""
+    return [one for one in differing(begun, asked) if one.split(" ")[0] not in ("models", "base")]

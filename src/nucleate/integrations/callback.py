@@ -1,0 +1,162 @@
+"""A Hugging Face `Trainer` that shows, while it trains, which tasks its network holds apart.
+
+    trainer = Trainer(…, callbacks=[nucleate.ProbeCallback("prompts.jsonl", every=100)])
+
+Every look is a whole probe with all of its controls, in a run folder that `nucleate report` draws at any time. Looking
+changes nothing: the trained weights are, to the bit, those of a training without it.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from nucleate.experiments.live_probing import LiveProbe
+from nucleate.experiments.probe_result import ProbeResult
+from nucleate.refusal import Refused
+from nucleate.report.figures import draw_figures
+from nucleate.report.page import write_page
+from nucleate.runs import load_run
+
+
+class ProbeCallback(TrainerCallback):
+    """Probes the network of a Trainer before the first step, every so many, and after the last.
+
+    `data` are the labelled prompts: anything that `nucleate.probe` takes. `every` counts optimiser steps, or is a share
+    of all of them where it is below 1. `out` is the run folder, `probe` in the Trainer's output folder unless given. A
+    training that goes on from a checkpoint goes on with its looks too; otherwise a folder that holds something is
+    refused before the first step, unless `overwrite` is set. `options` are those of `nucleate.probe`, such as
+    `columns`, `template`, `chat` and `limit`. `tokenizer` is the Trainer's unless given. Under several processes the
+    first one looks, and the others wait for it at their next step.
+
+    Afterwards `result` holds what was found. Each look adds `probe_share`, `probe_separate` and `probe_best_layer` to
+    the `log_history` of the Trainer's state.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        *,
+        every: int | float = 0.1,
+        layers: Any = None,
+        out: str | Path | None = None,
+        tokenizer: Any = None,
+        overwrite: bool = False,
+        **options: Any,
+    ) -> None:
+        if every <= 0 or (every >= 1 and every != int(every)):
+            raise Refused(f"every={every} is neither a number of steps nor a share of them below 1")
+        self.every = every
+        self.out = None if out is None else Path(out)
+        self.tokenizer = tokenizer
+        self.overwrite = overwrite
+        self.result: ProbeResult | None = None
+        self._probe = LiveProbe.of(data, Path(), layers=layers, **options)
+        self._seconds = 0.0  # spent looking
+        self._began = 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        if not state.is_world_process_zero:
+            return
+        self.tokenizer = self.tokenizer or kwargs.get("processing_class")
+        if self.tokenizer is None:
+            raise Refused("the Trainer has no processing_class: give ProbeCallback(…, tokenizer=tokenizer)")
+        self._probe.folder = self.out or Path(str(args.output_dir)) / "probe"
+        self._began, self._seconds = time.monotonic(), 0.0
+        self._probe.begin(
+            _network(model),
+            self.tokenizer,
+            state.global_step,
+            resume=state.global_step > 0,
+            overwrite=self.overwrite and not state.global_step,
+            progress=lambda sentence, fraction: None if fraction is not None else _say(sentence),
+        )
+        if not self._seen(state):
+            self._look(state, model)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        steps = self.every if self.every >= 1 else max(1, round(self.every * state.max_steps))
+        due = state.global_step % steps == 0 or state.global_step >= state.max_steps
+        if due and state.is_world_process_zero and not self._seen(state):
+            with _spared(f"step {state.global_step} was not probed"):
+                self._look(state, model)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        if not state.is_world_process_zero:
+            return
+        if not self._seen(state) and not args.load_best_model_at_end:  # which has put another network in its place
+            with _spared(f"step {state.global_step} was not probed"):
+                self._look(state, model)
+        with _spared(f"{self._probe.folder} was not finished"):
+            self.result = self._probe.end()
+            run = load_run(self._probe.folder)
+            draw_figures(run, run.folder / "figures")
+            page = write_page(run, run.folder / "page.html")
+            share = self._seconds / max(time.monotonic() - self._began, 1e-9)
+            _say(f"{len(self._probe.looks)} looks took {share:.0%} of the time; page: {page}")
+
+    def _seen(self, state: TrainerState) -> bool:
+        return any(look.step == state.global_step for look in self._probe.looks)
+
+    def _look(self, state: TrainerState, model: Any) -> None:
+        began, first = time.monotonic(), not self._probe.looks
+        epoch = None if state.epoch is None else int(state.epoch + 1e-6)  # whole ones, as a saved checkpoint tells it
+
+        def progress(sentence: str, fraction: float | None) -> None:
+            if fraction is None and first:  # what is to be said of the prompts is said once
+                _say(sentence)
+
+        seen = self._probe.look(_network(model), self.tokenizer, state.global_step, epoch, progress)
+        self._seconds += time.monotonic() - began
+        _say(f"step {state.global_step}: {seen.words}")
+        told: dict[str, Any] = {
+            "probe_share": seen.share,
+            "probe_separate": seen.separate,
+            "probe_best_layer": seen.best_layer,
+        }
+        state.log_history.append({**told, "epoch": state.epoch, "step": state.global_step})
+
+
+def _say(sentence: str) -> None:
+    tqdm.write(f"nucleate: {sentence}")  # above the Trainer's bar
+
+
+@contextmanager
+def _spared(what: str) -> Iterator[None]:
+    """Hours of training are worth more than a look: what goes wrong in here is told, and ends nothing."""
+    try:
+        yield
+    except Exception as error:
+        _say(f"{what}: {type(error).__name__}: {error}")
+
+
+def _network(model: Any) -> Any:
+    """The transformers network inside of what a Trainer holds: a compiled one, one with an adapter."""
+    while True:
+        if type(model).__name__ == "FullyShardedDataParallel":
+            raise Refused(_DEALT)
+        inside = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
+        if inside is None and hasattr(model, "get_base_model"):
+            if getattr(model.active_peft_config, "is_prompt_learning", False):
+                raise Refused("virtual tokens (prompt learning) are no part of the network that is read here")
+            inside = model.get_base_model()  # which holds the adapter's weights
+        if inside is None:
+            break
+        model = inside
+    sharded = ("ds_id", "full_tensor")  # DeepSpeed's third stage, FSDP
+    if any(hasattr(parameter, name) for parameter in model.parameters() for name in sharded):
+        raise Refused(_DEALT)
+    return model
+
+
+_DEALT = "the network's weights are dealt over several processes: probe its checkpoints instead"

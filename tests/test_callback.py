@@ -1,0 +1,300 @@
+"""A Trainer that is looked at while it trains: the looks are probes of its checkpoints, and change nothing.
+
+The oracle of a look is `probe` of the checkpoint that the Trainer has saved at the same step.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import peft
+import polars as pl
+import pytest
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+import nucleate
+from nucleate.cli import main
+from nucleate.experiments import live_probing
+from nucleate.experiments.probing import probe_into
+from nucleate.integrations.callback import ProbeCallback
+from nucleate.model.networks import gpt2, save_network, word_tokenizer
+from nucleate.refusal import Refused
+from nucleate.runs import load_run
+
+TASKS, INSTRUCTIONS, INPUTS = 3, 8, 3
+QUICK = {"iterations": 250, "repeats": 2, "initialisations": 2}
+STEPS, EVERY = 8, 3
+
+
+def rows() -> list[dict[str, str]]:
+    """Each task answers an input in its own way; an instruction is three words that begin as the task's do."""
+    rng = np.random.default_rng(0)
+    found = []
+    for task in range(TASKS):
+        for _ in range(INSTRUCTIONS):
+            instruction = " ".join(f"{'abc'[task]}{number}" for number in rng.choice(12, 3, replace=False))
+            for number in range(INPUTS):
+                found.append(
+                    {"instruction": instruction, "input": f"x{number}", "output": f"y{(number + task) % INPUTS}"}
+                    | {"task": f"task {task}"}
+                )
+    return found
+
+
+def tokenizer():
+    words = [*(f"{letter}{number}" for letter in "abc" for number in range(12)), "Answer:"]
+    return word_tokenizer([*words, *(f"{letter}{number}" for letter in "xy" for number in range(INPUTS))])
+
+
+def network():
+    size = {"width": 16, "feed_forward": 32, "layers": 2, "heads": 2, "positions": 12}
+    return gpt2(vocabulary=len(tokenizer()), **size, dropout=0.2, pad=0, seed=5)
+
+
+class Texts(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return len(rows())
+
+    def __getitem__(self, place: int) -> dict[str, list[int]]:
+        one = rows()[place]
+        ids = tokenizer()(f"{one['instruction']} {one['input']} {one['output']}")["input_ids"]
+        return {"input_ids": ids, "labels": ids}
+
+
+def trainer(out: Path, *callbacks: TrainerCallback, model=None, **settings) -> Trainer:
+    arguments = TrainingArguments(
+        output_dir=str(out),
+        **{"max_steps": STEPS, "save_steps": EVERY, "learning_rate": 3e-3, "seed": 3, **settings},
+        per_device_train_batch_size=9,
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+        logging_strategy="no",
+    )
+    model = network() if model is None else model
+    return Trainer(model, arguments, train_dataset=Texts(), processing_class=tokenizer(), callbacks=[*callbacks])
+
+
+class StopAt(TrainerCallback):
+    """Ends a training at a step: as a crash, or as an early stop."""
+
+    def __init__(self, step: int, *, crash: bool) -> None:
+        self.step, self.crash = step, crash
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            if self.crash:
+                raise MemoryError("the machine is gone")
+            control.should_training_stop = True
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory) -> tuple[Path, Trainer, ProbeCallback]:
+    """A whole training that was looked at, with a checkpoint at every look but the first and the last."""
+    out = tmp_path_factory.mktemp("watched")
+    save_network(network(), tokenizer(), out / "checkpoint-0")
+    callback = ProbeCallback(rows(), every=EVERY, **QUICK)
+    trained = trainer(out, callback)
+    trained.train()
+    save_network(trained.model, tokenizer(), out / f"checkpoint-{STEPS}")
+    return out, trained, callback
+
+
+def told(frame: pl.DataFrame) -> pl.DataFrame:
+    """Without what a checkpoint calls itself."""
+    return frame.with_columns(pl.col("model").str.replace("checkpoint", "step")).drop("epoch")
+
+
+def test_a_look_is_a_probe_of_the_checkpoint_saved_at_the_same_step(watched, tmp_path):
+    out, _, callback = watched
+    saved = [str(out / f"checkpoint-{step}") for step in (0, 3, 6, STEPS)]
+    same = {"loading": {"attn_implementation": "eager"}, **QUICK}  # as the network that was trained
+    assert probe_into(tmp_path / "run", saved, rows(), base=saved[0], **same)
+    expected = nucleate.experiments.probe_result.load_probe(tmp_path / "run")
+    assert callback.result.models == ("step-0", "step-3", "step-6", "step-8")
+    for table in ("metrics", "tasks", "confusion", "suspicious", "coordinates", "dropped"):
+        here, there = (told(getattr(one, table)) for one in (callback.result, expected))
+        assert here.equals(there), table
+    words = [verdict.replace("checkpoint", "step") for verdict in expected.verdicts.values()]
+    assert list(callback.result.verdicts.values()) == words
+
+
+def test_the_epochs_are_those_that_a_checkpoint_tells(watched):
+    _, _, callback = watched
+    steps = callback.result.metrics.drop_nulls("step").select("step", "epoch").unique().sort("step")
+    assert dict(steps.iter_rows()) == {0: 0, 3: 0, 6: 0, 8: 1}  # eight steps an epoch
+
+
+def test_looking_changes_nothing(watched, tmp_path):
+    _, looked_at, _ = watched
+    left_alone = trainer(tmp_path)
+    left_alone.train()
+    for name, weight in left_alone.model.state_dict().items():
+        assert torch.equal(weight, looked_at.model.state_dict()[name]), name
+
+
+def test_what_was_frozen_in_eval_mode_stays_so(tmp_path):
+    model = network()
+
+    class Freeze(TrainerCallback):
+        modes: tuple[tuple[bool, ...], ...] = ()
+
+        def on_step_end(self, args, state, control, model, **kwargs):
+            if self is before:
+                model.transformer.h[0].eval()
+            self.modes += (tuple(part.training for part in model.modules()),)
+
+    before, after = Freeze(), Freeze()
+    looks = ProbeCallback(rows(), every=1, **QUICK)
+    trainer(tmp_path, before, looks, after, model=model, max_steps=1).train()
+    assert before.modes == after.modes
+    assert True in before.modes[0] and False in before.modes[0]
+
+
+def test_each_look_is_told_and_stands_in_the_log_of_the_trainer(watched, capsys):
+    _, trained, callback = watched
+    looks = [entry for entry in trained.state.log_history if "probe_share" in entry]
+    assert [entry["step"] for entry in looks] == [0, 3, 6, 8]
+    share = callback.result.metrics.filter(
+        pl.col("layer") == looks[-1]["probe_best_layer"],
+        model="step-8",
+        measure="knn_share_other_inputs",
+        split="test",
+        labels="task",
+        space="raw",
+        control="none",
+        read="input",
+    )
+    assert looks[-1]["probe_share"] == share["value"].item()
+    assert 0 <= looks[-1]["probe_separate"] <= TASKS
+
+
+def test_the_folder_is_a_finished_run_with_figures_and_page(watched, capsys):
+    out, _, _ = watched
+    run = load_run(out / "probe")
+    assert (run.state, run.config["verb"], run.config["base"]) == ("done", "probe", "step-0")
+    assert not (run.folder / "pieces").exists()
+    assert (run.folder / "figures" / "figure_probe_series.png").is_file()
+    assert main(["report", str(run.folder)]) == 0
+    assert "step-8" in capsys.readouterr().out
+
+
+def test_it_can_be_drawn_while_the_training_goes_on(tmp_path, capsys):
+    class Look(TrainerCallback):
+        code = None
+
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                self.state = load_run(tmp_path / "live").state
+                self.code = main(["report", str(tmp_path / "live")])
+
+    look = Look()
+    trainer(tmp_path, ProbeCallback(rows(), every=2, out=tmp_path / "live", **QUICK), look, max_steps=3).train()
+    assert (look.code, look.state) == (0, "interrupted")
+    assert (tmp_path / "live" / "page.html").is_file()
+
+
+def test_a_training_that_died_goes_on_with_its_looks_and_gives_the_bytes_of_an_unbroken_one(watched, tmp_path):
+    whole, _, _ = watched
+    with pytest.raises(MemoryError):
+        trainer(tmp_path, ProbeCallback(rows(), every=EVERY, **QUICK), StopAt(7, crash=True)).train()
+    assert load_run(tmp_path / "probe").state == "interrupted"
+    # The look at step 6 is behind the checkpoint that is gone on from: it is taken again.
+    again = ProbeCallback(rows(), every=EVERY, **QUICK)
+    trainer(tmp_path, again).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    for table in ("metrics", "tasks", "suspicious"):
+        broken, unbroken = (folder / "probe" / f"{table}.parquet" for folder in (tmp_path, whole))
+        assert broken.read_bytes() == unbroken.read_bytes(), table
+
+
+def test_an_early_stop_is_the_last_look(tmp_path):
+    callback = ProbeCallback(rows(), every=4, **QUICK)
+    trainer(tmp_path, callback, StopAt(5, crash=False)).train()
+    assert callback.result.models == ("step-0", "step-4", "step-5")
+
+
+def test_a_share_of_the_steps_can_be_asked_for(tmp_path):
+    callback = ProbeCallback(rows(), every=0.5, layers=[0, 2], **QUICK)
+    trainer(tmp_path, callback, max_steps=4).train()
+    assert callback.result.models == ("step-0", "step-2", "step-4")
+    assert set(callback.result.tasks["layer"].drop_nulls()) == {0, 2}
+
+
+def test_a_look_that_fails_ends_no_training(tmp_path, monkeypatch, capsys):
+    original = live_probing.probe_one
+
+    def fails(study, subject, *rest):
+        if subject.step == 2:
+            raise RuntimeError("a hidden state is not finite")
+        original(study, subject, *rest)
+
+    monkeypatch.setattr(live_probing, "probe_one", fails)
+    callback = ProbeCallback(rows(), every=2, **QUICK)
+    trained = trainer(tmp_path, callback, max_steps=4)
+    trained.train()
+    assert trained.state.global_step == 4
+    assert callback.result.models == ("step-0", "step-4")
+    assert "step 2 was not probed: RuntimeError: a hidden state is not finite" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft's, about transformers
+def test_an_adapter_is_read_with_its_weights(tmp_path):
+    model = network()
+    adapted = peft.get_peft_model(
+        model, peft.LoraConfig(r=4, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True, task_type="CAUSAL_LM")
+    )
+    callback = ProbeCallback(rows(), every=STEPS, **QUICK)
+    trainer(tmp_path / "out", callback, model=adapted, learning_rate=3e-2).train()
+    save_network(adapted.merge_and_unload(), tokenizer(), tmp_path / "merged")
+    expected = nucleate.probe(str(tmp_path / "merged"), rows(), **QUICK)
+    here = callback.result.metrics.filter(model=f"step-{STEPS}", measure="knn_share", control="none", space="raw")
+    there = expected.metrics.filter(measure="knn_share", control="none", space="raw")
+    assert len(here) == len(there) > 0
+    assert np.allclose(here["value"], there["value"], atol=0.02)
+    first = callback.result.metrics.filter(model="step-0", measure="knn_share", control="none", space="raw")
+    assert not np.allclose(here["value"], first["value"], atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"every": 0}, "every=0 is neither a number of steps nor a share"),
+        ({"every": 2.5}, "every=2.5 is neither"),
+        ({"device": "cuda"}, "leave device out"),
+        ({"colums": {}}, "option 'colums' is unknown; did you mean 'columns'"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_when_the_callback_is_made(settings, message):
+    with pytest.raises(Refused, match=message):
+        ProbeCallback(rows(), **settings)
+
+
+def test_data_that_cannot_be_probed_are_refused_with_file_and_line(tmp_path):
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(rows()[0]) + "\n{\n", encoding="utf-8")
+    with pytest.raises(Refused, match=r"prompts\.jsonl.*2"):
+        ProbeCallback(tmp_path / "prompts.jsonl")
+
+
+def test_a_folder_that_holds_something_is_refused_before_the_first_step_and_keeps_it(watched, tmp_path):
+    out, _, _ = watched
+    before = (out / "probe" / "metrics.parquet").read_bytes()
+    other = trainer(tmp_path, ProbeCallback(rows(), out=out / "probe", **QUICK))
+    with pytest.raises(Refused, match="holds a finished run"):
+        other.train()
+    assert other.state.global_step == 0
+    assert (out / "probe" / "metrics.parquet").read_bytes() == before
+
+
+def test_overwriting_begins_anew(tmp_path):
+    for _ in range(2):
+        callback = ProbeCallback(rows(), every=2, overwrite=True, **QUICK)
+        trainer(tmp_path, callback, max_steps=2).train()
+    assert callback.result.models == ("step-0", "step-2")
+
+
+def test_a_trainer_without_a_tokenizer_is_refused_with_the_remedy(tmp_path):
+    bare = trainer(tmp_path, ProbeCallback(rows(), **QUICK))
+    bare.callback_handler.processing_class = None
+    with pytest.raises(Refused, match=r"give ProbeCallback\(…, tokenizer=tokenizer\)"):
+        bare.train()
