@@ -147,7 +147,7 @@ function ticks(low, high, count) {
 }
 
 // Layers upwards, epochs to the right on the scale of the chart above it; a cell reaches half-way to its neighbours.
-function heatMap({ width, label, lines, place }) {
+function heatMap({ width, label, lines, place, unit }) {
   const ink = theme();
   const [left, right, below] = [34, 30, 34];
   const row = Math.max(5, Math.min(17, 190 / lines.length));
@@ -170,7 +170,7 @@ function heatMap({ width, label, lines, place }) {
   const bar = { x: left, y: row * lines.length + 14, width: width < 400 ? 70 : 120 };
   for (let k = 0; k < 24; k++) draw(svg, "rect", { x: bar.x + (k * bar.width) / 24, y: bar.y, width: bar.width / 24 + 0.4, height: 8, fill: ramp(VIRIDIS, k / 23), "shape-rendering": "crispEdges" });
   draw(svg, "text", { x: bar.x + bar.width + 8, y: bar.y + 8, fill: ink.quiet, "font-size": 11 }, `${number(low)} to ${number(high)}`);
-  draw(svg, "text", { x: width - right, y: bar.y + 8, "text-anchor": "end", fill: ink.quiet, "font-size": 11 }, "layer × epoch");
+  draw(svg, "text", { x: width - right, y: bar.y + 8, "text-anchor": "end", fill: ink.quiet, "font-size": 11 }, `layer × ${unit}`);
   return { svg, cells, ink };
 }
 

@@ -217,7 +217,7 @@ function say() {
   const { moments } = scene();
   const layers = layersOf(scene());
   const { shown, all, matches } = now.found;
-  const where = [moments.length > 1 ? `epoch ${momentName(scene(), now.time)}` : null, layers.length ? `layer ${layers[now.layer]}` : null];
+  const where = [moments.length > 1 ? `${scene().unit} ${momentName(scene(), now.time)}` : null, layers.length ? `layer ${layers[now.layer]}` : null];
   let text = `${where.filter(Boolean).join(", ")}: ${shown === all ? `${all} instances` : `${shown} of ${all} instances`}, ${casts[0].legend.length} colours`;
   if (now.query) text += `; ${matches.length} found`;
   $("said").textContent = text[0].toUpperCase() + text.slice(1) + ".";
@@ -280,8 +280,9 @@ function play(going) {
 function momentChanged() {
   $("time").value = now.time;
   const epoch = momentName(scene(), now.time);
-  $("time-label").textContent = `Epoch ${epoch}${epoch === scene().best ? " (best)" : ""}`;
-  $("time").setAttribute("aria-valuetext", `epoch ${epoch}`);
+  const { unit, best } = scene();
+  $("time-label").textContent = `${unit[0].toUpperCase() + unit.slice(1)} ${epoch}${epoch === best ? " (best)" : ""}`;
+  $("time").setAttribute("aria-valuetext", `${unit} ${epoch}`);
   const whole = Math.round(now.time);
   if (now.whole !== whole && now.confused) drawConfusion();
   if (now.whole !== whole || now.colour === "right or wrong") {

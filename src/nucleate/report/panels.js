@@ -85,7 +85,8 @@ function drawScores() {
     }
     spec.now = here;
   }
-  spec.axis = overEpochs ? "epoch" : "layer";
+  const { unit } = scene();
+  spec.axis = overEpochs ? unit : "layer";
   spec.levels = beside.filter((curve) => curve.control.startsWith("surface")).map((curve) => ({ name: CONTROLS[curve.control], value: curve.points[0][1] }));
   drawn.chart = { ...chart(spec), spec, overEpochs };
   $("chart").replaceChildren(drawn.chart.svg);
@@ -93,7 +94,8 @@ function drawScores() {
   $("heat-part").hidden = !overEpochs;
   drawn.heat = null;
   if (!overEpochs) return;
-  drawn.heat = { ...heatMap({ width: spec.width, label: `${title}: layer by epoch`, lines, place: drawn.chart.place }), lines };
+  $("heat-title").textContent = `Layer by ${unit}`;
+  drawn.heat = { ...heatMap({ width: spec.width, label: `${title}: layer by ${unit}`, lines, place: drawn.chart.place, unit }), lines };
   $("heat").replaceChildren(drawn.heat.svg);
   if (scene().views) markCell(drawn.heat.svg, drawn.heat.cells, momentName(scene(), now.time), here, drawn.heat.ink);
   const cellAt = (event) => {
@@ -103,7 +105,7 @@ function drawScores() {
   };
   drawn.heat.svg.addEventListener("pointermove", (event) => {
     const cell = cellAt(event);
-    tip(event, cell && ((box) => make(box, "p", `layer ${cell.layer}, epoch ${cell.epoch}: ${number(cell.value)}`)));
+    tip(event, cell && ((box) => make(box, "p", `layer ${cell.layer}, ${unit} ${cell.epoch}: ${number(cell.value)}`)));
   });
   drawn.heat.svg.addEventListener("pointerleave", (event) => tip(event, null));
   drawn.heat.svg.addEventListener("click", (event) => {
@@ -123,7 +125,7 @@ function drawProgress(parts) {
     const figure = make($("progress"), "figure");
     figure.style.width = `${width}px`;
     make(figure, "figcaption", part.words);
-    const one = chart({ width, height: 140, label: part.words, axis: "epoch", now: marked, ...part });
+    const one = chart({ width, height: 140, label: part.words, axis: scene().unit, now: marked, ...part });
     figure.append(one.svg);
     if (part.lines.length > 1) {
       const key = make(figure, "p", undefined, { class: "key" });
@@ -146,7 +148,7 @@ function steer(one) {
   };
   one.svg.addEventListener("pointermove", (event) => {
     const near = one.near(...at(event));
-    const words = one.overEpochs ? "epoch" : "layer";
+    const words = one.overEpochs ? scene().unit : "layer";
     tip(event, near && ((box) => make(box, "p", `${near.line.name}, ${words} ${near.point[0]}: ${number(near.point[1])}`)));
   });
   one.svg.addEventListener("pointerleave", (event) => tip(event, null));
@@ -177,7 +179,7 @@ const VIEWS = {
       const place = [x, y, z].map((middle, axis) => Number((middle + unit * stages[0].places[axis * count + k]).toPrecision(5)));
       rows.push([points.instance[k], ...place, ...["split", "task", "distribution", "mapping", "instruction", "input", "output"].map((name) => text(name, k)), given(k, now.time)]);
     }
-    return { name: fileName(`stage-layer-${layersOf(one)[now.layer]}-epoch-${momentName(one, now.time)}`), svg: stages[0].svg(now, looks, shapes, colours(theme()), theme(), legend, title), rows };
+    return { name: fileName(`stage-layer-${layersOf(one)[now.layer]}-${one.unit}-${momentName(one, now.time)}`), svg: stages[0].svg(now, looks, shapes, colours(theme()), theme(), legend, title), rows };
   },
   curves: () => {
     const { lines, bands = [], levels = [] } = drawn.chart.spec;
@@ -186,7 +188,7 @@ const VIEWS = {
     return { name: fileName(now.chosen.measure), svg: drawn.chart.svg, rows: curveRows([...lines, ...edges, ...flat]) };
   },
   confusion: () => ({ name: fileName("confusion"), svg: drawn.confusion.svg, rows: drawn.confusion.rows }),
-  heat: () => ({ name: fileName(`${now.chosen.measure}-layer-by-epoch`), svg: drawn.heat.svg, rows: [["layer", "epoch", "value"], ...drawn.heat.cells.map(({ layer, epoch, value }) => [layer, epoch, value])] }),
+  heat: () => ({ name: fileName(`${now.chosen.measure}-layer-by-${scene().unit}`), svg: drawn.heat.svg, rows: [["layer", scene().unit, "value"], ...drawn.heat.cells.map(({ layer, epoch, value }) => [layer, epoch, value])] }),
   progress: () => ({ name: fileName("learning"), svg: joined(drawn.progress), rows: curveRows(drawn.progress.flatMap((one) => one.lines.map((line) => ({ ...line, name: `${one.words}: ${line.name}` })))) }),
 };
 

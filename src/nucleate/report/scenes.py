@@ -40,13 +40,14 @@ def scenes_of(run: Run, shelf: Shelf) -> list[dict[str, Any]]:
     for actor in _actors(run):
         models = [model for model in actor.models if model is not None]
         scene: dict[str, Any] = {"name": actor.name} | _stage(run, actor, shelf)
-        curves = _curves(run.metrics.filter(pl.col("model").is_null() | pl.col("model").is_in(models)))
+        curves = _curves(run.metrics.filter(pl.col("model").is_null() | pl.col("model").is_in(models)), _unit(run))
         if curves["curves"]:
             scene["curves"] = shelf.json(curves)
         if (run.folder / "confusion.parquet").is_file():
             scene |= _confusion(pl.read_parquet(run.folder / "confusion.parquet"), actor, shelf)
         best = best_epoch(run)
         probed = {"shown": "*"} if run.config.get("verb") == "probe" else {}  # of a probe, every prompt comes first
+        scene["unit"] = _unit(run)
         scenes.append(scene | probed | ({"best": best.epoch} if best else {}))
     return scenes
 
@@ -69,7 +70,7 @@ def _actors(run: Run) -> list[_Actor]:
         models = run.metrics["model"].unique().drop_nulls().to_list()
         return [_Actor(name, [f"epoch-{epoch:04d}" for epoch in epochs], epochs, [*models])]
     listed = run.config.get("models", [])
-    age = pl.coalesce("epoch", "step").max().alias("age")
+    age = pl.col(_unit(run)).max().alias("age")
     ages = dict(run.metrics.drop_nulls("model").group_by("model").agg(age).drop_nulls("age").iter_rows())
     series = sorted((model for model in listed if model in ages), key=lambda model: ages[model])
     if len(series) < 2 or len({ages[model] for model in series}) < len(series):
@@ -78,6 +79,12 @@ def _actors(run: Run) -> list[_Actor]:
         [_Actor(name, [_file(one) for one in series], [ages[one] for one in series], [*series])] if series else []
     )
     return together + [_Actor(model, [_file(model)], [0], [model]) for model in listed if model not in series]
+
+
+def _unit(run: Run) -> str:
+    """What moments are counted in: epochs; of a probe steps, where its models tell theirs."""
+    probed = run.config.get("verb") == "probe"
+    return "step" if probed and run.metrics["step"].null_count() < len(run.metrics) else "epoch"
 
 
 def _file(model: str) -> str:
@@ -214,13 +221,13 @@ def cut(text: str, longest: int = LONGEST_TEXT) -> str:
 _KEY = ("experiment", "arm", "control", "split", "read", "labels", "space", "measure", "layer")
 
 
-def _curves(rows: pl.DataFrame) -> dict[str, Any]:
+def _curves(rows: pl.DataFrame, unit: str) -> dict[str, Any]:
     """Every curve of one scene: its key as places in `words`, its epochs as a place in `epochs`, its values × 10,000.
 
     Other numbers of neighbours (`_k5`), shares that could be scored (`_kept`) and intervals stay in `metrics.parquet`.
     Over epochs a control by labels is kept as its lowest and highest layer: the band that is drawn.
     """
-    rows = rows.with_columns(epoch=pl.coalesce("epoch", "step"))
+    rows = rows.with_columns(epoch=pl.col(unit))
     rows = rows.filter(~pl.col("measure").str.contains(r"_(?:k\d+|kept|low|high)$"))
     rows = rows.filter(~(pl.col("epoch").is_null() & pl.col("layer").is_null() & (pl.col("control") == "none")))
     rows = rows.with_columns(layer=pl.col("layer").cast(pl.String))
