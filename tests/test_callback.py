@@ -20,6 +20,8 @@ from nucleate.experiments.probing import probe_into
 from nucleate.integrations.callback import ProbeCallback
 from nucleate.model.networks import gpt2, save_network, word_tokenizer
 from nucleate.refusal import Refused
+from nucleate.report.pack import Shelf
+from nucleate.report.scenes import scenes_of
 from nucleate.runs import load_run
 
 TASKS, INSTRUCTIONS, INPUTS = 3, 8, 3
@@ -178,6 +180,12 @@ def test_the_folder_is_a_finished_run_with_figures_and_page(watched, capsys):
     assert (run.folder / "figures" / "figure_probe_series.png").is_file()
     assert main(["report", str(run.folder)]) == 0
     assert "step-8" in capsys.readouterr().out
+
+
+def test_looks_within_one_epoch_are_one_scene_told_by_its_steps(watched):
+    out, _, _ = watched
+    (scene,) = scenes_of(load_run(out / "probe"), Shelf())
+    assert (scene["unit"], scene["moments"]) == ("step", [0, 3, 6, 8])
 
 
 def test_it_can_be_drawn_while_the_training_goes_on(tmp_path, capsys):

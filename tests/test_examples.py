@@ -17,4 +17,5 @@ def test_every_example_is_run_by_a_test():
     assert {path.name for path in EXAMPLES.glob("*.py")} == {
         "look_into_a_checkpoint.py",
         "fine_tune.py",
-    }  # tests/test_guides.py runs the latter
+        "watch_a_fine_tuning.py",
+    }  # tests/test_guides.py runs the latter two

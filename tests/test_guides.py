@@ -4,6 +4,7 @@ import json
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from transformers import TrainingArguments
 
 import nucleate
 from nucleate.cli import main
-from nucleate.model.networks import gpt2, save_network, word_tokenizer
+from nucleate.model.networks import gpt2, load_network, save_network, word_tokenizer
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"(?:^`(?P<file>\S+)`:\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -39,6 +41,15 @@ def models(folder: Path) -> None:
         save_network(gpt2(vocabulary=len(tokenizer), seed=seed, **shape), tokenizer, folder / name)
 
 
+def a_trainers_own(folder: Path) -> dict[str, Any]:
+    """What a fine-tuning has before it is watched."""
+    model, tokenizer = load_network(folder / "my-model")
+    texts = [{"input_ids": row, "labels": row} for row in tokenizer([one["prompt"] for one in prompts()])["input_ids"]]
+    settings = {"max_steps": 2, "save_strategy": "no", "report_to": [], "use_cpu": True, "disable_tqdm": True}
+    arguments = TrainingArguments(str(folder / "trained"), **settings)
+    return {"model": model, "tokenizer": tokenizer, "texts": texts, "arguments": arguments}
+
+
 def execute(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     program, *words = shlex.split(line)
     if program == "python":
@@ -56,7 +67,7 @@ def test_the_guide_to_probing_runs_from_top_to_bottom(tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     models(tmp_path)
     pl.DataFrame(prompts()).write_ndjson("prompts.jsonl")
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = a_trainers_own(tmp_path)
     for block in BLOCK.finditer(GUIDE):
         if block["file"] == "prompts.jsonl":
             shown = [json.loads(line) for line in block["text"].splitlines()]
@@ -71,12 +82,21 @@ def test_the_guide_to_probing_runs_from_top_to_bottom(tmp_path, monkeypatch, cap
                 execute(line, monkeypatch)
     said = capsys.readouterr().out
     assert "compared with my-model" in said and "llama-7b: 6,738 million parameters, 8,800 prompts" in said
+    assert found["watch"].result.models == ("step-0", "step-2") and (tmp_path / "trained/probe/page.html").is_file()
     assert (tmp_path / "layers.png").is_file() and (tmp_path / "kept" / "metrics.parquet").is_file()
     compared = pl.read_parquet("tuning/tasks.parquet").filter(pl.col("measure").str.ends_with("_over_base"))
     assert set(compared["model"]) == {"checkpoint-100", "checkpoint-200", "checkpoint-300"}
     assert set(pl.read_parquet("curve/metrics.parquet")["step"].drop_nulls()) == {10, 20}
     held_out = pl.read_ndjson("tuned/held-out.jsonl")
     assert len(held_out) == 720 and held_out["task"].n_unique() == 6
+
+
+def test_the_example_that_watches_a_fine_tuning_ends_with_the_answer_and_a_page(tmp_path):
+    models(tmp_path)
+    command = [sys.executable, str(ROOT / "examples" / "watch_a_fine_tuning.py"), "my-model", "out", "--steps", "2"]
+    ended = subprocess.run([*command, "--every", "1"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-1].startswith("step-2: ")
+    assert (tmp_path / "out" / "probe" / "page.html").is_file()
 
 
 def test_the_guide_explains_every_option_and_table_of_a_probe():
