@@ -39,7 +39,8 @@ from sklearn.manifold import TSNE as PeerTSNE  # noqa: E402
 from sklearn.manifold._t_sne import _joint_probabilities, _kl_divergence  # noqa: E402
 from sklearn.metrics import adjusted_rand_score  # noqa: E402
 
-from nucleate.measures import tsne as ours_module  # noqa: E402
+from nucleate.measures import tsne_descent as descent  # noqa: E402
+from nucleate.measures import tsne_start as start  # noqa: E402
 from nucleate.measures.tsne import tsne  # noqa: E402
 
 PERPLEXITY = 10
@@ -133,10 +134,10 @@ def large(n: int, iterations: int) -> int:
     points, _ = hidden_states(n, tasks=16, seed=n)
     tsne([points[:60]], iterations=10)
     theirs, peer, done = fit_peer(points, iterations, "barnes_hut")
-    prepared = ours_module._prepare(points, peer, 3, PERPLEXITY, 0, ours_module._in_turn, False)
+    prepared = start.prepare(points, peer, 3, PERPLEXITY, 0, start.in_turn, False)
 
     def judged(layout: np.ndarray) -> float:
-        return ours_module._finished(prepared, np.ascontiguousarray(layout.T, np.float32), 0).kl_divergence
+        return descent.finished(prepared, np.ascontiguousarray(layout.T, np.float32), 0).kl_divergence
 
     goal = judged(peer)
     print(

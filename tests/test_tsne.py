@@ -18,8 +18,9 @@ from sklearn.manifold._t_sne import _gradient_descent, _joint_probabilities, _kl
 from sklearn.manifold._utils import _binary_search_perplexity
 from sklearn.utils.estimator_checks import check_estimator
 
-from nucleate.measures import tsne as module
+from nucleate.measures import tsne_descent as descent
 from nucleate.measures import tsne_kernel as kernel
+from nucleate.measures import tsne_start
 from nucleate.measures.tsne import TSNE, tsne
 from nucleate.refusal import Refused
 
@@ -58,8 +59,8 @@ DATA = {
 }
 
 
-def prepared(points: np.ndarray, *, components: int = 3, perplexity: float = 10.0) -> "module._Prepared":
-    return module._prepare(points, None, components, perplexity, 0, module._in_turn, False)
+def prepared(points: np.ndarray, *, components: int = 3, perplexity: float = 10.0) -> tsne_start.Prepared:
+    return tsne_start.prepare(points, None, components, perplexity, 0, tsne_start.in_turn, False)
 
 
 def joint_of(points: np.ndarray, perplexity: float = 10.0) -> np.ndarray:
@@ -196,7 +197,7 @@ def one_gradient(points: np.ndarray, layout: np.ndarray, *, literal: bool) -> tu
     """The gradient at `layout` (components, n), read off one step of rate 1, and the norm that the step reports."""
     joint = prepared(points).joint
     n, dof = layout.shape[1], max(len(layout) - 1, 1)
-    scaled = module._scaled(layout, joint.shape[1])
+    scaled = descent.scaled_layout(layout, joint.shape[1])
     forces, sums = np.zeros((2 * len(scaled), n), np.float32), np.zeros(n)
     kernel.dense_forces(joint, scaled, dof, literal, 0, n, forces, sums)
     velocity, gains = np.zeros_like(layout), np.full_like(layout, 1.25)  # a first step multiplies gains by 0.8
@@ -214,7 +215,7 @@ def test_gradient_taken_literally_equals_scikit_learns(components):
     )
     np.testing.assert_allclose(gradient, theirs.reshape(100, components).T, atol=2e-5 * np.abs(theirs).max())
     assert norm == pytest.approx(np.linalg.norm(theirs), rel=1e-4)
-    assert module._finished(prepared(points), layout, 0).kl_divergence == pytest.approx(divergence, rel=1e-4)
+    assert descent.finished(prepared(points), layout, 0).kl_divergence == pytest.approx(divergence, rel=1e-4)
 
 
 @pytest.mark.parametrize("components", [1, 2, 3, 4, 7])
@@ -252,7 +253,7 @@ def test_the_first_iterations_follow_the_oracle(name, components, literal):
 
 def test_the_end_of_exaggeration_follows_the_oracle(monkeypatch):
     points = DATA["noise"]
-    monkeypatch.setattr(module, "EXAGGERATED_ITERATIONS", 4)
+    monkeypatch.setattr(descent, "EXAGGERATED_ITERATIONS", 4)
     start = prepared(points).layout.T
     for iterations in (4, 5, 8):
         ours = tsne([points], iterations=iterations)[0].embedding
@@ -323,7 +324,7 @@ def told(schedule, divergences, norm=1.0):
 
 
 def test_schedule_exaggerates_for_250_iterations_and_then_changes_momentum():
-    schedule = module._Schedule(1000, warm=False)
+    schedule = descent.Schedule(1000, warm=False)
     assert (schedule.exaggeration, schedule.momentum, schedule.steps) == (12.0, 0.5, 50)
     assert [schedule.tell(1.0 / check, 1.0) for check in range(1, 6)] == [False] * 4 + [True]
     assert (schedule.exaggeration, schedule.momentum, schedule.done) == (1.0, 0.8, 250)
@@ -331,16 +332,16 @@ def test_schedule_exaggerates_for_250_iterations_and_then_changes_momentum():
 
 def test_schedule_stops_after_300_iterations_without_progress_and_at_tiny_gradients():
     falling = (1.0 / check for check in range(1, 100))
-    assert told(module._Schedule(2000, warm=False), falling) == 2000
+    assert told(descent.Schedule(2000, warm=False), falling) == 2000
     # As in scikit-learn: a stage begins anew at 250, its best is at 300; the first check more than 300 later is 650.
-    assert told(module._Schedule(2000, warm=False), [1.0] * 100) == 650
-    assert told(module._Schedule(2000, warm=True), [1.0] * 100) == 400
-    assert told(module._Schedule(2000, warm=False), [1.0] * 100, norm=1e-8) == 100  # one check in each stage
+    assert told(descent.Schedule(2000, warm=False), [1.0] * 100) == 650
+    assert told(descent.Schedule(2000, warm=True), [1.0] * 100) == 400
+    assert told(descent.Schedule(2000, warm=False), [1.0] * 100, norm=1e-8) == 100  # one check in each stage
 
 
 def test_schedule_ends_between_checks():
     for iterations in (1, 49, 50, 75, 250, 260):
-        assert told(module._Schedule(iterations, warm=False), [1.0] * 9) == iterations
+        assert told(descent.Schedule(iterations, warm=False), [1.0] * 9) == iterations
 
 
 @given(
@@ -358,7 +359,7 @@ def test_schedule_stops_where_scikit_learns_descent_stops(errors, slope, iterati
     common = {"n_iter_check": 50, "min_grad_norm": 1e-7, "kwargs": {}}
     _, _, last = _gradient_descent(objective, np.zeros(2), 0, 250, momentum=0.5, n_iter_without_progress=250, **common)
     _gradient_descent(objective, np.zeros(2), last + 1, iterations, n_iter_without_progress=300, **common)
-    schedule = module._Schedule(iterations, warm=False)
+    schedule = descent.Schedule(iterations, warm=False)
     while schedule.running:
         schedule.tell(errors[(schedule.done + schedule.steps - 1) // 50], slope)
     assert schedule.done == objective.calls
@@ -378,7 +379,7 @@ def test_result_does_not_depend_on_the_batch_its_order_or_the_threads():
 
 def test_rows_shared_between_threads_give_the_same_bytes(monkeypatch):
     points = blobs(300, centres=9)
-    monkeypatch.setattr(module, "SHARED_FROM", 200)
+    monkeypatch.setattr(descent, "SHARED_FROM", 200)
     results = [tsne([points], iterations=120, threads=threads) for threads in (1, 2, 5)]
     assert identical(results[0], results[1])
     assert identical(results[0], results[2])
@@ -387,7 +388,7 @@ def test_rows_shared_between_threads_give_the_same_bytes(monkeypatch):
 def test_rows_shared_between_threads_agree_with_one_thread_per_problem(monkeypatch):
     points = blobs(150)
     whole = tsne([points], iterations=60)[0]
-    monkeypatch.setattr(module, "SHARED_FROM", 100)
+    monkeypatch.setattr(descent, "SHARED_FROM", 100)
     assert (
         np.abs(tsne([points], iterations=60)[0].embedding - whole.embedding).max()
         < 1e-3 * np.abs(whole.embedding).max()
@@ -397,8 +398,8 @@ def test_rows_shared_between_threads_agree_with_one_thread_per_problem(monkeypat
 def test_nearest_neighbours_alone_lead_to_the_same_divergence(monkeypatch):
     points = blobs(400, centres=10, width=12)
     whole = tsne([points], iterations=500)[0]
-    monkeypatch.setattr(module, "SHARED_FROM", 300)
-    monkeypatch.setattr(module, "SPARSE_FROM", 300)
+    monkeypatch.setattr(descent, "SHARED_FROM", 300)
+    monkeypatch.setattr(tsne_start, "SPARSE_FROM", 300)
     near = [tsne([points], iterations=500, threads=threads)[0] for threads in (1, 3)]
     assert identical(near[:1], near[1:])
     joint = joint_of(points) + np.eye(len(points)) * np.finfo(float).tiny
@@ -410,13 +411,13 @@ def test_nearest_neighbours_alone_lead_to_the_same_divergence(monkeypatch):
 
 def test_sparse_forces_of_all_neighbours_equal_the_dense_ones(monkeypatch):
     points = DATA["noise"]
-    monkeypatch.setattr(module, "SPARSE_FROM", 10)
+    monkeypatch.setattr(tsne_start, "SPARSE_FROM", 10)
     sparse = prepared(points, perplexity=79 / 3)  # 3 × perplexity + 1 covers everybody
     monkeypatch.undo()
     dense = prepared(points, perplexity=79 / 3)
     np.testing.assert_allclose(sparse.joint.toarray(), dense.joint[:, :80], rtol=1e-5, atol=1e-12)
     assert sparse.entropy == pytest.approx(dense.entropy, rel=1e-9)
-    scaled = module._scaled(noise(80, width=3).T, dense.joint.shape[1])
+    scaled = descent.scaled_layout(noise(80, width=3).T, dense.joint.shape[1])
     pairs = (sparse.joint.indptr, sparse.joint.indices, sparse.joint.data)
     one, other, sums = np.zeros((6, 80), np.float32), np.zeros((6, 80), np.float32), np.zeros(80)
     for literal in (False, True):
@@ -432,7 +433,7 @@ def test_torch_path_follows_the_compiled_path(direction):
     for components in (1, 2, 3, 4):
         ready = [prepared(points, components=components) for points in problems]
         ours = tsne(problems, components=components, iterations=6, direction=direction)
-        theirs = module._descend_batch(ready, 6, direction == "scikit-learn", "cpu")
+        theirs = descent.descend_batch(ready, 6, direction == "scikit-learn", "cpu")
         for one, (layout, iterations) in zip(ours, theirs, strict=True):
             assert iterations == 6
             assert np.abs(layout.T - one.embedding).max() < 1e-3 * np.abs(one.embedding).max()
@@ -449,7 +450,7 @@ def test_torch_path_follows_the_compiled_path_from_a_settled_layout():
 def test_torch_path_ends_at_the_same_divergence_and_keeps_the_order_of_problems(monkeypatch):
     pytest.importorskip("torch")
     problems = [DATA["barely"], blobs(60, seed=1), DATA["barely"][:20]]
-    monkeypatch.setattr(module, "_BATCH_PAIRS", 2 * 60**2)  # two problems to a batch
+    monkeypatch.setattr(descent, "_BATCH_PAIRS", 2 * 60**2)  # two problems to a batch
     theirs = tsne(problems, perplexity=5, iterations=500, device="cpu:0")
     ours = tsne(problems, perplexity=5, iterations=500)
     assert [len(result.embedding) for result in theirs] == [31, 60, 20]
@@ -540,14 +541,14 @@ def test_fewer_axes_than_components_still_give_a_finite_layout(points):
 
 
 def test_where_a_lapack_finds_no_eigenvalue_among_equal_ones_all_of_them_are_sought(monkeypatch):
-    whole = module.eigh
+    whole = tsne_start.eigh
 
     def finds_none(gram, subset_by_index=None, **options):
         values, vectors = whole(gram, **options)
         return (values[:0], vectors[:, :0]) if subset_by_index else (values, vectors)
 
     expected = tsne([np.eye(30)], iterations=300)[0].embedding
-    monkeypatch.setattr(module, "eigh", finds_none)
+    monkeypatch.setattr(tsne_start, "eigh", finds_none)
     found = tsne([np.eye(30)], iterations=300)[0].embedding
     assert np.isfinite(found).all() and found.shape == expected.shape
 

@@ -1,0 +1,131 @@
+"""The beginning of a t-SNE problem: the joint probabilities of its points, and the layout to descend from."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.linalg import eigh
+from scipy.sparse import csr_array
+
+from nucleate.measures import tsne_kernel as kernel
+
+START_DEVIATION = 1e-4
+# Beyond, only the 3 × perplexity + 1 nearest neighbours of a point attract it, as in scikit-learn's Barnes-Hut (a dense
+# matrix would take 4 n² bytes); the repulsion stays exact. Only in up to three dimensions.
+SPARSE_FROM = 4096
+_ROWS = 256  # of the distance matrix worked on at a time
+_VOID = 1e-12  # a principal axis with a smaller share of the first one's variance is rounding noise
+
+Share = Callable[[Callable[[int, int], None], int], None]  # runs work(low, high) on the parts of range(count)
+
+
+def in_turn(work: Callable[[int, int], None], count: int) -> None:
+    work(0, count)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    layout: np.ndarray  # float32 (components, n): where the descent starts
+    joint: Any  # p(i, j) in float32: an array (n, padded) or, of the nearest neighbours only, a csr_array (n, n)
+    entropy: float  # Σ p ln p
+    warm: bool  # the layout was given
+
+
+def prepare(
+    points: np.ndarray,
+    first: np.ndarray | None,
+    components: int,
+    perplexity: float,
+    seed: int,
+    share: Share,
+    dense: bool,
+) -> Prepared:
+    points = _centred(points)
+    n, width = points.shape
+    gram = points @ points.T if n <= min(width, SPARSE_FROM) else None  # serves distances and principal axes alike
+    if first is None:
+        layout = _principal_layout(points, gram, components, seed)
+    else:
+        layout = np.array(first.T, dtype=np.float32, order="C")
+    norms = np.einsum("ij,ij->i", points, points)
+    target = float(np.log(perplexity))
+    blocks = [slice(top, min(top + _ROWS, n)) for top in range(0, n, _ROWS)]
+
+    def squared_distances(block: slice) -> np.ndarray:
+        squared = gram[block] if gram is not None else points[block] @ points.T
+        squared = norms[block, None] + norms - 2.0 * squared
+        kernel.recompute_near(points, norms, block.start, squared)
+        return squared
+
+    if n > SPARSE_FROM and components <= 3 and not dense:
+        near = min(n - 1, int(3 * perplexity + 1))
+        neighbours = np.empty((n, near), np.int32)
+        conditional = np.empty((n, near), np.float32)
+
+        def find(low: int, high: int) -> None:
+            for block in blocks[low:high]:
+                squared = squared_distances(block)
+                squared[np.arange(len(squared)), np.arange(n)[block]] = np.inf
+                neighbours[block] = np.sort(np.argpartition(squared, near - 1, axis=1)[:, :near], axis=1)
+                nearest = np.take_along_axis(squared, neighbours[block], axis=1)
+                kernel.calibrate(nearest, -1, target, conditional[block])
+
+        share(find, len(blocks))
+        ends = np.arange(0, n * near + 1, near)
+        one_sided = csr_array((conditional.ravel().astype(np.float64), neighbours.ravel(), ends), shape=(n, n))
+        joint = (one_sided + one_sided.T).tocsr() / (2 * n)
+        joint.data = np.maximum(joint.data, kernel.TINY)
+        entropy = float(np.sum(joint.data * np.log(joint.data)))
+        return Prepared(layout, joint.astype(np.float32), entropy, first is not None)
+
+    table = np.zeros((n, -(-n // kernel.LANES) * kernel.LANES), np.float32)
+
+    def fill(low: int, high: int) -> None:
+        for block in blocks[low:high]:
+            kernel.calibrate(squared_distances(block), block.start, target, table[block])
+
+    share(fill, len(blocks))
+    return Prepared(layout, table, kernel.symmetrise(table), first is not None)
+
+
+def _centred(points: np.ndarray) -> np.ndarray:
+    """float64, mean zero, scaled by a power of two to about 1: t-SNE ignores scale, and a power of two costs no digit.
+
+    The first row is subtracted before the mean, so that equal rows become zeros exactly, whatever their size.
+    """
+    points = points.astype(np.float64, order="C")  # a copy, changed in place from here on
+    for _ in range(2):
+        exponent = int(np.frexp(max(points.max(), -points.min()))[1])
+        points *= np.ldexp(1.0, min(1000, max(-1000, -exponent)))
+        points -= points[0].copy()
+    points -= points.mean(axis=0)
+    return points
+
+
+def _principal_layout(points: np.ndarray, gram: np.ndarray | None, components: int, seed: int) -> np.ndarray:
+    """The first principal components, the first with standard deviation 1e-4, as float32 (components, n).
+
+    Exact eigenvectors of the smaller of the two Gram matrices; the largest loading of an axis is positive, which is
+    scikit-learn's rule. Axes without variance (constant features, n or width below `components`, one repeated point)
+    start from normal noise of deviation 1e-4; there scikit-learn refuses, takes rounding noise or divides by zero.
+    """
+    n, width = points.shape
+    layout = np.random.default_rng(seed).standard_normal((n, components)) * START_DEVIATION
+    found = min(components, n, width)
+    if gram is None:
+        gram = points @ points.T if n <= width else points.T @ points
+    size = len(gram)
+    variances, vectors = eigh(gram, subset_by_index=[size - found, size - 1])
+    if len(variances) < found:  # where eigenvalues are all equal, some LAPACKs find none of those asked for
+        variances, vectors = (part[..., -found:] for part in eigh(gram, driver="evd"))
+    variances, vectors = variances[::-1], vectors[:, ::-1]
+    if n <= width:
+        loadings, scores = points.T @ vectors, vectors * np.sqrt(np.maximum(variances, 0.0))
+    else:
+        loadings, scores = vectors, points @ vectors
+    signs = np.sign(np.take_along_axis(loadings, np.abs(loadings).argmax(axis=0)[None], axis=0))
+    real = variances > _VOID * max(variances[0], 0.0)
+    if real[0]:
+        layout[:, :found][:, real] = (scores * signs / np.std(scores[:, 0]) * START_DEVIATION)[:, real]
+    return np.array(layout.T, dtype=np.float32, order="C")
