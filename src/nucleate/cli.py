@@ -378,7 +378,7 @@ def _parser() -> argparse.ArgumentParser:
     add_out(reproduce, "DIR")
 
     sweep = verb("sweep", _sweep, "run a verb many times, seeds x settings, into one long table")
-    sweep.passes_on = True
+    sweep.passes_on = {name: verbs.choices[name] for name in _SWEPT}
     sweep.add_argument("swept", metavar="VERB", choices=_SWEPT, help=f"{', '.join(_SWEPT)}; with any of its options")
     for option in ("seed", *SHORT, "dtype"):
         sweep.add_argument(f"--{option}", metavar="VALUES", help="one value, a list such as 32,256, or a range as 0..4")

@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from nucleate.config import SIZES, Config, configure
@@ -15,18 +16,18 @@ SHORT = {"width": "model.width", "epochs": "training.epochs"}  # options that ar
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line and exits with 2; misspelt verbs and options get a suggestion."""
 
-    passes_on = False  # whether words that it does not know are kept, as `passed`, for the parser of another verb
+    passes_on: Mapping[str, "Parser"] = {}  # verb -> whose options are kept, as `passed`, where `swept` names it
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         known, passed = super().parse_known_args(args, namespace)
+        options = self._option_string_actions.keys() - {"-h"}
         if self.passes_on:
-            known.passed, passed = passed, []
-        for word in passed:
-            if word.startswith("--"):
-                name = word.partition("=")[0]
-                options = self._option_string_actions.keys() - {"-h"}
+            options |= self.passes_on[known.swept]._option_string_actions.keys() - {"-h"}
+            known.passed = passed
+        for name in (word.partition("=")[0] for word in passed if word.startswith("--")):
+            if name not in options:
                 raise Refused(f"option {name} is unknown{nearest(name, options)}")
-        return known, passed
+        return known, [] if self.passes_on else passed
 
     def error(self, message: str) -> NoReturn:
         if found := re.match(r"argument (\S+): invalid choice: '(.*?)' \(choose from (.*)\)", message):
