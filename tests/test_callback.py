@@ -11,7 +11,7 @@ import peft
 import polars as pl
 import pytest
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 import nucleate
 from nucleate.cli import main
@@ -75,7 +75,19 @@ def trainer(out: Path, *callbacks: TrainerCallback, model=None, **settings) -> T
         logging_strategy="no",
     )
     model = network() if model is None else model
-    return Trainer(model, arguments, train_dataset=Texts(), processing_class=tokenizer(), callbacks=[*callbacks])
+    return Trainer(
+        model,
+        arguments,
+        train_dataset=Texts(),
+        eval_dataset=Texts(),
+        processing_class=tokenizer(),
+        callbacks=[*callbacks],
+    )
+
+
+def probed(out: Path) -> Path:
+    """Where the looks at a training into a folder are."""
+    return out.with_name(f"{out.name}-probe")
 
 
 class StopAt(TrainerCallback):
@@ -94,7 +106,7 @@ class StopAt(TrainerCallback):
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory) -> tuple[Path, Trainer, ProbeCallback]:
     """A whole training that was looked at, with a checkpoint at every look but the first and the last."""
-    out = tmp_path_factory.mktemp("watched")
+    out = tmp_path_factory.mktemp("watched") / "out"
     save_network(network(), tokenizer(), out / "checkpoint-0")
     callback = ProbeCallback(rows(), every=EVERY, **QUICK)
     trained = trainer(out, callback)
@@ -130,7 +142,7 @@ def test_the_epochs_are_those_that_a_checkpoint_tells(watched):
 
 def test_looking_changes_nothing(watched, tmp_path):
     _, looked_at, _ = watched
-    left_alone = trainer(tmp_path)
+    left_alone = trainer(tmp_path / "out")
     left_alone.train()
     for name, weight in left_alone.model.state_dict().items():
         assert torch.equal(weight, looked_at.model.state_dict()[name]), name
@@ -149,12 +161,12 @@ def test_what_was_frozen_in_eval_mode_stays_so(tmp_path):
 
     before, after = Freeze(), Freeze()
     looks = ProbeCallback(rows(), every=1, **QUICK)
-    trainer(tmp_path, before, looks, after, model=model, max_steps=1).train()
+    trainer(tmp_path / "out", before, looks, after, model=model, max_steps=1).train()
     assert before.modes == after.modes
     assert True in before.modes[0] and False in before.modes[0]
 
 
-def test_each_look_is_told_and_stands_in_the_log_of_the_trainer(watched, capsys):
+def test_each_look_stands_in_the_log_of_the_trainer(watched):
     _, trained, callback = watched
     looks = [entry for entry in trained.state.log_history if "probe_share" in entry]
     assert [entry["step"] for entry in looks] == [0, 3, 6, 8]
@@ -174,9 +186,8 @@ def test_each_look_is_told_and_stands_in_the_log_of_the_trainer(watched, capsys)
 
 def test_the_folder_is_a_finished_run_with_figures_and_page(watched, capsys):
     out, _, _ = watched
-    run = load_run(out / "probe")
+    run = load_run(probed(out))
     assert (run.state, run.config["verb"], run.config["base"]) == ("done", "probe", "step-0")
-    assert not (run.folder / "pieces").exists()
     assert (run.folder / "figures" / "figure_probe_series.png").is_file()
     assert main(["report", str(run.folder)]) == 0
     assert "step-8" in capsys.readouterr().out
@@ -184,7 +195,7 @@ def test_the_folder_is_a_finished_run_with_figures_and_page(watched, capsys):
 
 def test_looks_within_one_epoch_are_one_scene_told_by_its_steps(watched):
     out, _, _ = watched
-    (scene,) = scenes_of(load_run(out / "probe"), Shelf())
+    (scene,) = scenes_of(load_run(probed(out)), Shelf())
     assert (scene["unit"], scene["moments"]) == ("step", [0, 3, 6, 8])
 
 
@@ -198,33 +209,91 @@ def test_it_can_be_drawn_while_the_training_goes_on(tmp_path, capsys):
                 self.code = main(["report", str(tmp_path / "live")])
 
     look = Look()
-    trainer(tmp_path, ProbeCallback(rows(), every=2, out=tmp_path / "live", **QUICK), look, max_steps=3).train()
+    trainer(tmp_path / "out", ProbeCallback(rows(), every=2, out=tmp_path / "live", **QUICK), look, max_steps=3).train()
     assert (look.code, look.state) == (0, "interrupted")
     assert (tmp_path / "live" / "page.html").is_file()
 
 
-def test_a_training_that_died_goes_on_with_its_looks_and_gives_the_bytes_of_an_unbroken_one(watched, tmp_path):
+@pytest.mark.parametrize("saved", [3, 5])
+def test_a_training_that_died_goes_on_with_its_looks_and_gives_the_bytes_of_an_unbroken_one(saved, watched, tmp_path):
+    """From a checkpoint at a look, and from one between two looks, behind which the look at step 6 was taken."""
     whole, _, _ = watched
+    out = tmp_path / "out"
     with pytest.raises(MemoryError):
-        trainer(tmp_path, ProbeCallback(rows(), every=EVERY, **QUICK), StopAt(7, crash=True)).train()
-    assert load_run(tmp_path / "probe").state == "interrupted"
-    # The look at step 6 is behind the checkpoint that is gone on from: it is taken again.
+        looks = ProbeCallback(rows(), every=EVERY, **QUICK)
+        trainer(out, looks, StopAt(7, crash=True), save_steps=saved).train()
+    assert load_run(probed(out)).state == "interrupted"
     again = ProbeCallback(rows(), every=EVERY, **QUICK)
-    trainer(tmp_path, again).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    trainer(out, again).train(resume_from_checkpoint=str(out / f"checkpoint-{saved}"))
     for table in ("metrics", "tasks", "suspicious"):
-        broken, unbroken = (folder / "probe" / f"{table}.parquet" for folder in (tmp_path, whole))
+        broken, unbroken = (probed(folder) / f"{table}.parquet" for folder in (out, whole))
         assert broken.read_bytes() == unbroken.read_bytes(), table
+
+
+def test_a_finished_training_can_be_gone_on_with(tmp_path):
+    for steps in (4, 6):
+        callback = ProbeCallback(rows(), every=2, **QUICK)
+        going_on = True if (tmp_path / "out").exists() else None
+        trainer(tmp_path / "out", callback, max_steps=steps, save_steps=2).train(resume_from_checkpoint=going_on)
+        assert callback.result.models == tuple(f"step-{step}" for step in range(0, steps + 1, 2))
+        assert list(load_run(probed(tmp_path / "out")).manifest["verdict"]) == list(callback.result.models)
+
+
+def test_one_callback_serves_two_trainings(tmp_path):
+    callback = ProbeCallback(rows(), every=2, **QUICK)
+    for name in ("one", "two"):
+        trainer(tmp_path / name, callback, max_steps=2).train()
+        assert callback.result.folder == probed(tmp_path / name)
+        assert callback.result.models == ("step-0", "step-2")
+    assert load_run(probed(tmp_path / "one")).state == "done"
+
+
+def test_a_batch_that_was_too_large_begins_the_looks_anew(tmp_path):
+    class Full(TrainerCallback):
+        times = 0
+
+        def on_step_end(self, args, state, control, **kwargs):
+            self.times += 1
+            if self.times == 2:
+                raise RuntimeError("CUDA out of memory.")
+
+    callback = ProbeCallback(rows(), every=1, **QUICK)
+    trainer(tmp_path / "out", callback, Full(), max_steps=2, auto_find_batch_size=True).train()
+    assert callback.result.models == ("step-0", "step-1", "step-2")
+
+
+def test_in_mixed_precision_a_look_is_that_of_the_saved_weights_and_training_goes_on_in_it(tmp_path):
+    out, callback = tmp_path / "out", ProbeCallback(rows(), every=2, **QUICK)
+    trained = trainer(out, callback, max_steps=4, bf16=True)
+    trained.train()
+    left_alone = trainer(tmp_path / "alone", max_steps=4, bf16=True)
+    left_alone.train()
+    for name, weight in left_alone.model.state_dict().items():
+        assert torch.equal(weight, trained.model.state_dict()[name]), name
+    save_network(trained.model, tokenizer(), out / "checkpoint-4")
+    expected = nucleate.probe(str(out / "checkpoint-4"), rows(), loading={"attn_implementation": "eager"}, **QUICK)
+    here = callback.result.metrics.filter(model="step-4")
+    assert len(here) > 100
+    assert here["value"].equals(expected.metrics.filter(model="checkpoint-4")["value"])
 
 
 def test_an_early_stop_is_the_last_look(tmp_path):
     callback = ProbeCallback(rows(), every=4, **QUICK)
-    trainer(tmp_path, callback, StopAt(5, crash=False)).train()
+    trainer(tmp_path / "out", callback, StopAt(5, crash=False)).train()
     assert callback.result.models == ("step-0", "step-4", "step-5")
+
+
+def test_the_network_is_seen_before_the_best_one_takes_its_place(tmp_path):
+    callback = ProbeCallback(rows(), every=100, **QUICK)
+    stops = EarlyStoppingCallback(early_stopping_patience=1, early_stopping_threshold=1e9)
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2, "save_steps": 2}
+    trainer(tmp_path / "out", callback, stops, **best).train()
+    assert callback.result.models == ("step-0", "step-4")
 
 
 def test_a_share_of_the_steps_can_be_asked_for(tmp_path):
     callback = ProbeCallback(rows(), every=0.5, layers=[0, 2], **QUICK)
-    trainer(tmp_path, callback, max_steps=4).train()
+    trainer(tmp_path / "out", callback, max_steps=4).train()
     assert callback.result.models == ("step-0", "step-2", "step-4")
     assert set(callback.result.tasks["layer"].drop_nulls()) == {0, 2}
 
@@ -239,11 +308,25 @@ def test_a_look_that_fails_ends_no_training(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(live_probing, "probe_one", fails)
     callback = ProbeCallback(rows(), every=2, **QUICK)
-    trained = trainer(tmp_path, callback, max_steps=4)
+    trained = trainer(tmp_path / "out", callback, max_steps=4)
     trained.train()
     assert trained.state.global_step == 4
     assert callback.result.models == ("step-0", "step-4")
-    assert "step 2 was not probed: RuntimeError: a hidden state is not finite" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "nucleate: step 2 was not probed: RuntimeError: a hidden state is not finite" in printed
+    assert f"nucleate: step 4: {callback.result.verdict}" in printed
+
+
+def test_a_first_look_that_fails_is_refused_before_the_first_step_and_stands_in_nobodys_way(tmp_path, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("a hidden state is not finite")
+
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="not finite"):
+        patched.setattr(live_probing, "probe_one", fails)
+        trainer(tmp_path / "out", ProbeCallback(rows(), **QUICK), max_steps=2).train()
+    callback = ProbeCallback(rows(), every=2, **QUICK)
+    trainer(tmp_path / "out", callback, max_steps=2).train()
+    assert callback.result.models == ("step-0", "step-2")
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft's, about transformers
@@ -269,6 +352,8 @@ def test_an_adapter_is_read_with_its_weights(tmp_path):
     [
         ({"every": 0}, "every=0 is neither a number of steps nor a share"),
         ({"every": 2.5}, "every=2.5 is neither"),
+        ({"every": float("nan")}, "every=nan is neither"),
+        ({"every": float("inf")}, "every=inf is neither"),
         ({"device": "cuda"}, "leave device out"),
         ({"colums": {}}, "option 'colums' is unknown; did you mean 'columns'"),
     ],
@@ -286,23 +371,23 @@ def test_data_that_cannot_be_probed_are_refused_with_file_and_line(tmp_path):
 
 def test_a_folder_that_holds_something_is_refused_before_the_first_step_and_keeps_it(watched, tmp_path):
     out, _, _ = watched
-    before = (out / "probe" / "metrics.parquet").read_bytes()
-    other = trainer(tmp_path, ProbeCallback(rows(), out=out / "probe", **QUICK))
-    with pytest.raises(Refused, match="holds a finished run"):
+    before = (probed(out) / "metrics.parquet").read_bytes()
+    other = trainer(tmp_path / "out", ProbeCallback(rows(), out=probed(out), **QUICK))
+    with pytest.raises(Refused, match=r"holds a finished run: give another folder as out=…, or overwrite=True$"):
         other.train()
     assert other.state.global_step == 0
-    assert (out / "probe" / "metrics.parquet").read_bytes() == before
+    assert (probed(out) / "metrics.parquet").read_bytes() == before
 
 
 def test_overwriting_begins_anew(tmp_path):
     for _ in range(2):
         callback = ProbeCallback(rows(), every=2, overwrite=True, **QUICK)
-        trainer(tmp_path, callback, max_steps=2).train()
+        trainer(tmp_path / "out", callback, max_steps=2).train()
     assert callback.result.models == ("step-0", "step-2")
 
 
 def test_a_trainer_without_a_tokenizer_is_refused_with_the_remedy(tmp_path):
-    bare = trainer(tmp_path, ProbeCallback(rows(), **QUICK))
+    bare = trainer(tmp_path / "out", ProbeCallback(rows(), **QUICK))
     bare.callback_handler.processing_class = None
     with pytest.raises(Refused, match=r"give ProbeCallback\(…, tokenizer=tokenizer\)"):
         bare.train()

@@ -171,6 +171,7 @@ def test_a_job_that_is_refused_or_killed_harms_no_other_and_the_outcomes_keep_th
         return worker
 
     monkeypatch.setattr(engines._Worker, "started", started)
+    monkeypatch.setattr(engines, "_TELL", 0.0)
     told = []
     jobs = [
         Job("killed", ("learn", "--size", "micro", "--out", str(tmp_path / "run"))),
@@ -187,8 +188,8 @@ def test_a_job_that_is_refused_or_killed_harms_no_other_and_the_outcomes_keep_th
     assert len(lines) == 3
     assert lines[-1].startswith("3 of 3: ")
     shares = [fraction for _, fraction in told if fraction is not None]
-    assert shares == sorted(shares)
-    assert all(0 <= share < 1 for share in shares)
+    assert shares
+    assert shares == sorted(shares) and all(0 <= share < 1 for share in shares)
 
 
 def test_a_worker_is_as_far_as_its_last_line_says_and_writes_on_where_it_was():
@@ -212,7 +213,24 @@ def test_a_sweep_tells_how_far_its_runs_are_while_they_compute(tmp_path, monkeyp
     run_all([job], workers=1, progress=lambda text, fraction: told.append((text, fraction)))
     between = [text for text, share in told if share and share < 0.99]
     assert between
-    assert all(re.fullmatch(r"0 of 1 runs, about \d+:\d\d left; seed7 \d+%", text) for text in between)
+    assert all(re.fullmatch(r"0 of 1 runs(, about \d+:\d\d left)?; seed7 \d+%", text) for text in between)
+
+
+def test_the_time_left_goes_by_what_was_gained_since_the_first_look(monkeypatch):
+    class Stub:
+        job = Job("seed0", ())
+        share = 0.6  # gone on with
+
+        def told(self):
+            return self.share
+
+    told, stub, clock = [], Stub(), iter([100.0, 110.0])
+    monkeypatch.setattr(engines.time, "monotonic", lambda: next(clock))
+    seen: list[float] = []
+    engines._tell_all(lambda text, share: told.append((text, share)), [stub], 0, 2, seen)
+    stub.share = 0.8
+    engines._tell_all(lambda text, share: told.append((text, share)), [stub], 0, 2, seen)
+    assert told == [("0 of 2 runs; seed0 60%", 0.3), ("0 of 2 runs, about 1:00 left; seed0 80%", 0.4)]
 
 
 @pytest.mark.parametrize(("free", "at_once"), [(2**60, 3), (0, 1), (None, 3)])

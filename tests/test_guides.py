@@ -82,7 +82,7 @@ def test_the_guide_to_probing_runs_from_top_to_bottom(tmp_path, monkeypatch, cap
                 execute(line, monkeypatch)
     said = capsys.readouterr().out
     assert "compared with my-model" in said and "llama-7b: 6,738 million parameters, 8,800 prompts" in said
-    assert found["watch"].result.models == ("step-0", "step-2") and (tmp_path / "trained/probe/page.html").is_file()
+    assert found["watch"].result.models == ("step-0", "step-2") and (tmp_path / "trained-probe/page.html").is_file()
     assert (tmp_path / "layers.png").is_file() and (tmp_path / "kept" / "metrics.parquet").is_file()
     compared = pl.read_parquet("tuning/tasks.parquet").filter(pl.col("measure").str.ends_with("_over_base"))
     assert set(compared["model"]) == {"checkpoint-100", "checkpoint-200", "checkpoint-300"}
@@ -96,7 +96,7 @@ def test_the_example_that_watches_a_fine_tuning_ends_with_the_answer_and_a_page(
     command = [sys.executable, str(ROOT / "examples" / "watch_a_fine_tuning.py"), "my-model", "out", "--steps", "2"]
     ended = subprocess.run([*command, "--every", "1"], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert ended.stdout.splitlines()[-1].startswith("step-2: ")
-    assert (tmp_path / "out" / "probe" / "page.html").is_file()
+    assert (tmp_path / "out-probe" / "page.html").is_file()
 
 
 def test_the_guide_explains_every_option_and_table_of_a_probe():

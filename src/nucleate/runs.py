@@ -141,12 +141,14 @@ def open_run(
     differing: Callable[[str, str], list[str]],
     resume: bool = False,
     overwrite: bool = False,
+    reopen: bool = False,
     facts: Mapping[str, Any] | None = None,
 ) -> Iterator[RunWriter | None]:
     """The folder, locked, for one run under `settings` (the text of config.toml); None where it is finished already.
 
     Refuses, with nothing changed on disk: a folder that is not a run, one that another process holds, a finished one
     without `resume` or `overwrite`, an unfinished one likewise, and one whose settings differ from those asked for.
+    With `reopen` and `resume` a finished one is gone on with.
     """
     if resume and overwrite:
         raise Refused("--resume keeps what is there, --overwrite replaces it; give one of them")
@@ -156,7 +158,7 @@ def open_run(
         status = _status(folder)
         if status is not None and not overwrite:
             _check_resumable(folder, status, settings, differing, resume)
-            if status == "done":
+            if status == "done" and not reopen:
                 yield None
                 return
         going_on = status is not None and not overwrite

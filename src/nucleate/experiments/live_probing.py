@@ -19,7 +19,7 @@ from nucleate.config import differing, flat_toml
 from nucleate.data.dataset import Dataset
 from nucleate.data.prompts import read_prompts
 from nucleate.experiments.groundwork import Progress
-from nucleate.experiments.probe_parts import finish, join, note_seconds, part_of, probe_one, surface_of
+from nucleate.experiments.probe_parts import join, note_seconds, part_of, probe_one, surface_of
 from nucleate.experiments.probe_result import ProbeResult, load_probe
 from nucleate.experiments.probe_study import Study, settings_of
 from nucleate.measures.findings import best_layer_of, deciding_measure, main_read, separate_at_best, value_of
@@ -68,8 +68,17 @@ class LiveProbe:
         settings = replace(self.study.settings, device=device.type, dtype=str(dtype).removeprefix("torch."))
         self.study = replace(self.study, settings=settings)
         self.study.check(_subject(network, tokenizer, step, None))
+        self.looks = []
+        overwrite = overwrite or _is_empty(self.folder)
+        try:
+            self._begin(tokenizer, step, resume=resume and not overwrite, overwrite=overwrite, progress=progress)
+        except Refused as refusal:
+            why = str(refusal).partition(";")[0]  # the remedies behind it are the command line's
+            remedy = "" if resume else ", or overwrite=True"
+            raise Refused(f"{why}: give another folder as out=…{remedy}") from None
+
+    def _begin(self, tokenizer: Any, step: int, *, resume: bool, overwrite: bool, progress: Progress) -> None:
         with self._open(resume=resume, overwrite=overwrite) as run:
-            self.looks = []
             for seen in (int(name.rpartition("-")[2]) for name in load_run(self.folder).config["models"]):
                 earlier = _subject(None, tokenizer, seen, None)
                 if seen <= step:
@@ -94,6 +103,7 @@ class LiveProbe:
             self.looks.append(replace(subject, what=None))
             self._list(run)
             join(run, self.study, self.looks, self.looks[0].name)
+            words = run.manifest["verdict"][subject.name]
         found = load_probe(self.folder)
         share = value_of(
             main_read(found.metrics),
@@ -103,16 +113,16 @@ class LiveProbe:
             **{"split": "test", "space": "raw", "labels": "task"},
         )
         return Look(
-            words=found.verdicts[subject.name],
+            words=words,
             share=share,
             separate=len(separate_at_best(found.metrics, found.tasks, subject.name)),
             best_layer=best_layer_of(found.metrics, subject.name),
         )
 
     def end(self) -> ProbeResult:
-        """Close the folder for good."""
+        """Close the folder. Its `pieces/` stay, so that a training which goes on can open it again."""
         with self._open(resume=True) as run:
-            finish(run, self.study, self.looks, self.looks[0].name)
+            join(run, self.study, self.looks, self.looks[0].name)
             run.paused = False
         return load_probe(self.folder)
 
@@ -139,6 +149,7 @@ class LiveProbe:
             differing=_differing,
             resume=resume,
             overwrite=overwrite,
+            reopen=True,
             facts={
                 "seeds": {"root": self.study.settings.seed},
                 "device": self.study.settings.device,
@@ -146,14 +157,18 @@ class LiveProbe:
             },
         )
         with opening as run:
-            if run is None:
-                raise Refused(f"{self.folder} holds a finished probe: name another folder, or overwrite it")
+            assert run is not None
             run.paused = True
             yield run
 
 
 def _subject(network: Any, tokenizer: Any, step: int, epoch: int | None) -> Subject:
     return Subject(f"step-{step}", network, tokenizer, {}, epoch, step)
+
+
+def _is_empty(folder: Path) -> bool:
+    """Is it one whose first look failed?"""
+    return (folder / "config.toml").is_file() and not load_run(folder).config.get("models", True)
 
 
 def _forget(run: RunWriter, look: Subject) -> None:

@@ -258,11 +258,20 @@ def join(run: RunWriter, study: Study, subjects: Sequence[Subject], compared: st
     own = _dropped_frame(study.prompts.dropped)
     tables["dropped"] = pl.concat([own, tables["dropped"]], how="diagonal").select(tables["dropped"].columns)
     if compared is not None:
-        gained = [_over_base(tables, metrics, one, compared) for one in subjects if one.name != compared]
-        tables["tasks"] = pl.concat([tables["tasks"], *gained])
+        for one in subjects:
+            gained = pieces / f"{part_of(one)}-gained.parquet"
+            if one.name != compared and not gained.is_file():
+                write_whole(gained, _over_base(tables, metrics, one, compared).write_parquet)
+        found = [pl.read_parquet(pieces / f"{part_of(s)}-gained.parquet") for s in subjects if s.name != compared]
+        tables["tasks"] = pl.concat([tables["tasks"], *found])
     for name, frame in tables.items():
         write_whole(run.folder / f"{name}.parquet", frame.write_parquet)
-    run.record(verdict=load_probe(run.folder).verdicts, notes=list(study.notes))
+    result, told = load_probe(run.folder), dict(run.manifest.get("verdict", {}))
+    told.pop(subjects[-1].name, None)  # what was said of the others stays true
+    run.record(
+        verdict={one.name: told.get(one.name) or result.verdict_of(one.name) for one in subjects},
+        notes=list(study.notes),
+    )
 
 
 def note_seconds(run: RunWriter, began: float, reading: list[float]) -> float:

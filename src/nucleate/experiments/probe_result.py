@@ -8,7 +8,15 @@ from typing import Any
 
 import polars as pl
 
-from nucleate.measures.findings import best_layer_of, change, difference, headline, in_full, separate_at_best
+from nucleate.measures.findings import (
+    best_layer_of,
+    change,
+    difference,
+    headline,
+    in_full,
+    main_model,
+    separate_at_best,
+)
 from nucleate.refusal import Refused, nearest
 from nucleate.runs import load_run
 
@@ -45,22 +53,30 @@ class ProbeResult:
     @cached_property
     def verdicts(self) -> dict[str, str]:
         """model -> the answer in words."""
-        found = {name: headline(self.metrics, self.tasks, self.coordinates, name) for name in self.models}
-        for name in self.models:
-            if self.base is not None and name != self.base:
-                moved = [separate_at_best(self.metrics, self.tasks, one) for one in (name, self.base)]
-                found[name] += f"; {change(self.difference(self.base, model=name), self.base, *moved)}"
+        return {name: self.verdict_of(name) for name in self.models}
+
+    def verdict_of(self, model: str) -> str:
+        """The answer for one model, with what has changed since the base."""
+        found = headline(self.metrics, self.tasks, self.coordinates, model)
+        if self.base is not None and model != self.base:
+            moved = [separate_at_best(self.metrics, self.tasks, one) for one in (model, self.base)]
+            found += f"; {change(self.difference(self.base, model=model), self.base, *moved)}"
         return found
 
     @property
+    def main(self) -> str:
+        """The model that matters most: the last of a series of checkpoints, else the first that was named."""
+        return main_model(self.metrics, self.models)
+
+    @property
     def verdict(self) -> str:
-        """The answer for the first model."""
-        return self.verdicts[self.models[0]]
+        """The answer for the main model."""
+        return self.verdicts[self.main]
 
     @property
     def best_layer(self) -> int:
-        """The first model's, chosen on validation."""
-        return best_layer_of(self.metrics, self.models[0])
+        """The main model's, chosen on validation."""
+        return best_layer_of(self.metrics, self.main)
 
     def difference(self, other: "ProbeResult | str", *, model: str | None = None) -> pl.DataFrame:
         """task, share, base_share, difference, low, high: this model against another of this result, or against that

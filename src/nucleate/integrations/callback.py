@@ -27,11 +27,11 @@ class ProbeCallback(TrainerCallback):
     """Probes the network of a Trainer before the first step, every so many, and after the last.
 
     `data` are the labelled prompts: anything that `nucleate.probe` takes. `every` counts optimiser steps, or is a share
-    of all of them where it is below 1. `out` is the run folder, `probe` in the Trainer's output folder unless given. A
-    training that goes on from a checkpoint goes on with its looks too; otherwise a folder that holds something is
-    refused before the first step, unless `overwrite` is set. `options` are those of `nucleate.probe`, such as
-    `columns`, `template`, `chat` and `limit`. `tokenizer` is the Trainer's unless given. Under several processes the
-    first one looks, and the others wait for it at their next step.
+    of all of them where it is below 1. `out` is the run folder; unless it is given, the Trainer's output folder with
+    `-probe` after its name. A training that goes on from a checkpoint goes on with its looks too; otherwise a folder
+    that holds something is refused before the first step, unless `overwrite` is set. `options` are those of
+    `nucleate.probe`, such as `columns`, `template`, `chat` and `limit`. `tokenizer` is the Trainer's unless given.
+    Under several processes the first one looks, and the others wait for it at their next step.
 
     Afterwards `result` holds what was found. Each look adds `probe_share`, `probe_separate` and `probe_best_layer` to
     the `log_history` of the Trainer's state.
@@ -41,14 +41,14 @@ class ProbeCallback(TrainerCallback):
         self,
         data: Any,
         *,
-        every: int | float = 0.1,
+        every: float = 0.1,
         layers: Any = None,
         out: str | Path | None = None,
         tokenizer: Any = None,
         overwrite: bool = False,
         **options: Any,
     ) -> None:
-        if every <= 0 or (every >= 1 and every != int(every)):
+        if not (0 < every < 1 or (1 <= every < float("inf") and every == int(every))):
             raise Refused(f"every={every} is neither a number of steps nor a share of them below 1")
         self.every = every
         self.out = None if out is None else Path(out)
@@ -56,57 +56,69 @@ class ProbeCallback(TrainerCallback):
         self.overwrite = overwrite
         self.result: ProbeResult | None = None
         self._probe = LiveProbe.of(data, Path(), layers=layers, **options)
+        self._begun: Path | None = None  # a folder of this one's own that is not finished
         self._seconds = 0.0  # spent looking
         self._began = 0.0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
+        network, self._tokenizer = _network(model), self.tokenizer or kwargs.get("processing_class")
+        if self._tokenizer is None:
+            raise Refused("the Trainer has no processing_class: give ProbeCallback(…, tokenizer=tokenizer)")
         if not state.is_world_process_zero:
             return
-        self.tokenizer = self.tokenizer or kwargs.get("processing_class")
-        if self.tokenizer is None:
-            raise Refused("the Trainer has no processing_class: give ProbeCallback(…, tokenizer=tokenizer)")
-        self._probe.folder = self.out or Path(str(args.output_dir)) / "probe"
-        self._began, self._seconds = time.monotonic(), 0.0
+        place = Path(str(args.output_dir)).resolve()
+        folder = (self.out or place.with_name(f"{place.name}-probe")) / (state.trial_name or "")
+        self._probe.folder = folder
+        self._began, self._seconds, self.result = time.monotonic(), 0.0, None
         self._probe.begin(
-            _network(model),
-            self.tokenizer,
+            network,
+            self._tokenizer,
             state.global_step,
             resume=state.global_step > 0,
-            overwrite=self.overwrite and not state.global_step,
+            overwrite=not state.global_step and (self.overwrite or self._begun == folder),
             progress=lambda sentence, fraction: None if fraction is not None else _say(sentence),
         )
-        if not self._seen(state):
+        self._begun = folder
+        if not self._probe.looks:
             self._look(state, model)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
         steps = self.every if self.every >= 1 else max(1, round(self.every * state.max_steps))
-        due = state.global_step % steps == 0 or state.global_step >= state.max_steps
-        if due and state.is_world_process_zero and not self._seen(state):
-            with _spared(f"step {state.global_step} was not probed"):
-                self._look(state, model)
+        if state.global_step % steps == 0 or state.global_step >= state.max_steps:
+            self._look_once(state, model)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        if control.should_training_stop:  # early, perhaps to go back to the best checkpoint
+            self._look_once(state, model)
+
+    on_save = on_epoch_end
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
         if not state.is_world_process_zero:
             return
-        if not self._seen(state) and not args.load_best_model_at_end:  # which has put another network in its place
-            with _spared(f"step {state.global_step} was not probed"):
-                self._look(state, model)
+        if not args.load_best_model_at_end:  # which has put another network in its place
+            self._look_once(state, model)
         with _spared(f"{self._probe.folder} was not finished"):
-            self.result = self._probe.end()
+            self.result, self._begun = self._probe.end(), None
             run = load_run(self._probe.folder)
             draw_figures(run, run.folder / "figures")
             page = write_page(run, run.folder / "page.html")
             share = self._seconds / max(time.monotonic() - self._began, 1e-9)
             _say(f"{len(self._probe.looks)} looks took {share:.0%} of the time; page: {page}")
 
-    def _seen(self, state: TrainerState) -> bool:
-        return any(look.step == state.global_step for look in self._probe.looks)
+    def _look_once(self, state: TrainerState, model: Any) -> None:
+        seen = any(look.step == state.global_step for look in self._probe.looks)
+        if state.is_world_process_zero and not seen:
+            with _spared(f"step {state.global_step} was not probed"):
+                self._look(state, model)
 
     def _look(self, state: TrainerState, model: Any) -> None:
         began, first = time.monotonic(), not self._probe.looks
@@ -116,15 +128,14 @@ class ProbeCallback(TrainerCallback):
             if fraction is None and first:  # what is to be said of the prompts is said once
                 _say(sentence)
 
-        seen = self._probe.look(_network(model), self.tokenizer, state.global_step, epoch, progress)
+        network = _network(model)
+        with _as_it_is(network):
+            seen = self._probe.look(network, self._tokenizer, state.global_step, epoch, progress)
         self._seconds += time.monotonic() - began
         _say(f"step {state.global_step}: {seen.words}")
-        told: dict[str, Any] = {
-            "probe_share": seen.share,
-            "probe_separate": seen.separate,
-            "probe_best_layer": seen.best_layer,
-        }
-        state.log_history.append({**told, "epoch": state.epoch, "step": state.global_step})
+        told: dict[str, Any] = {"epoch": state.epoch, "step": state.global_step}
+        told |= {"probe_share": seen.share, "probe_separate": seen.separate, "probe_best_layer": seen.best_layer}
+        state.log_history.append(told)
 
 
 def _say(sentence: str) -> None:
@@ -160,3 +171,18 @@ def _network(model: Any) -> Any:
 
 
 _DEALT = "the network's weights are dealt over several processes: probe its checkpoints instead"
+
+
+@contextmanager
+def _as_it_is(network: Any) -> Iterator[None]:
+    """In the precision of its weights, as a saved checkpoint is read, and as its untrained control: without the mixed
+    precision that accelerate has wrapped around it for training."""
+    wrapped = vars(network).get("forward")
+    if wrapped is None or not hasattr(network, "_original_forward"):
+        yield
+        return
+    network.forward = network._original_forward
+    try:
+        yield
+    finally:
+        network.forward = wrapped

@@ -158,8 +158,7 @@ def run_all(jobs: Sequence[Job], *, workers: int, progress: Progress) -> list[Ou
     Ctrl-C the workers are interrupted and waited for; when this process dies in any other way, they die with it.
     """
     waiting, running, outcomes = deque(jobs), list[_Worker](), dict[str, Outcome]()
-    began, largest, told = time.monotonic(), _FIRST_GUESS, False
-    looked = began
+    looked, largest, told, seen = time.monotonic(), _FIRST_GUESS, False, list[float]()
     try:
         while waiting or running:
             while waiting and len(running) < workers:
@@ -177,7 +176,7 @@ def run_all(jobs: Sequence[Job], *, workers: int, progress: Progress) -> list[Ou
                 _tell(progress, outcome, len(outcomes), len(jobs))
             if running and time.monotonic() - looked >= _TELL:
                 looked = time.monotonic()
-                _tell_all(progress, running, len(outcomes), len(jobs), looked - began)
+                _tell_all(progress, running, len(outcomes), len(jobs), seen)
     except KeyboardInterrupt:
         for worker in running:
             worker.process.send_signal(signal.SIGINT)
@@ -198,11 +197,16 @@ def _tell(progress: Progress, outcome: Outcome, behind: int, total: int) -> None
     progress(f"{behind} of {total}: {outcome.name} {ended} {_clock(outcome.seconds)}{why}", None)
 
 
-def _tell_all(progress: Progress, running: "Sequence[_Worker]", behind: int, total: int, seconds: float) -> None:
-    """How far all runs are together, and each of those at work."""
+def _tell_all(progress: Progress, running: "Sequence[_Worker]", behind: int, total: int, seen: list[float]) -> None:
+    """How far all runs are together, and each of those at work. `seen` keeps the first look, time and share: the time
+    left goes by what was gained since, for runs that are gone on with begin with a share."""
     shares = {worker.job.name: worker.told() for worker in running}
     share = min((behind + sum(shares.values())) / total, 0.99)  # 1 is the end
-    left = f", about {_clock(seconds / share - seconds)} left" if share else ""
+    now = time.monotonic()
+    if not seen and share:
+        seen += [now, share]
+    known = seen and share > seen[1]
+    left = f", about {_clock((now - seen[0]) / (share - seen[1]) * (1 - share))} left" if known else ""
     each = ", ".join(f"{name} {own:.0%}" for name, own in shares.items())
     progress(f"{behind} of {total} runs{left}; {each}", share)
 
