@@ -137,6 +137,8 @@ def test_table_2_over_seeds_is_printed_and_on_the_page_beside_the_papers(seeds, 
     title, (_, rows) = over_seeds(series)
     assert title in said and title in page and "seeds 0, 1" in title
     shown = {row[0]: row[1:] for row in rows}
+    saved = (tmp_path / "figures" / "align-micro" / "over_seeds.md").read_text(encoding="utf-8")
+    assert all(str(cell).replace("[", "\\[").replace("]", "\\]") in saved for row in rows for cell in row)
     tables = [load_run(folder).metrics.filter(pl.col("epoch").is_null(), split="test") for folder in folders]
     one = {arm: [table.filter(arm=arm, measure="accuracy_drop")["value"].item() for table in tables] for arm in METHODS}
     drops = {arm: np.array(values) for arm, values in one.items()}

@@ -313,7 +313,7 @@ def _redraw(folders: Sequence[Path]) -> None:
 
 def _redraw_together(folders: Sequence[Path], out: Path, *, figures: bool = True) -> None:
     """One page of all runs in `out`, and their figures: runs that differ in their seed alone are drawn together."""
-    from nucleate.report.application_tables import over_seeds
+    from nucleate.report.application_tables import over_seeds, save_over_seeds
     from nucleate.report.figures import draw_figures
     from nucleate.report.page import write_page
     from nucleate.report.seeds import series_of
@@ -326,8 +326,10 @@ def _redraw_together(folders: Sequence[Path], out: Path, *, figures: bool = True
         if figures:
             draw_figures(series.runs, out / "figures" / series.name)
         if told := over_seeds(series):
-            title, (header, rows) = told
-            print_table(title, header, rows)
+            title, table = told
+            print_table(title, *table)
+            if figures:
+                save_over_seeds(title, table, out / "figures" / series.name)
     print(f"page: {write_page(runs, out / 'page.html')}")
 
 

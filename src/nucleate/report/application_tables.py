@@ -7,14 +7,16 @@ differ in their seed alone, with intervals and paired differences.
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from nucleate.report.ledger import escaped, markdown_table
 from nucleate.report.seeds import Series, interval
 from nucleate.report.tables import Table
-from nucleate.runs import Run
+from nucleate.runs import Run, write_whole
 
 
 def over_seeds(series: Series) -> tuple[str, Table] | None:
@@ -25,6 +27,15 @@ def over_seeds(series: Series) -> tuple[str, Table] | None:
     title = "Figure 5b" if verb == "pretrain" else "Table 2 (paper: one run, validation)"
     table = (_pretraining_over_seeds if verb == "pretrain" else _alignment_over_seeds)(series.runs)
     return f"{title}, {series.words}: mean, 95 % t-interval", table
+
+
+def save_over_seeds(title: str, table: Table, folder: Path) -> Path:
+    """The same as a document beside the figures."""
+    rows = [["" if cell is None else escaped(cell) for cell in row] for row in table.rows]
+    text = "\n".join([f"# {escaped(title)}", "", *markdown_table(table.header, rows), ""])
+    path = folder / "over_seeds.md"
+    write_whole(path, lambda place: place.write_text(text, encoding="utf-8"))
+    return path
 
 
 # --- pre-training (Figure 5) ------------------------------------------------------------------------------------------

@@ -152,12 +152,12 @@ def ledger_markdown(judgements: Sequence[Judged], missing: Sequence[Missing]) ->
     """The whole ledger: an overview, then each claim with the paper's words, all points, controls and differences."""
     lines = ["# The claims of the paper, with evidence", "", _RULE]
     if judgements:
-        lines += _table(
+        lines += markdown_table(
             ("claim", "size", "verdict", "threshold", "estimate", "paired difference", "seeds"),
             [
                 (
-                    f"{one.claim}. {_escaped(one.sentence)}",
-                    _escaped(one.size),
+                    f"{one.claim}. {escaped(one.sentence)}",
+                    escaped(one.size),
                     _verdict(one),
                     _threshold(one),
                     _with_interval(one.estimate, one.low, one.high),
@@ -172,19 +172,19 @@ def ledger_markdown(judgements: Sequence[Judged], missing: Sequence[Missing]) ->
         by_claim.setdefault(one.claim, []).append(one)
     for claim, group in by_claim.items():
         first = group[0]
-        lines += [f"## {claim}. {_escaped(first.sentence)}", "", f"> {_escaped(first.paper)}", ""]
-        lines += [f"`{first.primary}`, to be {_threshold(first)}. {_escaped(first.meaning)}", ""]
-        lines += [f"Note: {_escaped(first.note)}", ""] if first.note else []
+        lines += [f"## {claim}. {escaped(first.sentence)}", "", f"> {escaped(first.paper)}", ""]
+        lines += [f"`{first.primary}`, to be {_threshold(first)}. {escaped(first.meaning)}", ""]
+        lines += [f"Note: {escaped(first.note)}", ""] if first.note else []
         for one in group:
             lines += _section(one)
     if missing:
         lines += ["## Not run", ""]
-        lines += [f"- {claim.id}. {_escaped(claim.sentence)} `{claim.command}`" for claim in missing]
+        lines += [f"- {claim.id}. {escaped(claim.sentence)} `{claim.command}`" for claim in missing]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def _section(one: Judged) -> list[str]:
-    lines = [f"### {one.claim} at {_escaped(one.size)}: {_verdict(one)}", "", f"{_sentence_case(one.reason)}.", ""]
+    lines = [f"### {one.claim} at {escaped(one.size)}: {_verdict(one)}", "", f"{_sentence_case(one.reason)}.", ""]
     controls = list(dict.fromkeys(name for beaten in one.controls.values() for name in beaten))
     others = list(one.beside)
     if one.points:
@@ -200,14 +200,14 @@ def _section(one: Judged) -> list[str]:
         ]
         columns = (*controls, *(("paired difference",) if controls else ()))
         header = ("seed", "quantity", *columns, *(f"beside: {words}" for words in others))
-        lines += _table(tuple(_escaped(name) for name in header), rows)
+        lines += markdown_table(tuple(escaped(name) for name in header), rows)
     if one.aside:
         shown = ", ".join(f"{_number(point)} (seed {seed})" for seed, point in one.aside.items())
         lines += [f"Shown, not judged: {shown}.", ""]
     return [*lines, *_code(one.command), ""]
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [_row(header), _row(["---"] * len(header)), *(_row(row) for row in rows), ""]
 
 
@@ -219,7 +219,7 @@ _SPECIAL = frozenset("\\`*_[]|#~$!")
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
-def _escaped(text: object) -> str:
+def escaped(text: object) -> str:
     """Text that Markdown shows as it is: one line, no markup, no HTML, no control characters."""
     return "".join(_ENTITIES.get(sign, f"\\{sign}" if sign in _SPECIAL else sign) for sign in _one_line(text))
 
@@ -267,8 +267,8 @@ def _seeds(seeds: Sequence[int]) -> str:
 
 
 def _sentence_case(text: str) -> str:
-    escaped = _escaped(text)
-    return escaped[:1].upper() + escaped[1:]
+    shown = escaped(text)
+    return shown[:1].upper() + shown[1:]
 
 
 # --- the figure -------------------------------------------------------------------------------------------------------
