@@ -37,6 +37,9 @@ def quantities(run: Run) -> dict[str, float]:
 
 
 def main(folders: list[str]) -> None:
+    if not folders:
+        print(__doc__)
+        return
     found: dict[str, dict[str, dict[int, Run]]] = {}
     for run in map(load_run, folders):
         if run.manifest["status"] != "done":
