@@ -223,6 +223,8 @@ def test_a_training_that_died_goes_on_with_its_looks_and_gives_the_bytes_of_an_u
         looks = ProbeCallback(rows(), every=EVERY, **QUICK)
         trainer(out, looks, StopAt(7, crash=True), save_steps=saved).train()
     assert load_run(probed(out)).state == "interrupted"
+    with pytest.raises(Refused, match=r"holds an unfinished run: go on with train\(resume_from_checkpoint=True\)"):
+        trainer(out, ProbeCallback(rows(), every=EVERY, **QUICK)).train()
     again = ProbeCallback(rows(), every=EVERY, **QUICK)
     trainer(out, again).train(resume_from_checkpoint=str(out / f"checkpoint-{saved}"))
     for table in ("metrics", "tasks", "suspicious"):
@@ -354,6 +356,11 @@ def test_an_adapter_is_read_with_its_weights(tmp_path):
         ({"every": 2.5}, "every=2.5 is neither"),
         ({"every": float("nan")}, "every=nan is neither"),
         ({"every": float("inf")}, "every=inf is neither"),
+        ({"every": "10"}, "every='10' is neither"),
+        ({"columns": "task=label"}, "columns='task=label' is no dictionary"),
+        ({"layers": "last"}, "layers='last' is no list of whole numbers"),
+        ({"limit": "5"}, "limit='5' is no whole number"),
+        ({"seed": "a"}, "seed='a' is no whole number"),
         ({"device": "cuda"}, "leave device out"),
         ({"colums": {}}, "option 'colums' is unknown; did you mean 'columns'"),
     ],

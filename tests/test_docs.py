@@ -60,16 +60,18 @@ def test_the_readmes_ledger_is_that_of_the_results():
     told = (ROOT / "results" / "claims.md").read_text(encoding="utf-8")
     ledger = {(row[0].split(".")[0], row[1]): row for row in map(cells, re.findall(r"^\| C\d+\. .*$", told, re.M))}
     header, _, *rows = README.partition("<!-- ledger -->")[2].partition("<!-- end")[0].strip().splitlines()
-    sizes = [f"{cell.split()[0]}, training.packing=rows" for cell in cells(header)[2:]]
+    sizes = [cell.split()[0] for cell in cells(header)[2:]]
+    judged = {place for place, row in ledger.items() if row[-1] == "0, 1, 2, 3, 4"}
     claims = [cells(row)[0].split(".")[0] for row in rows]
-    assert claims == list(dict.fromkeys(claim for claim, size in ledger if size in sizes))
+    known = dict.fromkeys(claim for claim, _ in ledger)
+    assert claims == [one for one in known if judged & {(one, runs_of(one, size)) for size in sizes}]
     for claim, row in zip(claims, rows, strict=True):
         _, asked, *shown = cells(row)
         for size, cell in zip(sizes, shown, strict=True):
-            if (claim, size) not in ledger:
+            if (claim, runs_of(claim, size)) not in judged:
                 assert cell == "–"
                 continue
-            _, _, verdict, threshold, estimate, difference, _ = ledger[claim, size]
+            _, _, verdict, threshold, estimate, difference, _ = ledger[claim, runs_of(claim, size)]
             side, bar = threshold.split()
             assert asked.split()[-2] == side
             assert float(asked.split()[-1]) == float(bar)
@@ -77,6 +79,13 @@ def test_the_readmes_ledger_is_that_of_the_results():
             numbers = [float(number) for number in re.findall(r"-?\d[\d.]*", cell)]
             whole = numbers_of(estimate) + numbers_of(difference)[:1]
             assert numbers == pytest.approx(whole, abs=0.51 if abs(whole[0]) >= 2 else 0.0051)
+
+
+def runs_of(claim: str, size: str) -> str:
+    """What the ledger calls the runs that the README tells of: by rows, but for the applications."""
+    return size + {"C16": ", pretrain.unseen=no", "C17": ", pretrain.unseen=no", "C18": ""}.get(
+        claim, ", training.packing=rows"
+    )
 
 
 def numbers_of(text: str) -> list[float]:

@@ -16,6 +16,7 @@ _HOMES = {
     "TSNE": "nucleate.measures.tsne",
     "cluster_scores": "nucleate.measures.scores",
     "load_dataset": "nucleate.data.dataset",
+    "load_probe": "nucleate.experiments.probe_result",
     "load_run": "nucleate.runs",
     "load_switched": "nucleate.model.switched",
     "natural_dataset": "nucleate.data.natural",

@@ -58,7 +58,9 @@ def add_probe(parser: argparse.ArgumentParser) -> None:
         "models", nargs="+", metavar="MODEL", help="folder, GGUF file or hub id; a folder of checkpoints"
     )
     parser.add_argument(
-        "data", metavar="DATA", help="JSONL, CSV, Parquet, a dataset's folder; or natural, natural-shared"
+        "data",
+        metavar="DATA",
+        help="JSONL, CSV, Parquet, a dataset's folder; or natural, natural-shared, natural-sentences",
     )
     parser.add_argument("--base", metavar="M", help="the model before its fine-tuning, to compare with")
     parser.add_argument("--columns", default="", metavar="ours=theirs,…", help=f"as task=label; {_COLUMNS}")

@@ -74,8 +74,9 @@ class LiveProbe:
             self._begin(tokenizer, step, resume=resume and not overwrite, overwrite=overwrite, progress=progress)
         except Refused as refusal:
             why = str(refusal).partition(";")[0]  # the remedies behind it are the command line's
-            remedy = "" if resume else ", or overwrite=True"
-            raise Refused(f"{why}: give another folder as out=…{remedy}") from None
+            remedies = ["go on with train(resume_from_checkpoint=True)"] if "unfinished" in why else []
+            remedies += ["give another folder as out=…", *([] if resume or overwrite else ["or overwrite=True"])]
+            raise Refused(f"{why}: {', '.join(remedies)}") from None
 
     def _begin(self, tokenizer: Any, step: int, *, resume: bool, overwrite: bool, progress: Progress) -> None:
         with self._open(resume=resume, overwrite=overwrite) as run:

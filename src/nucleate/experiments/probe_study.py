@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -52,7 +52,24 @@ def settings_of(options: Mapping[str, Any]) -> ProbeSettings:
     for name in options:
         if name not in ProbeSettings.__dataclass_fields__:
             raise Refused(f"probe: option {name!r} is unknown{nearest(name, ProbeSettings.__dataclass_fields__)}")
+        if name in _KINDS and options[name] is not None and not _KINDS[name][1](options[name]):
+            raise Refused(f"probe: {name}={options[name]!r} is no {_KINDS[name][0]}")
     return ProbeSettings(**options)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # of those that are mistyped most easily
+    "columns": ("dictionary such as {'task': 'label'}", lambda value: isinstance(value, Mapping)),
+    "layers": (
+        "list of whole numbers",
+        lambda value: isinstance(value, Iterable) and not isinstance(value, str) and all(map(_whole, value)),
+    ),
+    "limit": ("whole number", _whole),
+    "seed": ("whole number", _whole),
+}
 
 
 @dataclass(frozen=True, eq=False)

@@ -131,7 +131,7 @@ def _announcement(prompts: Prompts, settings: ProbeSettings, subject: Subject) -
     beside = needed.weight_bytes + 2 * 4 * count * MOST_FEATURES + _LIBRARIES  # untrained network, n-grams
     measuring = needed.state_bytes / 4 * (count * _SECONDS_A_PAIR + _SECONDS_A_NUMBER) / thread_count()
     return (
-        f"{subject.name}: {_millions(needed.parameters)} parameters, {count:,} prompts of about {tokens:,} tokens; "
+        f"{subject.name}: {_millions(needed.parameters)} parameters, {count:,} prompts of {tokens:,} tokens in all; "
         f"{_size(needed.peak_bytes + beside)} of memory ({_size(needed.weight_bytes)} of weights, "
         f"{_size(needed.state_bytes)} of states), about {_duration(needed.seconds * passes)} to read and "
         f"{_duration(measuring)} to measure"

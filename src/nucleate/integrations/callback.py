@@ -48,8 +48,9 @@ class ProbeCallback(TrainerCallback):
         overwrite: bool = False,
         **options: Any,
     ) -> None:
-        if not (0 < every < 1 or (1 <= every < float("inf") and every == int(every))):
-            raise Refused(f"every={every} is neither a number of steps nor a share of them below 1")
+        number = isinstance(every, int | float) and not isinstance(every, bool)
+        if not (number and (0 < every < 1 or (1 <= every < float("inf") and every == int(every)))):
+            raise Refused(f"every={every!r} is neither a number of steps nor a share of them below 1")
         self.every = every
         self.out = None if out is None else Path(out)
         self.tokenizer = tokenizer
@@ -57,8 +58,7 @@ class ProbeCallback(TrainerCallback):
         self.result: ProbeResult | None = None
         self._probe = LiveProbe.of(data, Path(), layers=layers, **options)
         self._begun: Path | None = None  # a folder of this one's own that is not finished
-        self._seconds = 0.0  # spent looking
-        self._began = 0.0
+        self._seconds = self._began = 0.0  # spent on looks, and when the training began
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
@@ -72,17 +72,18 @@ class ProbeCallback(TrainerCallback):
         folder = (self.out or place.with_name(f"{place.name}-probe")) / (state.trial_name or "")
         self._probe.folder = folder
         self._began, self._seconds, self.result = time.monotonic(), 0.0, None
-        self._probe.begin(
-            network,
-            self._tokenizer,
-            state.global_step,
-            resume=state.global_step > 0,
-            overwrite=not state.global_step and (self.overwrite or self._begun == folder),
-            progress=lambda sentence, fraction: None if fraction is not None else _say(sentence),
-        )
-        self._begun = folder
-        if not self._probe.looks:
-            self._look(state, model)
+        with self._timed():
+            self._probe.begin(
+                network,
+                self._tokenizer,
+                state.global_step,
+                resume=state.global_step > 0,
+                overwrite=not state.global_step and (self.overwrite or self._begun == folder),
+                progress=lambda sentence, fraction: None if fraction is not None else _say(sentence),
+            )
+            self._begun = folder
+            if not self._probe.looks:
+                self._look(state, model)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
@@ -107,21 +108,30 @@ class ProbeCallback(TrainerCallback):
         if not args.load_best_model_at_end:  # which has put another network in its place
             self._look_once(state, model)
         with _spared(f"{self._probe.folder} was not finished"):
-            self.result, self._begun = self._probe.end(), None
-            run = load_run(self._probe.folder)
-            draw_figures(run, run.folder / "figures")
-            page = write_page(run, run.folder / "page.html")
-            share = self._seconds / max(time.monotonic() - self._began, 1e-9)
-            _say(f"{len(self._probe.looks)} looks took {share:.0%} of the time; page: {page}")
+            with self._timed():
+                self.result, self._begun = self._probe.end(), None
+                run = load_run(self._probe.folder)
+                draw_figures(run, run.folder / "figures")
+                page = write_page(run, run.folder / "page.html")
+            share = self._seconds / (time.monotonic() - self._began)
+            _say(f"looking took {share:.0%} of the time, tables and page included; page: {page}")
 
     def _look_once(self, state: TrainerState, model: Any) -> None:
         seen = any(look.step == state.global_step for look in self._probe.looks)
         if state.is_world_process_zero and not seen:
-            with _spared(f"step {state.global_step} was not probed"):
+            with _spared(f"step {state.global_step} was not probed"), self._timed():
                 self._look(state, model)
 
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._seconds += time.monotonic() - began
+
     def _look(self, state: TrainerState, model: Any) -> None:
-        began, first = time.monotonic(), not self._probe.looks
+        first = not self._probe.looks
         epoch = None if state.epoch is None else int(state.epoch + 1e-6)  # whole ones, as a saved checkpoint tells it
 
         def progress(sentence: str, fraction: float | None) -> None:
@@ -131,7 +141,6 @@ class ProbeCallback(TrainerCallback):
         network = _network(model)
         with _as_it_is(network):
             seen = self._probe.look(network, self._tokenizer, state.global_step, epoch, progress)
-        self._seconds += time.monotonic() - began
         _say(f"step {state.global_step}: {seen.words}")
         told: dict[str, Any] = {"epoch": state.epoch, "step": state.global_step}
         told |= {"probe_share": seen.share, "probe_separate": seen.separate, "probe_best_layer": seen.best_layer}

@@ -111,7 +111,8 @@ def headline(metrics: pl.DataFrame, tasks: pl.DataFrame, coordinates: pl.DataFra
         parts.append(f"{len(yes)} of {len(yes) + len(no)} tasks are separate {span}" if yes else "separate as a whole")
         parts += [f"{_named(no)} {'is' if len(no) == 1 else 'are'} not"] if no and yes else []
     else:
-        parts.append("no more than the words")
+        if yes or no:
+            parts.append("as a whole no more than the words" if yes else "no more than the words")
         parts += [f"only {_named(yes)} {'is' if len(yes) == 1 else 'are'} separate"] if yes else []
     untold = sorted({*here["task"]} - {*yes, *no})
     parts += [f"too few prompts to tell of {_named(untold)}"] if untold else []

@@ -147,7 +147,10 @@ def fill(template: str, parts: Mapping[str, str], reads: Sequence[str]) -> _Text
         if name is None:
             continue
         if name not in parts:
-            raise Refused(f"template {template!r}: {{{name}}} is unknown: it may hold {{instruction}} and {{input}}")
+            raise Refused(
+                f"template {template!r}: {{{name}}} is unknown: it may hold {{instruction}} (a whole prompt is "
+                "one) and {input}"
+            )
         spans[name] = (len(text), len(text) + len(parts[name]))
         text += parts[name]
     spans["text"] = (0, len(text))
