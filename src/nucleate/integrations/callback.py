@@ -57,8 +57,8 @@ class ProbeCallback(TrainerCallback):
         self.overwrite = overwrite
         self.result: ProbeResult | None = None
         self._probe = LiveProbe.of(data, Path(), layers=layers, **options)
-        self._begun: Path | None = None  # a folder of this one's own that is not finished
-        self._seconds = self._began = 0.0  # spent on looks, and when the training began
+        self._unfinished: Path | None = None  # a folder of this one's own that is not finished
+        self._seconds = self._since = 0.0  # spent on looks, and when the training began
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
@@ -71,17 +71,17 @@ class ProbeCallback(TrainerCallback):
         place = Path(str(args.output_dir)).resolve()
         folder = (self.out or place.with_name(f"{place.name}-probe")) / (state.trial_name or "")
         self._probe.folder = folder
-        self._began, self._seconds, self.result = time.monotonic(), 0.0, None
+        self._since, self._seconds, self.result = time.monotonic(), 0.0, None
         with self._timed():
             self._probe.begin(
                 network,
                 self._tokenizer,
                 state.global_step,
                 resume=state.global_step > 0,
-                overwrite=not state.global_step and (self.overwrite or self._begun == folder),
+                overwrite=not state.global_step and (self.overwrite or self._unfinished == folder),
                 progress=lambda sentence, fraction: None if fraction is not None else _say(sentence),
             )
-            self._begun = folder
+            self._unfinished = folder
             if not self._probe.looks:
                 self._look(state, model)
 
@@ -109,11 +109,11 @@ class ProbeCallback(TrainerCallback):
             self._look_once(state, model)
         with _spared(f"{self._probe.folder} was not finished"):
             with self._timed():
-                self.result, self._begun = self._probe.end(), None
+                self.result, self._unfinished = self._probe.end(), None
                 run = load_run(self._probe.folder)
                 draw_figures(run, run.folder / "figures")
                 page = write_page(run, run.folder / "page.html")
-            share = self._seconds / (time.monotonic() - self._began)
+            share = self._seconds / (time.monotonic() - self._since)
             _say(f"looking took {share:.0%} of the time, tables and page included; page: {page}")
 
     def _look_once(self, state: TrainerState, model: Any) -> None:
