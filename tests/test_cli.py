@@ -82,6 +82,10 @@ def test_resume_on_a_finished_run_changes_nothing_and_says_so(micro_run, capsys)
         (["learn", "--size", "micro", "--device", "cuda", "--out", "{tmp}/x"], "no GPU"),
         (["learn", "--size", "micro", "--out", "{tmp}/full"], "not a run folder"),
         (["data", "--size", "micro", "--out", "{tmp}/full"], "--overwrite"),
+        (["data", "--size", "micro", "--out", "{tmp}/full/thesis.tex"], "is a file"),
+        (["data", "--size", "micro", "--out", "{tmp}/full/thesis.tex/x"], "cannot be written into"),
+        (["learn", "--size", "micro", "--out", "{tmp}/full/thesis.tex/x"], "cannot be written into"),
+        (["sweep", "learn", "--size", "micro", "--out", "{tmp}/full/thesis.tex/x"], "cannot be written into"),
         (["report", "{tmp}/nothing"], "does not exist"),
         (["report", "{tmp}/full"], "not a run folder"),
         (["runs", "{tmp}/nothing"], "not a folder"),
@@ -99,6 +103,14 @@ def test_what_cannot_be_done_is_refused_in_one_line_and_changes_nothing(argument
     assert printed.err.count("\n") == 1
     assert not printed.out
     assert contents(tmp_path) == {"full/thesis.tex": b"years of work"}
+
+
+@pytest.mark.parametrize("verb", ["report", "claims"])
+def test_what_is_drawn_needs_a_folder_that_can_be_written_into(verb, micro_run, tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert main([verb, str(micro_run), "--out", str(tmp_path / "thesis.tex")]) == 2
+    assert "is a file" in capsys.readouterr().err
+    assert contents(tmp_path) == {"thesis.tex": b"years of work"}
 
 
 def test_a_failure_while_running_exits_with_1_and_is_written_into_the_log(tmp_path, capsys, monkeypatch):

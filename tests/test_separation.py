@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from nucleate.measures.findings import change, difference, separated_tasks, span_of_layers
+from nucleate.measures.findings import change, difference, mislabelled, separated_tasks, span_of_layers
 from nucleate.measures.held_out import Side, deciding_search, held_out_units, sides_of, some_units
 from nucleate.measures.neighbours import Labels
 from nucleate.measures.panel import GAIN, Effort, Panel, margins, sweep
@@ -21,6 +21,7 @@ from nucleate.measures.separation import (
 )
 from nucleate.measures.shares import Surroundings, TaskDeals, look_around
 from nucleate.measures.survey import Cohort, cast, survey
+from nucleate.runs import metrics_frame
 
 TASKS, WIDTH = 4, 16
 
@@ -253,3 +254,17 @@ def test_the_difference_of_two_models_names_the_task_that_changed():
     assert "merged 't2' (0.95 →" in change(back, "base", now=(), before={"t2"})
     assert "lowered 't2' (0.95 →" in change(back, "base", now=(), before=())
     assert "no task differently" in change(difference(here, here), "base", now=(), before=())
+
+
+@pytest.mark.parametrize(
+    ("share", "low", "doubtful", "count"),
+    [(0.9, 0.8, 3, 3), (0.9, 0.8, 0, 0), (0.3, 0.24, 3, None), (0.9, 0.8, 30, None)],
+)
+def test_labels_are_doubted_by_a_model_that_tells_the_tasks_apart_and_doubts_few(share, low, doubtful, count):
+    place = {"experiment": "probe", "model": "m", "split": "test", "layer": 2, "space": "raw", "labels": "task"}
+    chosen = {"experiment": "probe", "model": "m", "control": "none", "read": "input", "measure": "best_layer"}
+    found = [("none", "knn_share", share), ("none", "knn_share_low", low), ("shuffled", "knn_share", 0.25)]
+    rows = [{**place, "read": "input", "control": c, "measure": m, "value": value} for c, m, value in found]
+    margins = [MISLABELLED + 0.1] * doubtful + [-1.0] * (100 - doubtful)
+    coordinates = pl.DataFrame({"model": "m", "margin": margins})
+    assert mislabelled(metrics_frame([{**chosen, "value": 2.0}, *rows]), coordinates, "m") == count

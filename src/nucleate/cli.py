@@ -61,14 +61,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _data(asked: argparse.Namespace) -> None:
     from nucleate.experiments.groundwork import make_dataset
     from nucleate.report.dataset_figure import figure_1
+    from nucleate.runs import make_folder
 
     config = config_of(asked)
     out = Path(asked.out)
-    if out.exists() and not out.is_dir():
-        raise Refused(f"{out} is a file; --out names a folder")
     if out.is_dir() and any(out.iterdir()) and not asked.overwrite:
         raise Refused(f"{out} exists; --overwrite writes the dataset there again, or name another folder")
     dataset = make_dataset(config, kind=asked.kind)
+    make_folder(out)
     dataset.save(out)
     figure_1(dataset.frame(), {"mappings": dataset.mappings, "patterns": dataset.patterns}, out)
     for name, count in dataset.counts.items():
@@ -270,9 +270,10 @@ def _ledger(folders: Sequence[str | Path], out: Path) -> list[str]:
     """The paper's claims judged by these runs, as files in `out` and as lines for a terminal."""
     from nucleate.experiments.verdicts import judge, not_run
     from nucleate.report.ledger import ledger_lines, write_ledger
-    from nucleate.runs import load_run
+    from nucleate.runs import load_run, make_folder
 
     judgements = judge([load_run(folder) for folder in folders])
+    make_folder(out)
     missing = not_run(judgements)
     paths = write_ledger(judgements, missing, out)
     return [*ledger_lines(judgements, missing), f"ledger: {paths[1]}"]
@@ -302,9 +303,10 @@ def _redraw(folders: Sequence[Path]) -> None:
     """Figures and page of each run again, from its folder alone and into it; prints its tables of results."""
     from nucleate.report.figures import draw_figures
     from nucleate.report.page import write_page
-    from nucleate.runs import load_run
+    from nucleate.runs import load_run, make_folder
 
     for run in map(load_run, folders):
+        make_folder(run.folder)
         draw_figures(run, run.folder / "figures")
         page = write_page(run, run.folder / "page.html")
         print_summary(run)
@@ -317,9 +319,10 @@ def _redraw_together(folders: Sequence[Path], out: Path, *, figures: bool = True
     from nucleate.report.figures import draw_figures
     from nucleate.report.page import write_page
     from nucleate.report.seeds import series_of
-    from nucleate.runs import load_run
+    from nucleate.runs import load_run, make_folder
 
     runs = [load_run(folder) for folder in folders]
+    make_folder(out)
     for run in runs:
         print_summary(run)
     for series in series_of(runs):

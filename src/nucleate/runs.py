@@ -67,6 +67,19 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     os.replace(beside, path)
 
 
+def make_folder(folder: Path) -> None:
+    """So that it is there and can be written into; else refused."""
+    why = "it may not be written to"
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise Refused(f"{folder} is a file; --out names a folder")
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = error.strerror or str(error)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise Refused(f"{folder} cannot be written into ({why}); name another folder with --out")
+
+
 def metrics_frame(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
     """Rows as the long table: what does not apply is null; the columns other than value are unique together."""
     listed = list(rows)
@@ -152,8 +165,8 @@ def open_run(
     """
     if resume and overwrite:
         raise Refused("--resume keeps what is there, --overwrite replaces it; give one of them")
+    make_folder(folder)
     _check_place(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         status = _status(folder)
         if status is not None and not overwrite:
@@ -182,8 +195,6 @@ def open_run(
 
 
 def _check_place(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise Refused(f"{folder} is a file; --out names a folder")
     if not folder.is_dir():
         return
     if (folder / "manifest.json").exists():

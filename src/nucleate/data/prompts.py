@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,11 @@ class Prompts:
     dropped: tuple[tuple[int, str], ...]  # (line or row, why)
     warnings: tuple[str, ...]
     name: str
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The same instances, of which nothing else is known."""
+        return Dataset(self.instances, settings={}, vocabulary={}, patterns={}, mappings={})
 
 
 def read_prompts(

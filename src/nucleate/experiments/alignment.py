@@ -22,21 +22,23 @@ from nucleate.config import Config
 from nucleate.data.dataset import Dataset
 from nucleate.experiments.corrections import UNSEEN, Correction, Network
 from nucleate.experiments.groundwork import (
-    SECONDS,
-    Book,
     Members,
     Progress,
     answer_rows,
     check_network,
-    checkpoint_hashes,
     curve_rows,
     device_for,
-    epochs_of,
     make_dataset,
     make_network,
     of_splits,
-    optimizer_for,
     run_of,
+)
+from nucleate.experiments.trainings import (
+    SECONDS,
+    Book,
+    checkpoint_hashes,
+    epochs_of,
+    optimizer_for,
     steps_of_an_epoch,
     with_weights,
 )

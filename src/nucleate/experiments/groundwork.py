@@ -1,13 +1,11 @@
-"""What the experiments on the paper's own networks stand on: data, a network, the moments of a training, its book.
+"""What the experiments on the paper's own networks stand on: data, a network, its run folder, rows of one moment.
 
 No experiment itself, so they may all import it; it imports none of them (docs/architecture.md).
 """
 
-import copy
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,7 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from nucleate.config import Config, MeasureSettings, TrainingSettings, configure, differing, to_toml
+from nucleate.config import Config, MeasureSettings, configure, differing, to_toml
 from nucleate.data.dataset import Dataset, Instance
 from nucleate.data.synthetic import generate
 from nucleate.measures.baselines import surface_features
@@ -24,16 +22,13 @@ from nucleate.measures.survey import Cast, Cohort, Row, Survey, cast, survey
 from nucleate.model.networks import gpt2, word_tokenizer
 from nucleate.model.prefix_tree import Group
 from nucleate.model.states import Reading, instances_as_groups
-from nucleate.model.training import Epoch, load_state, make_optimizer, order, save_state, train, weights
 from nucleate.refusal import Refused
-from nucleate.runs import RunWriter, file_hash, open_run, thread_count
+from nucleate.runs import RunWriter, open_run, thread_count
 
 Progress = Callable[[str, float | None], None]  # a sentence to keep; or what is going on and the fraction done
 MEASURED = ("subset", "validation", "test")  # their neighbours are sought in `train`, which holds the subset too
 _NARROW = 128  # widths up to here train as fast on one thread as on two
 LABELS = ("instruction", "input", "output", "task", "distribution", "mapping")
-SECONDS = ("train", "read", "measure", "total")
-_SAVING_SHARE = 0.05  # of the time may go into saving: a kill costs at most twenty times what one saving takes
 
 
 # --- data and network ------------------------------------------------------------------------------------------------
@@ -247,140 +242,3 @@ def survey_of(labels: Cast, states: Mapping[str, np.ndarray], measure: MeasureSe
         initialisations=measure.initialisations,
         threads=thread_count(),
     )
-
-
-# --- a training ------------------------------------------------------------------------------------------------------
-
-
-def optimizer_for(model: PreTrainedModel, training: TrainingSettings) -> torch.optim.AdamW:
-    """AdamW under the settings."""
-    return make_optimizer(model, learning_rate=training.learning_rate, weight_decay=training.weight_decay)
-
-
-def steps_of_an_epoch(groups: Sequence[Group], training: TrainingSettings) -> int:
-    """Optimiser steps."""
-    branches = [len(group.branches) for group in groups]
-    return len(order(branches, packing=training.packing, batch=training.batch, seed=0, epoch=1))
-
-
-def epochs_of(
-    model: PreTrainedModel,
-    optimizer: torch.optim.Optimizer,
-    groups: Sequence[Group],
-    training: TrainingSettings,
-    *,
-    seed: int,
-    dtype: str,
-    first_epoch: int = 1,
-) -> Iterator[Epoch]:
-    """`train` under the settings."""
-    return train(
-        model,
-        optimizer,
-        groups,
-        epochs=training.epochs,
-        first_epoch=first_epoch,
-        batch=training.batch,
-        learning_rate=training.learning_rate,
-        max_gradient_norm=training.max_gradient_norm,
-        packing=training.packing,
-        seed=seed,
-        dtype=dtype,
-    )
-
-
-def seconds_of_an_epoch(
-    model: PreTrainedModel, groups: Sequence[Group], training: TrainingSettings, *, dtype: str
-) -> float:
-    """Guessed from a few steps of a copy of the network."""
-    few = groups[: 4 * max(1, training.batch // len(groups[0].branches))]
-    copied = copy.deepcopy(model)
-    optimizer = optimizer_for(copied, training)
-    tried = train(
-        copied,
-        optimizer,
-        few,
-        epochs=2,
-        batch=training.batch,
-        learning_rate=training.learning_rate,
-        packing=training.packing,
-        seed=0,
-        dtype=dtype,
-    )
-    return [epoch.seconds for epoch in tried][-1] * len(groups) / len(few)
-
-
-def is_measured(measure: MeasureSettings, epoch: int, last: int) -> bool:
-    """Are the hidden states measured at this epoch of a training that ends at `last`?"""
-    return epoch <= measure.dense_until or epoch % measure.every == 0 or epoch == last
-
-
-@dataclass
-class Book:
-    """What is carried from epoch to epoch of one training, and saved with its weights."""
-
-    epoch: int = -1  # the last moment behind us
-    score: float = 0.0  # by which the best epoch is chosen, then: the higher the better
-    best_epoch: int = 0
-    best_score: float = 0.0
-    train: float = 0.0  # seconds inside optimiser steps, then reading states, measuring, and all
-    read: float = 0.0
-    measure: float = 0.0
-    total: float = 0.0
-    best: dict[str, torch.Tensor] = field(default_factory=dict)  # weights of the best epoch
-    clock: float = field(default_factory=time.monotonic)
-    saving: float = 0.0  # seconds that the last saving took
-    saved_at: float = field(default_factory=time.monotonic)
-
-    @classmethod
-    def opened(cls, file: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> Self:
-        """Where the last saving left off, network and optimiser included; an empty book at a fresh start."""
-        return cls(**load_state(file, model, optimizer)) if file.is_file() else cls()
-
-    def tick(self) -> float:
-        """Seconds since the last call; added to the total."""
-        now = time.monotonic()
-        since, self.clock = now - self.clock, now
-        self.total += since
-        return since
-
-    def turn(self, epoch: int, score: float, model: PreTrainedModel) -> None:
-        """An epoch is behind us. The earliest one of the highest score is the best; epoch 0 is none."""
-        self.epoch, self.score = epoch, score
-        if epoch > 0 and (not self.best or score > self.best_score):
-            self.best_epoch, self.best_score, self.best = epoch, score, weights(model)
-
-    def saving_is_due(self) -> bool:
-        """Has enough time gone by for another saving?"""
-        return (time.monotonic() - self.saved_at) * _SAVING_SHARE >= self.saving
-
-    def save(
-        self,
-        file: Path,
-        model: PreTrainedModel,
-        optimizer: torch.optim.Optimizer,
-        *,
-        beside: Callable[[], None] = lambda: None,
-    ) -> None:
-        """All that a resumed run needs, in one file that is replaced whole; `beside` saves what others may read."""
-        began = time.monotonic()
-        beside()
-        save_state(file, model, optimizer, best=self.best, **{name: getattr(self, name) for name in _SCALARS})
-        self.saved_at = time.monotonic()
-        self.saving = self.saved_at - began
-
-
-_SCALARS = ("epoch", "score", "best_epoch", "best_score", *SECONDS)
-
-
-def with_weights(model: PreTrainedModel, best: Mapping[str, torch.Tensor]) -> PreTrainedModel:
-    """A copy of a network with these weights."""
-    copied = copy.deepcopy(model)
-    copied.load_state_dict(best, strict=False)  # tied weights are named once
-    return copied
-
-
-def checkpoint_hashes(run: RunWriter) -> dict[str, str]:
-    """For the manifest: the hash of every saved network's weights."""
-    folders = sorted(path for path in (run.folder / "checkpoints").iterdir() if path.is_dir())
-    return {path.name: file_hash(path / "model.safetensors") for path in folders}

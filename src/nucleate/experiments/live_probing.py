@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nucleate.config import differing, flat_toml
-from nucleate.data.dataset import Dataset
+from nucleate.config import differing
 from nucleate.data.prompts import read_prompts
 from nucleate.experiments.groundwork import Progress
 from nucleate.experiments.probe_parts import join, note_seconds, part_of, probe_one, surface_of
@@ -87,7 +86,7 @@ class LiveProbe:
                     self.looks.append(replace(earlier, epoch=epoch))
                 else:  # of steps that will be taken anew
                     _forget(run, earlier)
-            write_whole(run.folder / "data" / "dataset.parquet", self._dataset.frame().write_parquet)
+            write_whole(run.folder / "data" / "dataset.parquet", self.study.prompts.dataset.frame().write_parquet)
             for sentence in self.study.notes:
                 progress(sentence, None)
             self.surface = surface_of(self.study, run, progress)
@@ -128,14 +127,9 @@ class LiveProbe:
         return load_probe(self.folder)
 
     @property
-    def _dataset(self) -> Dataset:
-        return Dataset(self.study.prompts.instances, {}, {}, {}, {})
-
-    @property
     def _settings(self) -> str:
         names = [one.name for one in self.looks]
-        what = {"verb": "probe", "size": self.study.prompts.name, "models": names, "base": names[0] if names else None}
-        return flat_toml(self.study.settings, **what, data_hash=self._dataset.content_hash())
+        return self.study.config(names, names[0] if names else None)
 
     def _list(self, run: RunWriter) -> None:
         """The looks so far, for whoever reads the folder."""
@@ -151,11 +145,7 @@ class LiveProbe:
             resume=resume,
             overwrite=overwrite,
             reopen=True,
-            facts={
-                "seeds": {"root": self.study.settings.seed},
-                "device": self.study.settings.device,
-                "data_hash": self._dataset.content_hash(),
-            },
+            facts=self.study.facts(self.study.settings.device),
         )
         with opening as run:
             assert run is not None

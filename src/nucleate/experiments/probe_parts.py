@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from nucleate.data.dataset import Dataset
 from nucleate.data.prompts import Prompts
 from nucleate.experiments.groundwork import Progress
 from nucleate.experiments.probe_result import TABLES, load_probe
@@ -110,7 +109,7 @@ def part_of(subject: Subject) -> str:
 
 def _texts(study: Study, kept: np.ndarray) -> pl.DataFrame:
     """instance, row, prompt (equal numbers for equal prompts) and what a reader wants to see of it."""
-    frame = Dataset(_kept(study.prompts, kept).instances, {}, {}, {}, {}).frame()
+    frame = _kept(study.prompts, kept).dataset.frame()
     row = pl.Series("row", [study.prompts.places[place] for place in kept], dtype=pl.Int32)
     text = pl.concat_str("instruction", "input", separator=" ").str.strip_chars().alias("text")
     prompt = pl.struct("instruction", "input").rank("dense").cast(pl.Int64).alias("prompt")

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from nucleate.config import flat_toml
 from nucleate.data.dataset import Instance
 from nucleate.data.prompts import Prompts
 from nucleate.experiments.groundwork import Progress
@@ -181,6 +182,16 @@ class Study:
         )
         self.reading.append(time.perf_counter() - began)
         return reading
+
+    def config(self, models: Sequence[str], base: str | None, **further: Any) -> str:
+        """The text of `config.toml`."""
+        what = {"verb": "probe", "size": self.prompts.name, "models": list(models), "base": base}
+        return flat_toml(self.settings, **what, data_hash=self.prompts.dataset.content_hash(), **further)
+
+    def facts(self, device: str) -> dict[str, Any]:
+        """What the manifest tells of it."""
+        data_hash = self.prompts.dataset.content_hash()
+        return {"seeds": {"root": self.settings.seed}, "device": device, "data_hash": data_hash}
 
     def complete(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """A row with the columns that a whole run shares."""

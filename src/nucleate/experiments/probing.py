@@ -11,8 +11,7 @@ from tempfile import mkdtemp
 from typing import Any
 from weakref import finalize
 
-from nucleate.config import differing, flat_toml
-from nucleate.data.dataset import Dataset
+from nucleate.config import differing
 from nucleate.data.prompts import Prompts, read_prompts
 from nucleate.experiments.groundwork import Progress, device_for
 from nucleate.experiments.probe_parts import finish, note_seconds, part_of, probe_one, surface_of
@@ -64,19 +63,15 @@ def probe_into(
     """`probe` into a run folder, a part for each model. False where the run is finished and nothing was done."""
     study, subjects, compared = _at_the_door(model, data, base, tokenizer, settings_of(options))
     settings = study.settings
-    dataset = Dataset(study.prompts.instances, {}, {}, {}, {})
-    what = {"verb": "probe", "size": study.prompts.name, "models": [one.name for one in subjects], "base": compared}
-    same = {"data_hash": dataset.content_hash(), "weights": [one.checksum or "" for one in subjects]}
+    weights = [one.checksum or "" for one in subjects]
     opening = open_run(
         folder,
-        settings=flat_toml(settings, **what, **same),
+        settings=study.config([one.name for one in subjects], compared, weights=weights),
         differing=differing,
         resume=resume,
         overwrite=overwrite,
         facts={
-            "seeds": {"root": settings.seed},
-            "device": device_for(settings.device),
-            "data_hash": same["data_hash"],
+            **study.facts(device_for(settings.device)),
             "checkpoints": {one.name: one.checksum for one in subjects if one.checksum},
         },
     )
@@ -85,7 +80,7 @@ def probe_into(
             return False
         for sentence in (*(_announcement(study.prompts, settings, one) for one in subjects), *study.notes):
             progress(sentence, None)
-        write_whole(run.folder / "data" / "dataset.parquet", dataset.frame().write_parquet)
+        write_whole(run.folder / "data" / "dataset.parquet", study.prompts.dataset.frame().write_parquet)
         began = time.perf_counter()
         surface = surface_of(study, run, progress)
         for subject in subjects:

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from nucleate.config import differing, flat_toml
-from nucleate.data.dataset import Dataset
 from nucleate.data.redirection import SIDES, name_of
 from nucleate.experiments.groundwork import Progress, device_for
 from nucleate.experiments.redirect_study import (
@@ -71,7 +70,7 @@ def redirect_into(
     study = study_of(data, settings)
     tokenizer = tokenizer_of(str(model), trust_remote_code=settings.trust_remote_code)
     lessons = source_prompts(study, tokenizer)
-    everything = Dataset(study.dealt.prompts.instances, {}, {}, {}, {}).content_hash()
+    everything = study.dealt.prompts.dataset.content_hash()
     wished = json.dumps(sorted(study.dealt.wished.items()), ensure_ascii=False)
     what = {"verb": "align", "size": study.dealt.prompts.name, "network": str(model), "data_hash": everything}
     opening = open_run(

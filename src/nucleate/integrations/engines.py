@@ -30,7 +30,7 @@ import polars as pl
 
 from nucleate.config import differing
 from nucleate.refusal import Refused
-from nucleate.runs import METRICS, load_run, write_whole
+from nucleate.runs import METRICS, load_run, make_folder, write_whole
 
 Progress = Callable[[str, float | None], None]
 
@@ -88,7 +88,7 @@ def sweep(
     if resume and not overwrite:
         _check_plan(folder, before, runs)
     _check_idle(folder, before)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with _locked(folder):
         if overwrite:
             _clear(folder, before)
@@ -388,8 +388,6 @@ def _check_alone(runs: Sequence[Planned]) -> None:
 def _check_place(folder: Path, *, resume: bool, overwrite: bool) -> None:
     if resume and overwrite:
         raise Refused("--resume keeps what is there, --overwrite replaces it; give one of them")
-    if folder.exists() and not folder.is_dir():
-        raise Refused(f"{folder} is a file; --out names a folder")
     if not folder.is_dir():
         return
     if (folder / _PLAN).is_file():

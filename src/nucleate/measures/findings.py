@@ -126,13 +126,14 @@ def headline(metrics: pl.DataFrame, tasks: pl.DataFrame, coordinates: pl.DataFra
 
 
 def mislabelled(metrics: pl.DataFrame, coordinates: pl.DataFrame, model: str) -> int | None:
-    """How many prompts look mislabelled to a model; None where it tells the tasks apart no better than chance, or
-    doubts so many that it is the model that errs."""
+    """How many prompts look mislabelled to a model; None where its share of neighbours is within chance, or
+    where it doubts so many that it is the model that errs."""
     measure, place = deciding_measure(metrics), {"split": "test", "space": "raw", "labels": "task", "model": model}
     metrics, best = main_read(metrics), best_layer_of(metrics, model)
     doubts = coordinates.filter(pl.col("model") == model)["margin"]
     count = int((doubts > MISLABELLED).sum())
-    share = value_of(metrics, measure, layer=best, **place)
+    low = value_of(metrics, f"{measure}_low", layer=best, **place)
+    share = value_of(metrics, measure, layer=best, **place) if low is None else low
     chance = [_untrained(metrics, measure, model), value_of(metrics, measure, layer=best, control="shuffled", **place)]
     knows = share is not None and all(level is None or share > level for level in chance)
     return count if knows and count <= _MOST_DOUBTED * len(doubts) else None
@@ -166,7 +167,7 @@ def summary_lines(metrics: pl.DataFrame) -> list[tuple[str, ...]]:
     """A line per model with its controls beside it; the first line names the columns."""
     measure = deciding_measure(metrics)
     against = ("untrained", "n-grams: instruction", "n-grams: prompt", "shuffled")
-    header = ("model", "best layer", "same-task neighbours", "95 %", *against, "best F1 raw", "t-SNE", "accuracy")
+    header = ("model", "best layer", "same-task neighbours", "95 %", *against, "of all: best F1", "t-SNE", "accuracy")
     lines: list[tuple[str, ...]] = [header]
     metrics = main_read(metrics)
     models = metrics.filter(pl.col("measure") == "best_layer", pl.col("control") == "none")["model"].to_list()
