@@ -355,7 +355,9 @@ def test_checkpoints_of_one_model_are_the_moments_of_one_scene(once: Browser, ru
     assert page("scenes.length") == 1 and page("scenes[0].moments.join()") == "100,200,300"
     before = settled(page)
     page.click(*page.place("#time", 0.02))
-    assert settled(page) != before and "100" in page("document.getElementById('time-label').textContent")
+    assert settled(page) != before and page("document.getElementById('time-label').textContent") == "Step 100"
+    assert page("document.getElementById('time').getAttribute('aria-valuetext')") == "step 100"
+    assert page("document.getElementById('heat-title').textContent") == "Layer by step"
     assert page("drawn.heat.cells.length") == 4 * 3 and page("now.confused !== null")
     quiet(page)
 
