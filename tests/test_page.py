@@ -327,6 +327,52 @@ def test_two_runs_stand_beside_each_other_and_what_is_missing_is_left_out(
 
 
 @in_browser
+def test_a_run_without_a_stage_can_be_chosen_and_left_again(once: Browser, run: Run, tmp_path: Path) -> None:
+    bare = [load_run(build(tmp_path / name, layers=layers, epochs=4)) for name, layers in (("one", 1), ("two", 2))]
+    for other in bare:
+        for place in (other.folder / "layouts").iterdir():
+            place.unlink()
+    page = once.open(write_page([run, *bare], tmp_path / "page.html"))
+    first = settled(page)
+    for scene, lines in (("2", 3), ("0", 4), ("1", 2), ("0", 4)):
+        page.choose("#scene", scene)
+        assert page("drawn.chart.spec.lines.length") == lines
+        assert (page("document.getElementById('stages').clientHeight") > 0) == (scene == "0")
+        shade = page("drawn.chart.spec.lines[0].colour")
+        page.press("#theme")
+        page.press("#theme")
+        assert page("drawn.chart.spec.lines[0].colour") != shade
+        page.press("#theme")
+    assert settled(page) == first
+    quiet(page)
+    page = once.open(write_page(bare, tmp_path / "curves.html"))
+    assert page("drawn.chart.spec.lines.length") == 2
+    page.choose("#scene", "1")
+    assert page("drawn.chart.spec.lines.length") == 3
+    quiet(page)
+
+
+@in_browser
+def test_who_turns_quickly_from_run_to_run_ends_with_the_points_of_the_last(
+    once: Browser, run: Run, tmp_path: Path
+) -> None:
+    other = load_run(build(tmp_path / "other", layers=3, epochs=6, long_prompt=True))
+    page = once.open(write_page([run, other], tmp_path / "page.html"))
+    first = settled(page)
+    page(
+        "void opened.set(scenes[1].points, new Promise((done) => setTimeout(done, 300))"  # the other is slow to open
+        ".then(() => inflated(scenes[1].points)).then((bytes) => JSON.parse(new TextDecoder().decode(bytes))))"
+    )
+    page.choose("#scene", "1")
+    page.choose("#scene", "0")
+    page("opened.get(scenes[1].points).then(() => 1)")
+    page.settle()
+    assert page("casts[0].number") == 0
+    assert settled(page) == first
+    quiet(page)
+
+
+@in_browser
 def test_a_probe_shows_its_models_its_confusion_and_its_doubts(once: Browser, run: Run, tmp_path: Path) -> None:
     page = once.open(write_page(probed(run, tmp_path / "probe", ages=[None, None, None]), tmp_path / "page.html"))
     names = page("[...document.querySelectorAll('#scene option')].map((one) => one.textContent)")

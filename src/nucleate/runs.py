@@ -318,8 +318,9 @@ class Run:
 
     @property
     def layout_epochs(self) -> list[int]:
-        """Epochs whose layouts were recorded."""
-        return sorted(int(p.stem.removeprefix("epoch-")) for p in (self.folder / "layouts").glob("epoch-*.parquet"))
+        """Epochs whose layouts were recorded. A model that was probed may be called `epoch-3-better`: that is none."""
+        names = (path.stem.removeprefix("epoch-") for path in (self.folder / "layouts").glob("epoch-*.parquet"))
+        return sorted(int(name) for name in names if name.isdecimal() and name == f"{int(name):04d}")
 
     def layout(self, epoch: int) -> pl.DataFrame:
         """instance, layer, view, x, y, z at one epoch."""

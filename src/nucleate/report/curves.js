@@ -27,7 +27,7 @@ const inWords = (name) => WORDS[name] ?? String(name ?? "–").replaceAll("_", "
 const short = (name, most) => (name.length <= most ? name : `${name.slice(0, Math.floor((most - 1) / 2))}…${name.slice(-Math.ceil((most - 1) / 2))}`);
 const SWITCHES = ["measure", "labels", "space", "split", "arm", "read"];
 const FIRST_OF_PROBES = { measure: ["knn_share_other_inputs", "knn_share", "f1"], split: ["test", "all"] }; // by which they are judged
-const FIRST = { measure: ["knn_share", "f1"], labels: ["task"], space: ["raw"], split: ["validation", "test", "all", "subset"] };
+const FIRST = { measure: ["knn_share", "f1"], labels: ["task"], space: ["raw"], split: ["validation", "test", "all", "subset"], read: ["input", "answer_start"] };
 
 // The packed rows as objects: {measure, split, ..., layer (number, "low", "high" or null), points: [[epoch, value], ...]}.
 function openBook({ key, words, epochs, curves }) {

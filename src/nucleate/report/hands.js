@@ -102,7 +102,7 @@ function listen() {
 }
 
 function redraw() {
-  if (casts[0]) writeLegend();
+  if (scene().views) writeLegend();
   drawCurves();
 }
 

@@ -35,6 +35,7 @@ async function begin() {
 }
 
 const scene = () => scenes[now.scene];
+const other = () => scenes[now.beside] ?? null; // the one beside it
 const layersOf = (one) => one.views?.[Math.min(now.view, one.views.length - 1)].at ?? [];
 const asNumber = (place, other) => Math.min(place, other - 1);
 
@@ -51,10 +52,12 @@ function fill(id, options, chosen) {
 // --- a scene ---------------------------------------------------------------------------------------------------------
 
 async function enter() {
-  const { views, moments } = scene();
+  const own = scene();
+  const { views, moments } = own;
   $("stages").hidden = !views;
   $("show").classList.toggle("alone", !views);
   $("beside-label").hidden = scenes.filter((one) => one.views).length < 2 || !views;
+  if (!views) [now.beside, $("beside").value] = [null, ""];
   if (views) {
     fill("view", views.map((view, k) => [k, view.name]), (now.view = asNumber(now.view, views.length)));
     const layers = layersOf(scene());
@@ -64,6 +67,7 @@ async function enter() {
     $("time").max = moments.length - 1;
     $("time-row").hidden = moments.length < 2;
     await seat(0, now.scene);
+    if (own !== scene()) return; // somebody was quicker
     const splits = casts[0].splits;
     const first = scene().shown ?? ["validation", "test", "all", "subset"].find((one) => splits.includes(one)) ?? splits[0];
     if (now.shown !== "*" && !splits.includes(now.shown)) now.shown = splits.length > 1 ? first : (splits[0] ?? "*");
@@ -88,6 +92,7 @@ async function seat(which, number) {
   const hay = Array.from({ length: count }, (_, k) => ["instruction", "input", "output", "task", "distribution", "mapping"].map((name) => text(name, k) ?? "").join("\n").toLowerCase());
   const given = (k, time) => (answers ? one.answers.texts[answers[Math.round(time) * count + k]] : null);
   const absent = one.views.map(({ rows }) => rows && absentees(rows, count));
+  if (number !== (which ? now.beside : now.scene)) return;
   casts[which] = { one, number, absent, points, text, given, kinds, count, shapes, hay, splits: points.split ? points.split.texts : [], looks: new Uint8Array(count) };
 }
 
@@ -100,27 +105,29 @@ function absentees(rows, count) {
 // Both stages take their places: the same layer and moment, or those nearest to them.
 async function sit() {
   const glide = !still.matches;
-  const { moments } = scene();
-  const layers = layersOf(scene());
+  const own = scene();
+  const layers = layersOf(own);
   now.layer = asNumber(now.layer, layers.length);
   $("layer").max = layers.length - 1;
   $("layer-row").hidden = layers.length < 2;
-  await stages[0].show(scene(), now.view, now.layer, casts[0].count, glide);
-  const second = now.beside === null ? null : scenes[now.beside];
+  await stages[0].show(own, now.view, now.layer, casts[0].count, glide);
+  const second = other();
   $("canvas-1").parentElement.hidden = second === null;
   if (second) {
     if (casts[1]?.number !== now.beside) await seat(1, now.beside);
+    if (second !== other()) return;
     const view = Math.min(now.view, second.views.length - 1);
     const part = layers.length > 1 ? now.layer / (layers.length - 1) : 1;
     await stages[1].show(second, view, Math.round(part * (layersOf(second).length - 1)), casts[1].count, glide);
   }
+  if (own !== scene()) return;
   $("name-0").textContent = second ? scene().name : "";
   $("name-1").textContent = second?.name ?? "";
   $("layer-label").textContent = layerName(layers, now.layer);
   $("layer").value = now.layer;
   $("note").textContent = scene().views[now.view].words;
   if (casts[0].legendFor !== legendKey()) writeLegend();
-  if (moments.length) momentChanged();
+  momentChanged();
 }
 
 const layerName = (layers, place) => `Layer ${layers[place]}${layers[place] === 0 ? " (embedding)" : place === layers.length - 1 ? " (last)" : ""}`;
@@ -234,6 +241,7 @@ function repaint() {
 let before = 0;
 function paint(at) {
   painting = 0;
+  if (!scene().views) return;
   const passed = Math.max(0, Math.min(0.1, (at - before) / 1000)); // a frame may have begun before the press
   before = at;
   if (now.playing) advance(passed);
@@ -241,7 +249,7 @@ function paint(at) {
   let gliding = false;
   for (const [which, stage] of stages.entries()) {
     const cast = casts[which];
-    if (!cast || !stage.numbers || (which && now.beside === null)) continue;
+    if (!cast || stage.scene !== cast.one || (which && now.beside === null)) continue; // not there yet
     gliding = stage.move(timeOf(which)) || gliding;
     stage.paint(now, cast.looks, cast.shapes, colours(ink), ink);
     if (which === 0) {

@@ -6,6 +6,7 @@ from typing import Any
 import polars as pl
 
 from nucleate.report.application_tables import alignment_table, pretraining_table
+from nucleate.report.probe_figures import main_read
 from nucleate.report.tables import Table
 from nucleate.runs import Run
 
@@ -40,7 +41,7 @@ def run_tables(run: Run) -> Iterator[tuple[str, str, Table]]:
 def table_1(run: Run) -> Table:
     """A row per model. The layer is chosen by the best F1 on tasks, as in the paper: that flatters."""
     header = ("model", "layer", *(f"{labels} {score}" for labels in _KINDS for score in _SCORES))
-    kept = run.metrics.filter(
+    kept = main_read(run.metrics).filter(
         pl.col("experiment").eq("probe") & pl.col("control").eq("none") & pl.col("split").eq("all")
         & pl.col("measure").is_in(_SCORES) & pl.col("space").is_in(["raw", "tsne"]) & pl.col("labels").is_in(_KINDS)
     )  # fmt: skip
@@ -50,8 +51,8 @@ def table_1(run: Run) -> Table:
         best = own.filter(measure="f1", labels="task").sort("value", "layer", descending=[True, False])
         if best.is_empty():
             continue
-        layer, read = best["layer"][0], best["read"][0]
-        here = own.filter(pl.col("layer").eq(layer) & pl.col("read").eq_missing(read))
+        layer = best["layer"][0]
+        here = own.filter(layer=layer)
         values = [here.filter(labels=labels, measure=score)["value"].max() for labels in _KINDS for score in _SCORES]
         rows.append((model, layer, *values))
     return Table(header, rows)

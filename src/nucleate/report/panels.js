@@ -4,9 +4,10 @@
 
 async function turnPage() {
   const book = async (one) => (one?.curves ? openBook(await readJson(one.curves)) : []);
-  now.book = await book(scene());
-  now.confused = scene().confusion ? await readJson(scene().confusion) : null;
-  now.other = now.beside === null || now.beside === now.scene ? [] : await book(scenes[now.beside]);
+  const [own, second] = [scene(), other()];
+  const read = [await book(own), own.confusion ? await readJson(own.confusion) : null, second === own ? [] : await book(second)];
+  if (own !== scene() || second !== other()) return; // somebody was quicker
+  [now.book, now.confused, now.other] = read;
   drawCurves();
 }
 
@@ -29,12 +30,12 @@ function drawConfusion() {
   $("confusion-part").hidden = !now.confused;
   if (!now.confused) return;
   $("curves").hidden = false;
-  const { tasks, at } = now.confused;
+  const { tasks, count, at } = now.confused;
   const moment = scene().views ? Math.round(now.time) : 0;
   const layers = Object.keys(at).map((key) => key.split(" ").map(Number)).filter(([own]) => own === moment).map(([, layer]) => layer);
   const here = layersOf(scene())[now.layer] ?? layers.at(-1);
   const layer = layers.reduce((best, one) => (Math.abs(one - here) < Math.abs(best - here) ? one : best), layers[0]);
-  $("confusion-title").textContent = `Whose neighbours: layer ${layer}`;
+  $("confusion-title").textContent = `Whose neighbours: layer ${layer}${tasks.length < count ? `, the ${tasks.length} most confused of ${count} tasks` : ""}`;
   drawn.confusion = matrix({ width: chartWidth("confusion"), tasks, shares: at[`${moment} ${layer}`], label: `Shares of neighbours by task, layer ${layer}` });
   $("confusion").replaceChildren(drawn.confusion.svg);
   const pair = (event) => {
@@ -73,7 +74,7 @@ function drawScores() {
       const [low, high] = ["low", "high"].map((edge) => beside.find((curve) => curve.control === control && curve.layer === edge));
       return low && high ? [{ control, name: CONTROLS[control], points: low.points.map(([x, y], k) => [x, y, high.points[k][1]]) }] : [];
     });
-    spec.now = scene().moments ? momentName(scene(), now.time) : null;
+    spec.now = scene().views ? momentName(scene(), now.time) : null;
   } else {
     const along = (curves) => curves.map((curve) => [curve.layer, curve.points[0][1]]).sort((a, b) => a[0] - b[0]);
     spec.lines = [{ name: scene().name, colour: categoryColour(0, 2, dark), points: along(lines), bold: true, note: true }];
@@ -119,7 +120,7 @@ const BANDED = ["shuffled", "regrouped"];
 function drawProgress(parts) {
   const room = chartWidth("progress");
   const width = parts.length > 1 && room >= 392 ? (room - 12) / 2 : room; // two side by side where both can be read
-  const marked = scene().moments ? momentName(scene(), now.time) : null;
+  const marked = scene().views ? momentName(scene(), now.time) : null;
   $("progress").replaceChildren(); // its width was asked for before: an empty box may be narrower
   drawn.progress = parts.map((part) => {
     const figure = make($("progress"), "figure");

@@ -3,7 +3,7 @@
 Functions of the run folder's tables alone, as those of `figures.py`, which writes them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -72,32 +72,34 @@ def tasks_figure(metrics: pl.DataFrame, tasks: pl.DataFrame) -> Figure | None:
     """Each task's share at the best layer with its interval: filled where it is beyond the controls, open where not, a
     cross where there are too few instructions to tell."""
     measure, best = _deciding(metrics), _best_layers(metrics)
-    names = sorted(tasks["task"].unique())[:_MOST_TASKS]
-    with style():
-        figure = Figure(figsize=(WIDTH, 0.9 + 0.2 * len(names)), layout="constrained")
-        axis = figure.subplots()
-        for number, (model, layer) in enumerate(best.items()):
-            here = tasks.filter(pl.col("model") == model, pl.col("layer") == layer)
-            value = {(row["task"], row["measure"]): row["value"] for row in here.iter_rows(named=True)}
-            colour, shift = task_colour(number, len(best)), 0.6 * (number + 0.5) / len(best) - 0.3
-            for row, task in enumerate(names):
-                share = value.get((task, measure))
-                if share is None:
-                    continue
-                low, high = (value.get((task, f"{measure}_{end}"), share) for end in ("low", "high"))
-                axis.plot([low, high], [row + shift] * 2, color=colour, linewidth=1)
-                verdict = value.get((task, "separated"))
-                mark, face = ("x" if verdict is None else "o"), (colour if verdict == 1 else "white")
-                axis.plot(share, row + shift, mark, color=colour, markerfacecolor=face, markersize=4.5)
-            axis.plot([], [], "o", color=colour, markersize=4.5, label=plain(model, 28))
-        axis.set_yticks(range(len(names)), [plain(name, 30) for name in names])
-        axis.set_ylim(len(names) - 0.4, -0.6)
-        axis.set_xlim(-0.02, 1.02)
-        axis.set_xlabel(
-            f"share of {_SHARE} at the best layer\n"
-            "(filled: separate; open: no more than a control; cross: too few to tell)"
-        )
-        figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    first, at = next(iter(best.items()))
+    own = tasks.filter(pl.col("model") == first, pl.col("layer") == at, pl.col("measure") == measure)
+    everybody = tasks["task"].unique().to_list()
+    names = _least(everybody, dict(own.select("task", "value").iter_rows()))
+    figure = Figure(figsize=(WIDTH, 0.9 + 0.2 * len(names)), layout="constrained")
+    axis = figure.subplots()
+    for number, (model, layer) in enumerate(best.items()):
+        here = tasks.filter(pl.col("model") == model, pl.col("layer") == layer)
+        value = {(row["task"], row["measure"]): row["value"] for row in here.iter_rows(named=True)}
+        colour, shift = task_colour(number, len(best)), 0.6 * (number + 0.5) / len(best) - 0.3
+        for row, task in enumerate(names):
+            share = value.get((task, measure))
+            if share is None:
+                continue
+            low, high = (value.get((task, f"{measure}_{end}"), share) for end in ("low", "high"))
+            axis.plot([low, high], [row + shift] * 2, color=colour, linewidth=1)
+            verdict = value.get((task, "separated"))
+            mark, face = ("x" if verdict is None else "o"), (colour if verdict == 1 else "white")
+            axis.plot(share, row + shift, mark, color=colour, markerfacecolor=face, markersize=4.5)
+        axis.plot([], [], "o", color=colour, markersize=4.5, label=plain(model, 28))
+    axis.set_yticks(range(len(names)), [plain(name, 30) for name in names])
+    axis.set_ylim(len(names) - 0.4, -0.6)
+    axis.set_xlim(-0.02, 1.02)
+    axis.set_xlabel(
+        f"share of {_SHARE} at the best layer\n"
+        "(filled: separate; open: no more than a control; cross: too few to tell)" + _left_out(names, everybody)
+    )
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
@@ -109,24 +111,25 @@ def confusion_figure(metrics: pl.DataFrame, confusion: pl.DataFrame) -> Figure |
     model = last or next(iter(best))
     layer = best[model]
     here = confusion.filter(pl.col("model") == model, pl.col("layer") == layer)
-    names = sorted(here["task"].unique())[:_MOST_TASKS]
+    everybody = here["task"].unique().to_list()
+    own = here.filter(pl.col("task") == pl.col("other"))
+    names = _least(everybody, dict(own.select("task", "share").iter_rows()))
     table = np.zeros((len(names), len(names)))
     place = {name: number for number, name in enumerate(names)}
     for task, other, share in here.select("task", "other", "share").iter_rows():
         if task in place and other in place:
             table[place[task], place[other]] = share
     side = min(WIDTH, 2.4 + 0.22 * len(names))
-    with style():
-        figure = Figure(figsize=(side, side), layout="constrained")
-        axis = figure.subplots()
-        image = axis.imshow(table, cmap="Greys", vmin=0, vmax=1)
-        axis.set_xticks(range(len(names)), [plain(name, 20) for name in names], rotation=90)
-        axis.set_yticks(range(len(names)), [plain(name, 20) for name in names])
-        axis.set_xlabel("task of the neighbours")
-        axis.set_ylabel("task")
-        figure.suptitle(f"layer {layer} of {plain(model, 28)}", fontsize="medium")
-        axis.grid(False)
-        figure.colorbar(image, ax=axis, shrink=0.7, label="share")
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axis = figure.subplots()
+    image = axis.imshow(table, cmap="Greys", vmin=0, vmax=1)
+    axis.set_xticks(range(len(names)), [plain(name, 20) for name in names], rotation=90)
+    axis.set_yticks(range(len(names)), [plain(name, 20) for name in names])
+    axis.set_xlabel("task of the neighbours" + _left_out(names, everybody))
+    axis.set_ylabel("task")
+    figure.suptitle(f"layer {layer} of {plain(model, 28)}", fontsize="medium")
+    axis.grid(False)
+    figure.colorbar(image, ax=axis, shrink=0.7, label="share")
     return figure
 
 
@@ -136,24 +139,32 @@ def series_figure(metrics: pl.DataFrame) -> Figure | None:
     age = _age(metrics)
     if age is None:
         return None
-    with style():
-        figure = Figure(figsize=(WIDTH / 2, 2.8), layout="constrained")
-        axis = figure.subplots()
-        for name, split, label in ((measure, "test", _SHARE), ("accuracy", "all", "accuracy")):
-            found = _rows(metrics, name, split).filter(pl.col("control") == "none")
-            if name == measure:
-                chosen = pl.DataFrame({"model": list(best), "layer": list(best.values())}, schema_overrides=_LAYER)
-                found = found.join(chosen, on=["model", "layer"])
-            found = found.drop_nulls(age).sort(age)
-            if len(found):
-                axis.plot(found[age], found["value"], marker="o", markersize=3, label=label)
-        axis.set_xlabel(age)
-        axis.set_ylim(0, 1.02)
-        axis.legend(frameon=False)
+    figure = Figure(figsize=(WIDTH / 2, 2.8), layout="constrained")
+    axis = figure.subplots()
+    for name, split, label in ((measure, "test", _SHARE), ("accuracy", "all", "accuracy")):
+        found = _rows(metrics, name, split).filter(pl.col("control") == "none")
+        if name == measure:
+            chosen = pl.DataFrame({"model": list(best), "layer": list(best.values())}, schema_overrides=_LAYER)
+            found = found.join(chosen, on=["model", "layer"])
+        found = found.drop_nulls(age).sort(age)
+        if len(found):
+            axis.plot(found[age], found["value"], marker="o", markersize=3, label=label)
+    axis.set_xlabel(age)
+    axis.set_ylim(0, 1.02)
+    axis.legend(frameon=False)
     return figure
 
 
 _LAYER = {"layer": pl.Int32}
+
+
+def _least(tasks: Sequence[str], share: Mapping[str, float]) -> list[str]:
+    """All tasks in order; where they are too many for a figure, those of the smallest shares."""
+    return sorted(sorted(tasks, key=lambda task: (share.get(task, 0.0), task))[:_MOST_TASKS])
+
+
+def _left_out(shown: Sequence[str], tasks: Sequence[str]) -> str:
+    return f"\n(the {len(shown)} least separate of {len(tasks)} tasks)" if len(shown) < len(tasks) else ""
 
 
 def _age(metrics: pl.DataFrame) -> str | None:
@@ -167,6 +178,12 @@ def _best_layers(metrics: pl.DataFrame) -> dict[str, int]:
     return {row["model"]: int(row["value"]) for row in rows.iter_rows(named=True)}
 
 
+def main_read(metrics: pl.DataFrame) -> pl.DataFrame:
+    """The rows of the token by which the best layer was chosen, and those of no token."""
+    reads = metrics.filter(pl.col("measure") == "best_layer")["read"].unique().to_list()
+    return metrics.filter(pl.col("read").is_null() | pl.col("read").is_in(reads))
+
+
 def _deciding(metrics: pl.DataFrame) -> str:
     others = metrics.filter(pl.col("measure") == "knn_share_other_inputs_low")
     return "knn_share" if others.is_empty() else "knn_share_other_inputs"
@@ -174,11 +191,10 @@ def _deciding(metrics: pl.DataFrame) -> str:
 
 def _rows(metrics: pl.DataFrame, measure: str, split: str) -> pl.DataFrame:
     """One measure of raw states at the token that was read at every layer, all controls."""
-    read = metrics.filter(pl.col("measure") == "best_layer")["read"].unique().to_list()
     same = pl.col("measure").eq(measure) & pl.col("split").eq(split)
     same &= pl.col("labels").is_null() | pl.col("labels").eq("task")
     same &= pl.col("space").is_null() | pl.col("space").eq("raw")
-    return metrics.filter(same, pl.col("read").is_null() | pl.col("read").is_in(read))
+    return main_read(metrics).filter(same)
 
 
 def _band(axis: Axes, metrics: pl.DataFrame, measure: str, model: str, colour: object) -> None:
@@ -187,7 +203,9 @@ def _band(axis: Axes, metrics: pl.DataFrame, measure: str, model: str, colour: o
         for end in ("low", "high")
     )
     both = low.join(high, on="layer", suffix="_high").sort("layer")
-    if len(both):
+    if len(both) == 1:  # of one layer there is no band
+        axis.vlines(both["layer"], both["value"], both["value_high"], color=colour, linewidth=1)
+    elif len(both):
         axis.fill_between(both["layer"], both["value"], both["value_high"], color=colour, alpha=0.18, linewidth=0)
 
 
@@ -197,5 +215,5 @@ def _draw_controls(axis: Axes, rows: pl.DataFrame, model: str) -> None:
         if here["layer"].null_count():
             axis.axhline(here["value"][0], color=colour, linestyle=dashes, linewidth=1, label=label)
         elif len(here):
-            here = here.sort("layer")
-            axis.plot(here["layer"], here["value"], color=colour, linestyle=dashes, linewidth=1, label=label)
+            here, mark = here.sort("layer"), "D" if len(here) == 1 else None
+            axis.plot(here["layer"], here["value"], mark, color=colour, ls=dashes, linewidth=1, ms=3, label=label)

@@ -98,11 +98,12 @@ def _stage(run: Run, actor: _Actor, shelf: Shelf) -> dict[str, Any]:
     """Points, moments, views and answers; nothing where no layout was recorded."""
     found = recorded(run, actor.files)
     if found is None:
-        return {}
+        return {"moments": []}
+    several = run.config.get("verb") == "probe" and len(actor.files) > 1
     return {
         "moments": actor.moments,
         "points": shelf.json(_points(found.points)),
-        "views": [_view(view, one, shelf) for view, one in found.views.items()],
+        "views": [_view(view, one, shelf, networks=several) for view, one in found.views.items()],
     } | _answers(run, actor.files, found.points, shelf)
 
 
@@ -163,11 +164,14 @@ def _cube(frames: Sequence[pl.DataFrame]) -> tuple[np.ndarray, list[int], list[i
     return np.stack(places).astype(np.float64), layers, instances
 
 
-def _view(view: str, shown: View, shelf: Shelf) -> dict[str, Any]:
+def _view(view: str, shown: View, shelf: Shelf, *, networks: bool) -> dict[str, Any]:
+    """`networks`: each moment is a network that was read by itself, with axes of its own."""
     name, words = VIEW_WORDS[view]
+    if networks and view == "pca":
+        words = "The three main axes of each moment's states, turned as a whole to fit the moment after it."
     if len(shown.layers) > 1:
         words += " Each layer is turned as a whole to fit the layer below it; distances are untouched."
-    layers = turned(list(shown.cube.swapaxes(0, 1)), moments_too=view == "tsne")
+    layers = turned(list(shown.cube.swapaxes(0, 1)), moments_too=view == "tsne" or networks)
     packed = [levelled(points) for points in layers]
     some = {} if shown.rows is None else {"rows": shown.rows}
     return {
@@ -255,16 +259,21 @@ _MOST_TASKS = 80  # more would be a matrix that nobody can point at
 
 
 def _confusion(frame: pl.DataFrame, actor: _Actor, shelf: Shelf) -> dict[str, Any]:
-    """Which tasks a task's neighbours have: shares in thousandths (task, other), per moment and layer."""
-    tasks = sorted({*frame["task"], *frame["other"]})
+    """Which tasks a task's neighbours have: shares in thousandths (task, other), per moment and layer; of the tasks
+    that are least together, where they are many."""
     own = frame.filter(pl.col("model").is_in([model for model in actor.models if model is not None]))
-    if own.is_empty() or len(tasks) > _MOST_TASKS:
+    if own.is_empty():
         return {}
+    together = dict(own.filter(pl.col("task") == pl.col("other")).group_by("task").agg(pl.col("share").mean()).rows())
+    tasks = sorted({*frame["task"], *frame["other"]}, key=lambda task: (together.get(task, 0.0), task))
+    count, tasks = len(tasks), sorted(tasks[:_MOST_TASKS])
     place = {task: number for number, task in enumerate(tasks)}
     moment = {model: number for number, model in enumerate(actor.models)}
     matrices: dict[str, list[int]] = {}
     for row in own.iter_rows(named=True):
         key = f"{moment[row['model']]} {row['layer']}"
         matrix = matrices.setdefault(key, [0] * len(tasks) ** 2)
-        matrix[place[row["task"]] * len(tasks) + place[row["other"]]] = round(1000 * row["share"])
-    return {"confusion": shelf.json({"tasks": [cut(task, 200) for task in tasks], "at": matrices})}
+        if row["task"] in place and row["other"] in place:
+            matrix[place[row["task"]] * len(tasks) + place[row["other"]]] = round(1000 * row["share"])
+    told = {"tasks": [cut(task, 200) for task in tasks], "count": count, "at": matrices}
+    return {"confusion": shelf.json(told)}

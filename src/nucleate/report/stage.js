@@ -20,7 +20,8 @@ class Stage {
     const name = (this.wanted = layers[layer]);
     const moments = scene.moments.length;
     const read = await readNumbers(name, moments);
-    if (this.name === name || this.wanted !== name) return; // shown already, or somebody was quicker
+    if (this.wanted !== name) return; // somebody was quicker
+    if (this.name === name) return void (this.scene = scene); // shown already
     const same = this.scene === scene && this.numbers && glide;
     this.blend = same ? { from: this.places.slice(), began: performance.now() } : null;
     const numbers = rows ? spread(read, 3 * moments, rows, count) : read;
