@@ -1,5 +1,6 @@
 """The command line, in-process: exit codes, one line of refusal, and what is left on disk."""
 
+import json
 import os
 import signal
 import subprocess
@@ -82,6 +83,14 @@ def test_resume_on_a_finished_run_changes_nothing_and_says_so(micro_run, capsys)
         (["learn", "--size", "micro", "--device", "cuda", "--out", "{tmp}/x"], "no GPU"),
         (["learn", "--size", "micro", "--out", "{tmp}/full"], "not a run folder"),
         (["data", "--size", "micro", "--out", "{tmp}/full"], "--overwrite"),
+        (["data", "--size", "micro", "--width", "32", "--out", "{tmp}/x"], "--width is unknown"),
+        (["sweep", "learn", "--size", "micro", "--width", "16,31", "--out", "{tmp}/x"], "model.width=31"),
+        (
+            ["sweep", "learn", "--size", "micro", "--set", "measure.perplexity=2,30", "--out", "{tmp}/x"],
+            "perplexity=30",
+        ),
+        (["sweep", "align", "--size", "micro", "--source", "a", "--out", "{tmp}/x"], "--source belongs to a model"),
+        (["sweep", "learn", "--size", "micro", "--device", "cuda", "--out", "{tmp}/x"], "no GPU"),
         (["data", "--size", "micro", "--out", "{tmp}/full/thesis.tex"], "is a file"),
         (["data", "--size", "micro", "--out", "{tmp}/full/thesis.tex/x"], "cannot be written into"),
         (["learn", "--size", "micro", "--out", "{tmp}/full/thesis.tex/x"], "cannot be written into"),
@@ -121,8 +130,10 @@ def test_a_failure_while_running_exits_with_1_and_is_written_into_the_log(tmp_pa
 
     monkeypatch.setattr(learning, "survey_of", broken)
     assert main(["learn", "--size", "micro", "--out", str(tmp_path / "run")]) == 1
-    assert "no longer finite" in capsys.readouterr().err
-    assert "no longer finite" in (tmp_path / "run" / "log.jsonl").read_text()
+    printed = capsys.readouterr().err
+    assert "no longer finite" in printed and f"last line of {tmp_path / 'run' / 'log.jsonl'}" in printed
+    last = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
+    assert last["event"] == "failed" and "in broken" in last["traceback"] and "no longer finite" in last["error"]
     assert '"failed"' in (tmp_path / "run" / "manifest.json").read_text()
 
 

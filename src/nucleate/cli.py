@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import traceback
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
@@ -37,8 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         asked = _parser().parse_args(argv)
         out = asked.out if hasattr(asked, "resume") else None
-        asked.run(asked)
-        return 0
+        return asked.run(asked) or 0
     except Refused as refusal:
         print(f"nucleate: {refusal}", file=sys.stderr)
         return 2
@@ -46,11 +46,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except KeyboardInterrupt:
-        where = f"; the same command with --resume goes on from what {out} holds" if out else ""
+        flag = "--resume in place of --overwrite" if out and asked.overwrite else "--resume"
+        where = f"; the same command with {flag} goes on from what {out} holds" if out else ""
         print(f"nucleate: stopped{where}", file=sys.stderr)
         return 130
     except Exception as error:
-        where = f"; the details are in the log.jsonl of the run in {out}" if out else ""
+        from nucleate.runs import failure_log
+
+        log = failure_log(Path(out)) if out else None
+        if log is None:
+            traceback.print_exc()
+        where = f"; where it failed stands in the last line of {log}" if log else ""
         print(f"nucleate: failed: {type(error).__name__}: {error}{where}", file=sys.stderr)
         return 1
 
@@ -91,21 +97,27 @@ def _pretrain(asked: argparse.Namespace) -> None:
 def _align(asked: argparse.Namespace) -> None:
     from nucleate.experiments.alignment import align
 
-    given = {name: value for name in REDIRECT if (value := getattr(asked, name)) is not None}
     if asked.model is not None:
-        _redirect(asked, given)
+        _redirect(asked)
         return
-    if given:
-        raise Refused(f"--{next(iter(given)).replace('_', '-')} belongs to a model that is redirected: give --model M")
+    _check_redirect(asked)
     if asked.out is None:
         raise Refused("nucleate align needs --out RUN, the folder to write to")
     _run(asked, partial(align, config_of(asked), Path(asked.out)))
 
 
-def _redirect(asked: argparse.Namespace, given: dict[str, Any]) -> None:
+def _check_redirect(asked: argparse.Namespace) -> None:
+    """Refuse options of a ready-made model where there is none."""
+    given = next((name for name in REDIRECT if getattr(asked, name, None) is not None), None)
+    if given is not None:
+        raise Refused(f"--{given.replace('_', '-')} belongs to a model that is redirected: give --model M")
+
+
+def _redirect(asked: argparse.Namespace) -> None:
     """The same on a ready-made model (--model)."""
     from nucleate.experiments.redirecting import budget, redirect_into
 
+    given = {name: value for name in REDIRECT if (value := getattr(asked, name)) is not None}
     barred = next((name for name in ("size", *SHORT, "set") if getattr(asked, name)), None)
     if barred is not None:
         raise Refused(f"--{barred} belongs to the paper's own networks: leave it out, or leave --model out")
@@ -155,25 +167,31 @@ def _run(asked: argparse.Namespace, experiment: Callable[..., bool]) -> None:
     _redraw([out])
 
 
+def _rooms() -> dict[str, Any]:
+    """The experiments on networks of our own, by the verb that runs each; their `dataset_for` refuses at the door."""
+    from nucleate.experiments import alignment, learning, task_id_pretraining
+
+    return {"learn": learning, "pretrain": task_id_pretraining, "align": alignment}
+
+
 def _reproduce(asked: argparse.Namespace) -> None:
     """A run folder per experiment, then one ledger and one page; what is newer than the page is drawn again."""
-    from nucleate.experiments import alignment, learning, probing, task_id_pretraining
+    from nucleate.experiments import probing
     from nucleate.report.figures import draw_figures
     from nucleate.runs import load_run
 
     config, out = config_of(asked), Path(asked.out)
+    rooms = _rooms()
     experiments: dict[str, Callable[..., bool]] = {
-        "learn": partial(learning.learn, config),
-        "pretrain": partial(task_id_pretraining.pretrain, config),
-        "align": partial(alignment.align, config),
+        verb: partial(getattr(room, verb), config) for verb, room in rooms.items()
     }
     if asked.model is not None:
-        of_model: dict[str, Any] = {"seed": config.seed, "device": config.device}
+        of_model: dict[str, Any] = {"seed": config.seed, "device": config.device, "dtype": config.dtype}
         probing.check([asked.model], "natural", **of_model)
         experiments["probe"] = lambda folder, **again: probing.probe_into(
             folder, [asked.model], "natural", **of_model, **again
         )
-    for room in (task_id_pretraining, alignment):  # refused before the first experiment has taken its hours
+    for room in rooms.values():  # refused before the first experiment has taken its hours
         room.dataset_for(config)
     folders = [out / name for name in experiments]
     begun = next((folder for folder in folders if folder.exists() and any(folder.iterdir())), None)
@@ -198,7 +216,7 @@ def _reproduce(asked: argparse.Namespace) -> None:
     _redraw_together(folders, out, figures=False)
 
 
-def _sweep(asked: argparse.Namespace) -> None:
+def _sweep(asked: argparse.Namespace) -> int:
     from nucleate.integrations.engines import axis, combinations, sweep
     from nucleate.runs import thread_count
 
@@ -226,18 +244,24 @@ def _sweep(asked: argparse.Namespace) -> None:
     for outcome in failed:
         print(f"{outcome.name} failed: {outcome.error}", file=sys.stderr)
     if failed:
-        raise RuntimeError(f"{len(failed)} of {len(runs)} runs; the same command with --resume tries them again")
+        again = "the same command with --resume tries them again"
+        print(f"nucleate: failed: {len(failed)} of {len(runs)} runs; {again}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _planned(asked: argparse.Namespace, name: str, words: Sequence[str], varying: Collection[str]) -> "Planned":
     """One run of a sweep, parsed and configured as its verb will: what is refused there is refused here, before all."""
+    from nucleate.experiments.groundwork import device_for
     from nucleate.integrations.engines import Planned
 
     arguments = (asked.swept, *asked.passed, *words)
     one = _parser().parse_args([*arguments, "--out", str(Path(asked.out) / name)])
     if getattr(one, "model", None) is not None:
         raise Refused("sweep runs the paper's own networks: leave --model out, and call nucleate align for each model")
+    _check_redirect(one)
     config = config_of(one)
+    device_for(config.device)
+    _rooms()[asked.swept].dataset_for(config)
     own = {"verb", "run", "size", *SHORT, "seed", "device", "dtype", "set", "out", "resume", "overwrite"}
     others = {f"option_{key}": str(value) for key, value in vars(one).items() if key not in own and value is not None}
     varied = {key: value for key, value, _ in describe(config) if key in varying}
@@ -349,13 +373,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"nucleate {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
 
-    def verb(name: str, run: Callable[[argparse.Namespace], None], help: str) -> Parser:
+    def verb(name: str, run: Callable[[argparse.Namespace], int | None], help: str) -> Parser:
         made = verbs.add_parser(name, help=help, description=help, allow_abbrev=False)
         made.set_defaults(run=run)
         return made
 
     data = verb("data", _data, "make the synthetic dataset: dataset.parquet, dataset.json and Figure 1")
-    add_settings(data)
+    add_settings(data, network=False)
     data.add_argument("--kind", choices=("main", "alignment"), default="main", help="alignment: the data of Table 7")
     data.add_argument("--out", required=True, metavar="DIR", help="folder to write to")
     data.add_argument("--overwrite", action="store_true", help="write into a folder that holds something")

@@ -36,15 +36,17 @@ class Parser(argparse.ArgumentParser):
         raise Refused(f"{message}; {self.prog} --help shows what there is")
 
 
-def add_settings(parser: argparse.ArgumentParser) -> None:
+def add_settings(parser: argparse.ArgumentParser, *, network: bool = True) -> None:
+    """Those of a size; without a `network`, those of its data."""
     parser.add_argument("--size", default="tiny", metavar="|".join(_SIZES), help="the one dial (default: tiny)")
-    parser.add_argument("--width", type=int, help="hidden dimension of the network")
-    parser.add_argument("--epochs", type=int, help="epochs to train")
     parser.add_argument("--seed", type=int, help="root of every random stream (default: 100)")
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), help="where to compute (default: cuda if there is one)"
-    )
-    parser.add_argument("--dtype", help="float32 or bfloat16 (default: float32)")
+    if network:
+        parser.add_argument("--width", type=int, help="hidden dimension of the network")
+        parser.add_argument("--epochs", type=int, help="epochs to train")
+        parser.add_argument(
+            "--device", choices=("auto", "cpu", "cuda"), help="where to compute (default: cuda if there is one)"
+        )
+        parser.add_argument("--dtype", help="float32 or bfloat16 (default: float32)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="section.key=value", help="any setting; see nucleate settings"
     )
@@ -145,12 +147,11 @@ def add_out(parser: argparse.ArgumentParser, name: str, *, required: bool = True
 
 def config_of(asked: argparse.Namespace) -> Config:
     """The settings that `add_settings` asked for."""
-    changes: dict[str, str] = {}
-    changes.update(map(key_and_value, asked.set))
-    for option, key in SHORT.items():
-        if getattr(asked, option) is not None:
-            changes[key] = str(getattr(asked, option))
-    return configure(asked.size or "tiny", changes=changes, seed=asked.seed, device=asked.device, dtype=asked.dtype)
+    changes = dict(map(key_and_value, asked.set))
+    given = vars(asked)
+    changes |= {key: str(given[option]) for option, key in SHORT.items() if given.get(option) is not None}
+    top = {name: given.get(name) for name in ("seed", "device", "dtype")}
+    return configure(asked.size or "tiny", changes=changes, **top)
 
 
 def key_and_value(text: str) -> tuple[str, str]:

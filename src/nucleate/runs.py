@@ -12,6 +12,7 @@ import platform
 import shutil
 import time
 import tomllib
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -187,7 +188,7 @@ def open_run(
         except BaseException as error:
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             run.record(status=status)
-            run.log(status, error=f"{type(error).__name__}: {error}")
+            run.log(status, error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
             raise
         status = "interrupted" if run.paused else "done"
         run.record(status=status)
@@ -370,3 +371,10 @@ def find_runs(folder: Path) -> list[Run]:
     manifests = sorted(folder.rglob("manifest.json"))
     folders = [path.parent for path in manifests if (path.parent / "config.toml").is_file()]
     return [load_run(one) for one in folders if _status(one) is not None]
+
+
+def failure_log(folder: Path) -> Path | None:
+    """The newest log in or below a folder, if it ends in a failure: its last line holds the traceback."""
+    log = max(folder.rglob("log.jsonl"), key=lambda path: path.stat().st_mtime_ns, default=None)
+    ends = log.read_text(encoding="utf-8").splitlines()[-1:] if log else []
+    return log if ends and json.loads(ends[0])["event"] == "failed" else None

@@ -61,7 +61,7 @@ def _cell(value: str | float | None) -> str:
 
 
 class ProgressBar:
-    """A bar with the time left on a terminal; a line now and then elsewhere. Call it with (text, fraction or None)."""
+    """A bar with the time gone on a terminal; a line now and then elsewhere. Call it with (text, fraction or None)."""
 
     def __enter__(self) -> "ProgressBar":
         from rich.console import Console

@@ -71,9 +71,7 @@ def learn(
     progress: Progress = lambda text, fraction: None,
 ) -> bool:
     """Train and measure into a run folder. False where the run is finished already and nothing was done."""
-    device = device_for(config.device)
-    dataset = make_dataset(config)
-    _check(config, dataset)
+    device, dataset = device_for(config.device), dataset_for(config)
     with run_of("learn", config, dataset, device, folder, resume=resume, overwrite=overwrite) as run:
         if run is None:
             return False
@@ -363,9 +361,10 @@ def _fraction(study: _Study, book: Book) -> float:
 # --- at the door -----------------------------------------------------------------------------------------------------
 
 
-def _check(config: Config, dataset: Dataset) -> None:
-    """Settings that only fail together with others."""
+def dataset_for(config: Config) -> Dataset:
+    """The synthetic data; settings that only fail together are refused."""
     check_network(config)
+    dataset = make_dataset(config)
     for split in MEASURED:
         count = len(dataset.select(split))
         if count <= 3 * config.measure.perplexity:
@@ -373,6 +372,7 @@ def _check(config: Config, dataset: Dataset) -> None:
                 f"measure.perplexity={config.measure.perplexity:g} needs more than {3 * config.measure.perplexity:.0f} "
                 f"instances; split {split!r} has {count}: lower the perplexity or enlarge the data"
             )
+    return dataset
 
 
 # --- small questions -------------------------------------------------------------------------------------------------

@@ -119,12 +119,12 @@ def _section(run: Run, number: int, pictures: list[Picture]) -> Section:
     model = config.get("model", {})
     if "width" in model and "layers" in model:
         facts.append(f"width {model['width']}, {model['layers']} layers")
-    status = run.manifest.get("status")
+    status = run.state
     return Section(
         anchor=f"run-{number}",
         name=run.folder.resolve().name,
         facts=" · ".join(facts),
-        unfinished=None if status == "done" else str(status),
+        unfinished=None if status == "done" else status,
         headlines=[*headlines(run), *_verdicts(run)],
         summary=summary_table(run),
         summary_words=f"Split: {summary_split(run)}; epoch {last_measured_epoch(run)}; labels: task.",

@@ -215,5 +215,7 @@ def _draw_controls(axis: Axes, rows: pl.DataFrame, model: str) -> None:
         if here["layer"].null_count():
             axis.axhline(here["value"][0], color=colour, linestyle=dashes, linewidth=1, label=label)
         elif len(here):
-            here, mark = here.sort("layer"), "D" if len(here) == 1 else None
-            axis.plot(here["layer"], here["value"], mark, color=colour, ls=dashes, linewidth=1, ms=3, label=label)
+            here = here.sort("layer")
+            (line,) = axis.plot(here["layer"], here["value"], color=colour, linestyle=dashes, linewidth=1, label=label)
+            if len(here) == 1:  # of one layer there is no line
+                line.set(marker="D", markersize=3)
