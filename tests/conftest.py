@@ -1,8 +1,11 @@
 """Runs that several test files look at: each is made once a session."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is there: some tests fork, which threads do not survive
 
 
 @pytest.fixture(scope="session")

@@ -11,15 +11,16 @@ SOURCE = Path(__file__).parents[1] / "src" / "nucleate"
 ALLOWED = {
     "refusal": set(),
     "compiled": set(),
+    "threads": set(),
     "config": {"refusal"},
     "options": {"config", "refusal"},
-    "runs": {"refusal"},
+    "runs": {"refusal", "threads"},
     "data": {"data", "refusal"},
     "model": {"model", "data", "refusal", "compiled"},
-    "measures": {"measures", "refusal", "compiled"},
-    "experiments": {"experiments", "data", "model", "measures", "runs", "config", "refusal"},
+    "measures": {"measures", "refusal", "compiled", "threads"},
+    "experiments": {"experiments", "data", "model", "measures", "runs", "config", "refusal", "threads"},
     "report": {"report", "runs", "refusal"},
-    "integrations": {"integrations", "experiments", "report", "runs", "config", "refusal"},
+    "integrations": {"integrations", "experiments", "report", "runs", "config", "refusal", "threads"},
 }
 DOORS = {"probe_result": {"report"}}  # ProbeResult.plot() hands its table on; nothing comes back but a figure
 EXTERNAL_BARRED = {

@@ -280,3 +280,11 @@ def test_progress_grows_and_the_mode_of_the_network_stays():
     read(model, words(), lines()[:15], tokens_per_batch=20, progress=lambda text, share: told.append(share))
     assert told == sorted(told) and told[0] == 0 and told[-1] == 1 and len(told) > 3
     assert model.training
+
+
+def test_a_token_that_also_begins_or_ends_a_text_is_no_unknown_word():
+    model, tokenizer = tiny("llama"), words()
+    prompts = [Line("w1 zz", "x1", None, "a"), Line("w2", "x1", None, "b")]
+    assert read(model, tokenizer, prompts).unknown_words == 1
+    tokenizer.eos_token = tokenizer.unk_token
+    assert read(model, tokenizer, prompts).unknown_words == 0

@@ -5,9 +5,10 @@ import json
 import shutil
 
 import numpy as np
+import peft
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForSequenceClassification
 
 from nucleate.model.networks import (
     as_network,
@@ -18,7 +19,9 @@ from nucleate.model.networks import (
     untrained,
     word_tokenizer,
 )
+from nucleate.model.series import checksum
 from nucleate.refusal import Refused
+from test_families import tiny, words
 
 SYMBOLS = ["a", "B", "é", "7", "ж"]
 
@@ -319,3 +322,36 @@ def test_the_shape_of_an_adapter_is_that_of_the_network_below_it(tmp_path):
     told = {"base_model_name_or_path": str(tmp_path / "below"), "peft_type": "LORA"}
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(told))
     assert network_shape(tmp_path / "adapter").config.num_hidden_layers == 3
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft's, about transformers
+def test_an_adapter_without_a_tokenizer_has_that_of_the_network_below_it(folder, tmp_path):
+    adapter = tmp_path / "adapter"
+    model = peft.get_peft_model(small(), peft.LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True))
+    model.save_pretrained(adapter)
+    told = json.loads((adapter / "adapter_config.json").read_text()) | {"base_model_name_or_path": str(folder)}
+    (adapter / "adapter_config.json").write_text(json.dumps(told))
+    loaded, tokenizer = load_network(adapter)
+    assert tokenizer("a é")["input_ids"] == load_network(folder)[1]("a é")["input_ids"]
+    assert any("lora" in name for name, _ in loaded.named_parameters())
+    before = checksum(adapter)
+    save_network(small(seed=1), word_tokenizer(SYMBOLS), folder)
+    assert checksum(adapter) != before, "other weights below it are other weights"
+    del told["base_model_name_or_path"]
+    (adapter / "adapter_config.json").write_text(json.dumps(told))
+    one_line(lambda: network_shape(adapter), "names no base_model_name_or_path")
+
+
+def test_a_decoder_that_was_stored_without_its_head_is_read_bare(tmp_path):
+    model = tiny("llama")
+    assert not model.config.tie_word_embeddings
+    for name, bare in (("bare", model.model), ("reward", LlamaForSequenceClassification(model.config))):
+        save_network(bare, words(), tmp_path / name)
+        loaded, _ = load_network(tmp_path / name)
+        assert type(loaded) is type(model.model)
+        kept = (bare if name == "bare" else bare.model).state_dict()
+        assert all(torch.equal(weight, kept[key]) for key, weight in loaded.state_dict().items())
+
+
+def test_a_misspelt_option_of_loading_is_refused_in_one_line(folder):
+    one_line(lambda: load_network(folder, attn_implementaton="eager"), "attn_implementaton")

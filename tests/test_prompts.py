@@ -549,3 +549,16 @@ def test_what_cannot_be_read_is_refused_in_one_line_with_its_place_and_a_remedy(
 def test_a_limit_below_two_prompts_a_task_is_refused(limit: int) -> None:
     with pytest.raises(Refused, match=f"limit {limit} is too small for the 3 tasks of .*; give at least 6"):
         read_prompts(texts(), limit=limit)
+
+
+def test_a_long_cell_of_a_csv_is_no_unclosed_quote(tmp_path: Path) -> None:
+    long = "word " * 60_000
+    rows = [{"text": long, "task": "x"}, *({"text": f"t{n}", "task": "xy"[n % 2]} for n in range(9))]
+    prompts = read_prompts(write_csv(tmp_path / "my.csv", rows))
+    assert prompts.instances[0].instruction == long
+
+
+@pytest.mark.parametrize("name", [0, None])
+def test_a_column_without_a_name_is_refused(name: object) -> None:
+    with pytest.raises(Refused, match=f"a column is called {name}, which is no text"):
+        read_prompts([{"text": "a", "task": "x", name: "b"}, {"text": "c", "task": "y", name: "d"}])

@@ -366,6 +366,13 @@ def test_outputs_of_a_file_are_checked(tmp_path):
     refused(whole + "x3,x28\n", "two outputs for 'x3'")
     refused(whole.replace("output", "outputs"), "did you mean 'outputs'")
     refused(whole.replace("x3,x29", "x3,"), "fill it")
+    table = pl.DataFrame({"input": INPUTS, "output": [float("nan"), *[3.0] * (len(INPUTS) - 1)]})
+    table.write_parquet(tmp_path / "wished.parquet")
+    with pytest.raises(Refused, match="fill it"):
+        study(target=None, outputs=str(tmp_path / "wished.parquet"))
+    table.with_columns(output=pl.lit(True)).write_parquet(tmp_path / "wished.parquet")
+    found = study(target=None, outputs=str(tmp_path / "wished.parquet"))
+    assert {one.output for one in found.sides["test"]} == {"true"}, "as the data's own cells are read"
 
 
 # --- the command line ------------------------------------------------------------------------------------------------

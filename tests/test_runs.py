@@ -10,6 +10,7 @@ import pytest
 
 from nucleate.refusal import Refused
 from nucleate.runs import METRICS, find_runs, load_run, metrics_frame, open_run
+from nucleate.threads import thread_count
 
 
 def row(**columns):
@@ -131,6 +132,8 @@ def test_a_run_says_killed_when_nobody_holds_its_lock_any_more(tmp_path):
         manifest = (run.folder / "manifest.json").read_text()
     (tmp_path / "run" / "manifest.json").write_text(manifest)
     assert load_run(tmp_path / "run").state == "killed"
+    (tmp_path / "run" / ".lock").unlink()
+    assert load_run(tmp_path / "run").state == "killed" and not (tmp_path / "run" / ".lock").exists(), "only looked at"
 
 
 def test_a_kill_while_an_old_run_is_cleared_away_leaves_a_folder_that_can_be_used_again(tmp_path):
@@ -179,3 +182,26 @@ def test_a_strangers_manifest_makes_no_run_folder_and_a_cleared_run_is_not_liste
     (tmp_path / "config.toml").write_text('size = "a"')
     (tmp_path / "manifest.json").write_text('{"status": "cleared"}')
     assert find_runs(tmp_path) == []
+
+
+def test_what_a_run_will_read_is_never_cleared_away(tmp_path):
+    folder = finished(tmp_path / "run")
+    model = folder / "checkpoints" / "best"
+    model.mkdir(parents=True)
+    (model / "model.safetensors").write_bytes(b"weights")
+    before = contents(folder)
+    for reads in ([model], [str(folder)], ["natural", model / "model.safetensors"]):
+        with pytest.raises(Refused, match="would be cleared first"), opened(folder, overwrite=True, reads=reads):
+            pass
+        assert contents(folder) == before
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with opened(folder, overwrite=True, reads=[elsewhere, "natural", None]):
+        pass
+
+
+@pytest.mark.parametrize(("asked", "count"), [("3", 3), ("4,2", 4), ("", None), ("many", None), ("0", None)])
+def test_threads_are_what_the_variable_begins_with_or_the_cores_one_may_use(asked, count, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 5, 7}, raising=False)
+    assert thread_count() == (3 if count is None else count)

@@ -88,6 +88,7 @@ def test_a_model_of_the_hub_is_fetched_so_that_its_weights_are_known_before_the_
         save(home / "snapshots" / "abc", 0)
         (home / "refs").mkdir(parents=True)
         (home / "refs" / "main").write_text("abc")
+        return str(home / "snapshots" / "abc")
 
     monkeypatch.setattr(series, "snapshot_download", appear)
     monkeypatch.setattr(series, "try_to_load_from_cache", partial(series.try_to_load_from_cache, cache_dir=tmp_path))
@@ -97,6 +98,9 @@ def test_a_model_of_the_hub_is_fetched_so_that_its_weights_are_known_before_the_
     expected = checksum(tmp_path / "models--someone--net" / "snapshots" / "abc")
     assert ready.checksum == expected is not None and fetched == [("someone/net", None)]
     assert ready.ready() == ready and len(fetched) == 1
+    save(tmp_path / "models--someone--net" / "snapshots" / "def", 1)
+    (tmp_path / "models--someone--net" / "refs" / "main").write_text("def")
+    assert checksum(ready.what) == expected, "what is loaded is what was hashed, wherever main has moved"
 
 
 def test_a_model_that_the_hub_does_not_give_is_refused_in_one_line(monkeypatch):

@@ -267,3 +267,12 @@ def test_pre_tokenizers_that_strip_blanks_still_find_the_read_token():
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="<unk>")
     [(tokens, place)] = tokenise(tokenizer, [(" a ", "i ")], template="{instruction} {input} ->")
     assert tokens[place] == 2 and len(tokens) == 3
+
+
+def test_without_any_input_the_prompt_ends_with_its_instruction():
+    model, tokenizer = network(vocabulary=13), merging_tokenizer()
+    states = read_states(model, tokenizer, [("bat", ""), ("bb", "")])
+    for number, text in enumerate(("bat", "bb")):
+        tokens = [token for token in tokenizer(text)["input_ids"] if token != 2]  # </s> stands behind the text
+        alone, _ = one_at_a_time(model, tokens)
+        np.testing.assert_allclose(states[:, number], alone, rtol=1e-3, atol=1e-4 * np.abs(alone).max())

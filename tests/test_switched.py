@@ -1,11 +1,13 @@
 """A switched network: its own logits to the bit where the switch says no, the second head's added where it says yes."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
+from nucleate.model import series
 from nucleate.model.networks import save_network
 from nucleate.model.prefix_tree import Group
 from nucleate.model.switch import Head, Switch, remember
@@ -274,3 +276,41 @@ def test_only_a_switched_model_is_replaced(llama, saved):
         llama.save(saved / "original", network=saved / "original")
     llama.save(saved / "referring", network=saved / "original", card="again")
     assert (saved / "referring" / "README.md").read_text() == "again"
+
+
+def test_the_weights_that_it_refers_to_and_what_is_not_ours_are_never_replaced(llama, saved):
+    whole = saved / "whole"
+    before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    with pytest.raises(Refused, match="will be replaced"):
+        llama.save(whole, network=whole / "network")
+    (whole / "thesis.tex").write_text("years of work")
+    with pytest.raises(Refused, match=r"thesis\.tex, which is not ours"):
+        llama.save(whole, network=saved / "original")
+    (whole / "thesis.tex").unlink()
+    assert before == {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    llama.save(whole, network=whole / "network", copy=True, card="again")
+    assert generated(load_switched(whole), PROMPTS) == generated(llama, PROMPTS)
+
+
+def test_a_death_between_the_two_renames_of_a_replacement_is_mended_at_the_next_look(llama, saved):
+    (saved / "whole").rename(saved / ".whole.old")
+    assert generated(load_switched(saved / "whole"), PROMPTS) == generated(llama, PROMPTS)
+
+
+def test_of_a_network_of_the_hub_that_files_are_loaded_which_are_checked(llama, tmp_path, monkeypatch):
+    """The cache of the hub, played: `main` moves to a commit with other weights after the switch was taught."""
+    home = tmp_path / "models--someone--net"
+    save_network(llama.network, llama.tokenizer, home / "snapshots" / "abc")
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text("abc")
+    in_cache = partial(series.try_to_load_from_cache, cache_dir=tmp_path)
+    monkeypatch.setattr(series, "try_to_load_from_cache", in_cache)
+    llama.save(tmp_path / "switched", network="someone/net")
+    assert generated(load_switched(tmp_path / "switched"), PROMPTS) == generated(llama, PROMPTS)
+    other = tiny("llama")
+    with torch.no_grad():
+        other.get_input_embeddings().weight.add_(1)
+    save_network(other, llama.tokenizer, home / "snapshots" / "def")
+    (home / "refs" / "main").write_text("def")
+    with pytest.raises(Refused, match="has changed since the switch was taught"):
+        load_switched(tmp_path / "switched")

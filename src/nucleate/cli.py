@@ -218,7 +218,7 @@ def _reproduce(asked: argparse.Namespace) -> None:
 
 def _sweep(asked: argparse.Namespace) -> int:
     from nucleate.integrations.engines import axis, combinations, sweep
-    from nucleate.runs import thread_count
+    from nucleate.threads import thread_count
 
     options = {"seed": "seed", **SHORT, "dtype": "dtype"}
     axes = [axis(f"--{name}", key, text) for name, key in options.items() if (text := getattr(asked, name)) is not None]

@@ -24,6 +24,7 @@ from typing import Any
 import polars as pl
 
 from nucleate.refusal import Refused
+from nucleate.threads import thread_count
 
 # The long table: every measurement is a row; the columns other than `value` are unique together and sort the rows.
 METRICS = pl.Schema(
@@ -156,13 +157,15 @@ def open_run(
     resume: bool = False,
     overwrite: bool = False,
     reopen: bool = False,
+    reads: Iterable[Any] = (),
     facts: Mapping[str, Any] | None = None,
 ) -> Iterator[RunWriter | None]:
     """The folder, locked, for one run under `settings` (the text of config.toml); None where it is finished already.
 
     Refuses, with nothing changed on disk: a folder that is not a run, one that another process holds, a finished one
     without `resume` or `overwrite`, an unfinished one likewise, and one whose settings differ from those asked for.
-    With `reopen` and `resume` a finished one is gone on with.
+    With `reopen` and `resume` a finished one is gone on with. What lies in the folder and is among `reads`, the files
+    and folders that the run will read, is never cleared away.
     """
     if resume and overwrite:
         raise Refused("--resume keeps what is there, --overwrite replaces it; give one of them")
@@ -177,6 +180,7 @@ def open_run(
                 return
         going_on = status is not None and not overwrite
         if not going_on:
+            _check_reads(folder, reads)
             _clear(folder)
             write_whole(folder / "config.toml", lambda path: path.write_text(settings, encoding="utf-8"))
         manifest = _read_json(folder / "manifest.json") if going_on else {}
@@ -218,6 +222,13 @@ def _check_resumable(
         raise Refused(f"{folder} was begun under other settings: {'; '.join(changed)}; use those, or --overwrite")
 
 
+def _check_reads(folder: Path, reads: Iterable[Any]) -> None:
+    """Refuse to clear away what is about to be read."""
+    for path in (Path(one).expanduser() for one in reads if isinstance(one, str | Path)):
+        if path.exists() and path.resolve().is_relative_to(folder.resolve()):
+            raise Refused(f"{path} lies in {folder}, which would be cleared first; name another folder with --out")
+
+
 # What a run may leave behind when it is killed before its first manifest is written.
 _OURS = {".lock", "config.toml", ".config.toml.part", ".manifest.json.part"}
 
@@ -256,11 +267,6 @@ def _locked(folder: Path) -> Iterator[None]:
         except OSError:
             raise Refused(f"{folder} is in use by another process; wait for it, or name another folder") from None
         yield
-
-
-def thread_count() -> int:
-    """OMP_NUM_THREADS where set, else all cores."""
-    return int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
 
 
 def file_hash(path: Path) -> str:
@@ -344,10 +350,13 @@ class Run:
         if status != "running":
             return status
         try:
-            with _locked(self.folder):
-                return "killed"
-        except Refused:
+            with open(self.folder / ".lock") as stream:
+                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
             return "running"
+        except OSError:  # no lock, or not ours to read
+            pass
+        return "killed"
 
 
 def load_run(path: str | Path) -> Run:

@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 
 from nucleate.data.dataset import SPLITS, Dataset, Instance
-from nucleate.data.sources import Table, frame_table, open_source
+from nucleate.data.sources import Table, as_text, frame_table, open_source
 from nucleate.refusal import Refused, nearest
 
 FORMS = ("instruction", "prompt", "text", "messages")  # which column holds the prompt; only `instruction` has inputs
@@ -136,7 +136,7 @@ def _read_rows(table: Table, names: Mapping[str, str]) -> tuple[list[Instance], 
             chats[place], answer = _read_chat(row["messages"], table.at(place))
             row["messages"] = "\n".join(turn["content"] for turn in chats[place])
         texts = {
-            column: _as_text(value, f"{table.at(place)}, column {names[column]!r}") for column, value in row.items()
+            column: as_text(value, f"{table.at(place)}, column {names[column]!r}") for column, value in row.items()
         }
         texts["output"] = texts.get("output") or answer
         why = next(filter(None, (_lack(column, text) for column, text in texts.items())), None)
@@ -164,17 +164,6 @@ def _as_instance(place: int, texts: Mapping[str, str | None], table: Table) -> I
         is_hard=False,
         origin=None,
     )
-
-
-def _as_text(value: Any, where: str) -> str | None:
-    """A cell as text; null, NaN and blanks are None. A whole float is its integer: tables with gaps make 3 into 3.0."""
-    if isinstance(value, bytes | Mapping | list | tuple | np.ndarray):
-        raise Refused(f"{where} holds a {type(value).__name__}, not text; name another column with --columns")
-    if isinstance(value, bool | np.bool_):
-        value = str(value).lower()
-    elif isinstance(value, float):
-        value = None if np.isnan(value) else int(value) if value.is_integer() else value
-    return str(value) if value is not None and str(value).strip() else None
 
 
 def _lack(column: str, text: str | None) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from nucleate.data.dataset import Dataset, Instance
 from nucleate.data.prompts import Prompts
-from nucleate.data.sources import frame_table, open_source
+from nucleate.data.sources import as_text, frame_table, open_source
 from nucleate.refusal import Refused, nearest
 
 SIDES = ("lesson", "validation", "test", "new_inputs")
@@ -147,8 +147,8 @@ def _pairs_of(source: str, column: str) -> list[tuple[str, str]]:
             raise Refused(f"{table.title}: column {one!r} is missing{nearest(one, table.columns)}")
     pairs = []
     for place, *row in zip(table.places, table.cells(column), table.cells("output"), strict=True):
-        key, output = ("" if cell is None else str(cell) for cell in row)
-        if not key.strip() or not output.strip():
+        key, output = (as_text(cell, table.at(place)) for cell in row)
+        if key is None or output is None:
             raise Refused(f"{table.at(place)}: {column} or output is empty: fill it")
         pairs.append((key, output))
     return pairs

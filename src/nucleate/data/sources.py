@@ -8,6 +8,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from nucleate.data.dataset import DESCRIPTION, SPLITS, TABLE, Dataset, load_dataset
@@ -83,7 +84,21 @@ def _row_table(rows: Sequence[Any], places: Sequence[int], title: str, unit: str
         if not isinstance(row, Mapping):
             raise Refused(f"{title}, {unit} {place}: no object with named columns; give each prompt as one")
     columns = tuple(dict.fromkeys(column for row in rows for column in row))
+    stray = next((column for column in columns if not isinstance(column, str)), "")
+    if stray != "":
+        raise Refused(f"{title}: a column is called {stray!r}, which is no text; give every column a name")
     return Table(title, columns, places, lambda column: [row.get(column) for row in rows], unit)
+
+
+def as_text(value: Any, where: str) -> str | None:
+    """A cell as text; null, NaN and blanks are None. A whole float is its integer: tables with gaps make 3 into 3.0."""
+    if isinstance(value, bytes | Mapping | list | tuple | np.ndarray):
+        raise Refused(f"{where} holds a {type(value).__name__}, not text; name another column with --columns")
+    if isinstance(value, bool | np.bool_):
+        value = str(value).lower()
+    elif isinstance(value, float):
+        value = None if np.isnan(value) else int(value) if value.is_integer() else value
+    return str(value) if value is not None and str(value).strip() else None
 
 
 def _read_text(path: Path) -> str:
@@ -120,6 +135,7 @@ def _read_csv(path: Path) -> Table:
     reader = csv.reader(StringIO(text, newline=""), strict=True, delimiter=parted)
     header: list[str] = []
     rows, lines, line = [], [], 1
+    before = csv.field_size_limit(len(text) + 1)  # else a long cell is taken for an unclosed quote
     try:
         for cells in reader:
             if cells and not header:
@@ -137,6 +153,8 @@ def _read_csv(path: Path) -> Table:
             line = reader.line_num + 1
     except csv.Error as error:
         raise Refused(f"{path}, line {line}: no valid CSV ({error}); mend its quotes") from None
+    finally:
+        csv.field_size_limit(before)
     return _row_table(rows, lines, str(path), "line")
 
 

@@ -23,7 +23,8 @@ from nucleate.model.networks import gpt2, word_tokenizer
 from nucleate.model.prefix_tree import Group
 from nucleate.model.states import Reading, instances_as_groups
 from nucleate.refusal import Refused
-from nucleate.runs import RunWriter, open_run, thread_count
+from nucleate.runs import RunWriter, open_run
+from nucleate.threads import thread_count
 
 Progress = Callable[[str, float | None], None]  # a sentence to keep; or what is going on and the fraction done
 MEASURED = ("subset", "validation", "test")  # their neighbours are sought in `train`, which holds the subset too

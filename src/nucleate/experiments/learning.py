@@ -56,7 +56,8 @@ from nucleate.model.networks import save_network
 from nucleate.model.states import Reading, read_groups
 from nucleate.model.training import stream
 from nucleate.refusal import Refused
-from nucleate.runs import RunWriter, thread_count, write_whole
+from nucleate.runs import RunWriter, write_whole
+from nucleate.threads import thread_count
 
 SHOWN = ("subset", "validation")  # the points of the page's stage
 _COMPILED = 2**29  # bytes that products compiled for every length of a batch come to take

@@ -19,9 +19,9 @@ from nucleate.measures.panel import Effort, Panel, Sweep
 from nucleate.measures.separation import FEWEST
 from nucleate.model.prompts import PromptReading, read_prompts_states
 from nucleate.model.subjects import Subject
-from nucleate.model.texts import prompts_of
+from nucleate.model.texts import PLAIN_CHATS, prompts_of
 from nucleate.refusal import Refused, nearest
-from nucleate.runs import thread_count
+from nucleate.threads import thread_count
 
 _TRIED = 100  # prompts that are tried before anything is written
 
@@ -103,6 +103,8 @@ class Study:
                     "give at least four of each task"
                 )
         notes = [*prompts.warnings]
+        if prompts.messages is not None and not settings.chat:
+            notes.append(PLAIN_CHATS)
         if not by_instruction and prompts.has_inputs:
             notes.append("there are hardly more instructions than tasks, so whole prompts are held out instead")
         splits = {one.split for one in instances}

@@ -20,7 +20,8 @@ from nucleate.experiments.probe_study import ProbeSettings, Study, settings_of
 from nucleate.measures.baselines import MOST_FEATURES
 from nucleate.model.subjects import Subject, all_ready, subjects_of
 from nucleate.model.texts import fill
-from nucleate.runs import open_run, thread_count, write_whole
+from nucleate.runs import open_run, write_whole
+from nucleate.threads import thread_count
 
 
 def probe(
@@ -70,6 +71,7 @@ def probe_into(
         differing=differing,
         resume=resume,
         overwrite=overwrite,
+        reads=[data, *(one.what for one in subjects)],
         facts={
             **study.facts(device_for(settings.device)),
             "checkpoints": {one.name: one.checksum for one in subjects if one.checksum},

@@ -37,9 +37,10 @@ from nucleate.experiments.redirect_study import (
 )
 from nucleate.model.estimate import estimate
 from nucleate.model.networks import load_network, tokenizer_of
+from nucleate.model.series import located
 from nucleate.model.switch import AT_ONCE, KINDS, Head, Lesson, Pace, Switch, learn_head, learn_switch
 from nucleate.model.switched import SwitchedModel, head_logits, model_card, parts_of
-from nucleate.model.texts import Prompt
+from nucleate.model.texts import PLAIN_CHATS, Prompt
 from nucleate.model.training import stream, weights
 from nucleate.runs import RunWriter, open_run, write_whole
 
@@ -68,7 +69,8 @@ def redirect_into(
     `model` is a path or a hub id, `data` whatever `read_prompts` reads, `options` the fields of `RedirectSettings`."""
     settings = settings_of(options)
     study = study_of(data, settings)
-    tokenizer = tokenizer_of(str(model), trust_remote_code=settings.trust_remote_code)
+    place = located(model)
+    tokenizer = tokenizer_of(place, trust_remote_code=settings.trust_remote_code)
     lessons = source_prompts(study, tokenizer)
     everything = study.dealt.prompts.dataset.content_hash()
     wished = json.dumps(sorted(study.dealt.wished.items()), ensure_ascii=False)
@@ -79,14 +81,24 @@ def redirect_into(
         differing=differing,
         resume=resume,
         overwrite=overwrite,
+        reads=[model, data, settings.outputs],
         facts={"seeds": {"root": settings.seed}, "device": device_for(settings.device), "data_hash": everything},
     )
     with opening as run:
         if run is None:
             return False
-        for sentence in study.dealt.prompts.warnings:
+        prompts = study.dealt.prompts
+        plain = prompts.messages is not None and not settings.chat
+        for sentence in (*prompts.warnings, *([PLAIN_CHATS] if plain else [])):
             progress(sentence, None)
-        _redirect(study, str(model), tokenizer, lessons, run, progress)
+        network, _ = load_network(
+            place,
+            tokenizer=tokenizer,
+            device=device_for(settings.device),
+            dtype=settings.dtype,
+            trust_remote_code=settings.trust_remote_code,
+        )
+        _redirect(study, str(model), network, tokenizer, lessons, run, progress)
     shutil.rmtree(folder / "states", ignore_errors=True)  # not before the manifest says done
     return True
 
@@ -116,19 +128,13 @@ def budget(model: str | Path, data: Any, **options: Any) -> list[str]:
 def _redirect(
     study: Study,
     model: str,
+    network: Any,
     tokenizer: Any,
     lessons: Mapping[str, Sequence[Prompt]],
     run: RunWriter,
     progress: Progress,
 ) -> None:
     settings = study.settings
-    network, _ = load_network(
-        model,
-        tokenizer=tokenizer,
-        device=device_for(settings.device),
-        dtype=settings.dtype,
-        trust_remote_code=settings.trust_remote_code,
-    )
     parts_of(network)
     progress(study.dealt.describe(), None)
     shelf, sides = Shelf(run.folder / "states" / mark_of(network, study, tokenizer, lessons)), {}

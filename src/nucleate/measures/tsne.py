@@ -10,7 +10,6 @@ where the derivative has (1 + d²/dof)^-1, as a finite difference shows; its lay
 We take the gradient; `direction="scikit-learn"` takes theirs, for comparisons. In one and two dimensions both agree.
 """
 
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +28,7 @@ from nucleate.measures import tsne_descent as descent
 from nucleate.measures.tsne_descent import Embedding, descend, descend_on
 from nucleate.measures.tsne_start import Prepared, Share, in_turn, prepare
 from nucleate.refusal import Refused
+from nucleate.threads import thread_count
 
 FARTHEST_START = 1e4  # for given layouts: points further apart than some thousands no longer feel each other
 
@@ -59,7 +59,7 @@ def tsne(
     literal = direction == "scikit-learn"
     points = [_checked_points(problem, index, perplexity) for index, problem in enumerate(problems)]
     starts = _checked_starts(start, points, components)
-    workers = threads or available_threads()
+    workers = threads or thread_count()
 
     def begin(index: int, share: Share = in_turn, dense: bool = False) -> Prepared:
         return prepare(points[index], starts[index], components, perplexity, seed, share, dense)
@@ -123,7 +123,7 @@ class TSNE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             perplexity=few if self.perplexity is None else self.perplexity,
             iterations=self.max_iter,
             seed=seed,
-            threads=available_threads() if self.n_jobs == -1 else self.n_jobs,
+            threads=thread_count() if self.n_jobs == -1 else self.n_jobs,
             device=self.device,
         )
         self.embedding_ = found.embedding
@@ -140,14 +140,6 @@ class TSNE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
 
 # --- The door ---------------------------------------------------------------------------------------------------------
-
-
-def available_threads() -> int:
-    """`OMP_NUM_THREADS` where it is set to a number, else the cores this process may use."""
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    if wanted.isdigit() and int(wanted) > 0:
-        return int(wanted)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_settings(components: int, perplexity: float, iterations: int, threads: int | None) -> None:

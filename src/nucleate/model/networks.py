@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
@@ -105,27 +105,12 @@ def word_tokenizer(symbols: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def save_network(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a folder that `AutoModelForCausalLM` and `AutoTokenizer` load. Equal weights give equal bytes.
+    """Write a folder that `AutoModelForCausalLM` and `AutoTokenizer` load; it appears whole or not at all.
 
-    The folder appears whole or not at all: it is written beside its place and then renamed. One that stood there is
-    set aside first; should the process die between the two renames, the next look at the folder puts it back."""
-    folder = Path(folder)
-    new, old = _beside(folder, "new"), _beside(folder, "old")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    finish_replacement(folder)
-    shutil.rmtree(new, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
-    try:
-        with _quiet():
-            model.save_pretrained(new)
-            tokenizer.save_pretrained(new)
-        if folder.exists():
-            os.rename(folder, old)
-        os.rename(new, folder)
-    finally:
-        finish_replacement(folder)
-        shutil.rmtree(new, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+    Equal weights give equal bytes."""
+    with replacing(Path(folder)) as new, _quiet():
+        model.save_pretrained(new)
+        tokenizer.save_pretrained(new)
 
 
 def load_network(
@@ -142,12 +127,11 @@ def load_network(
     what is local or cached needs no connection. Causal language models come with their head, all others bare.
 
     `dtype` is the precision that the weights are cast to (`auto`: as stored). `loading` goes to `from_pretrained`:
-    `device_map`, `quantization_config`, `gguf_file`, `attn_implementation`, … (`device` is not used with the first
-    two)."""
+    `device_map`, `quantization_config`, `attn_implementation`, … (`device` is not used with the first two)."""
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise Refused(f"dtype {dtype!r} is none of torch's: take float32, bfloat16, float16 or auto")
-    name, gguf = str(path), loading.pop("gguf_file", None)
-    folder, common = _locate(path, gguf_file=gguf, revision=revision, trust_remote_code=trust_remote_code)
+    name = str(path)
+    folder, common = _locate(path, revision=revision, trust_remote_code=trust_remote_code)
     if "gguf_file" not in common:
         loading.setdefault("use_safetensors", True)
         _look_at(Path(folder))
@@ -159,8 +143,11 @@ def load_network(
                 kind = _kind(config)
                 if "gguf_file" in common:
                     loading["config"] = config  # to parse it once more takes seconds
-            model, report = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True, **common, **loading)
-        except _TROUBLE as error:
+            asked = {"dtype": dtype, "output_loading_info": True, **common, **loading}
+            model, report = kind.from_pretrained(folder, **asked)
+            if kind is AutoModelForCausalLM and _lacks_its_head_alone(model, report["missing_keys"]):
+                model, report = AutoModel.from_pretrained(folder, **asked)  # of an embedding or reward model
+        except (*_TROUBLE, TypeError, AttributeError) as error:  # the last two of a misspelt `loading`
             raise Refused(_reason(name, error, trust_remote_code)) from error
         if tokenizer is None:
             tokenizer = _load_tokenizer(folder, name, common)
@@ -196,8 +183,7 @@ def tokenizer_of(
     holds none is refused."""
     if not isinstance(model, str | Path):
         return as_network(model, tokenizer, trust_remote_code=trust_remote_code)[1]
-    gguf = loading.get("gguf_file")
-    folder, common = _locate(model, gguf_file=gguf, revision=revision, trust_remote_code=trust_remote_code)
+    folder, common = _locate(model, revision=revision, trust_remote_code=trust_remote_code)
     if "gguf_file" not in common:
         _look_at(Path(folder))
     with _quiet(gguf="gguf_file" in common):
@@ -213,11 +199,8 @@ def network_shape(model: Any, *, revision: str | None = None, trust_remote_code:
             config = model
             if isinstance(model, str | Path):
                 folder, common = _locate(model, revision=revision, trust_remote_code=trust_remote_code)
-                if _adapter(Path(folder)):
-                    settings = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
-                    folder, common = _locate(
-                        settings["base_model_name_or_path"], revision=None, trust_remote_code=trust_remote_code
-                    )
+                if base := base_of(Path(folder)):
+                    folder, common = _locate(base, revision=None, trust_remote_code=trust_remote_code)
                 config = AutoConfig.from_pretrained(folder, **common)
             with torch.device("meta"):
                 return _kind(config).from_config(config, trust_remote_code=trust_remote_code)
@@ -242,8 +225,28 @@ def untrained(model: Any, seed: int) -> Any:
 def looks_local(path: str | Path) -> bool:
     """Does this name a place on this machine (there or not), rather than a hub id?"""
     name = str(path)
-    local = isinstance(path, Path) or name.startswith((".", "/", "~")) or name.endswith(".gguf")
+    local = isinstance(path, Path) or name.startswith((".", "/", "~")) or name.lower().endswith(".gguf")
     return local or name.count("/") > 1 or Path(name).exists()
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """An empty folder to write into, which then takes the place of `folder`. One that stood there is set aside first;
+    should the process die between the two renames, the next look at the folder puts it back."""
+    new, old = _beside(folder, "new"), _beside(folder, "old")
+    finish_replacement(folder)
+    shutil.rmtree(new, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    new.mkdir(parents=True)
+    try:
+        yield new
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(new, folder)
+    finally:
+        finish_replacement(folder)
+        shutil.rmtree(new, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def finish_replacement(folder: Path) -> None:
@@ -253,25 +256,22 @@ def finish_replacement(folder: Path) -> None:
         os.rename(old, folder)
 
 
-def _locate(
-    path: str | Path, *, gguf_file: str | None = None, revision: str | None, trust_remote_code: bool
-) -> tuple[str, dict[str, Any]]:
+def _locate(path: str | Path, *, revision: str | None, trust_remote_code: bool) -> tuple[str, dict[str, Any]]:
     """The folder or hub id to load from, and what every loading function is told."""
     local = Path(path).expanduser()
     finish_replacement(local)
     common: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if revision:
         common["revision"] = revision
-    if local.is_file() and local.suffix == ".gguf":
-        local, gguf_file = local.parent, local.name
-    elif not local.is_dir() and looks_local(path):
-        what = "is no folder" if local.exists() else "does not exist"
-        raise Refused(f"model {path}: {what}: give a folder with config.json and *.safetensors, or a hub id")
-    if gguf_file:
+    if local.is_file() and local.suffix.lower() == ".gguf":
         missing = [package for package in ("gguf", "accelerate") if find_spec(package) is None]
         if missing:
             raise Refused(f"model {path}: a GGUF file needs {' and '.join(missing)}: pip install 'nucleate[gguf]'")
-        common["gguf_file"] = gguf_file
+        common["gguf_file"] = local.name
+        local = local.parent
+    elif not local.is_dir() and looks_local(path):
+        what = "is no folder" if local.exists() else "does not exist"
+        raise Refused(f"model {path}: {what}: give a folder with config.json and *.safetensors, or a hub id")
     return str(local) if local.is_dir() else str(path), common
 
 
@@ -287,11 +287,30 @@ def _kind(config: Any) -> Any:
     return AutoModelForTextEncoding if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING else AutoModel
 
 
+def _lacks_its_head_alone(model: Any, missing: Iterable[str]) -> bool:
+    top = model.get_output_embeddings()
+    own = {name for name, weight in model.named_parameters() if top is not None and weight is top.weight}
+    return bool(missing) and set(missing) <= own
+
+
 def _adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").exists()
 
 
+def base_of(folder: Path) -> str | None:
+    """Path or hub id of the network that a folder's adapter belongs to; None where it holds none."""
+    if not _adapter(folder):
+        return None
+    base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise Refused(f"model {folder}: its adapter_config.json names no base_model_name_or_path: write it there")
+    return str(base)
+
+
 def _load_tokenizer(folder: str, name: str, common: dict[str, Any]) -> PreTrainedTokenizerBase:
+    """Its own; of an adapter without one, that of its base."""
+    if not (Path(folder) / "tokenizer_config.json").exists() and (base := base_of(Path(folder))):
+        folder, common = base, {"trust_remote_code": common["trust_remote_code"]}
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **common)
     except (*_TROUBLE, TypeError, AttributeError) as error:

@@ -12,7 +12,7 @@ from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.file_download import try_to_load_from_cache
 
-from nucleate.model.networks import finish_replacement, looks_local
+from nucleate.model.networks import base_of, finish_replacement, looks_local
 from nucleate.refusal import Refused
 
 _WANTED = [
@@ -69,24 +69,36 @@ def find_models(arguments: Sequence[str | Path], revisions: Sequence[str] = ()) 
 
 def checksum(path: str | Path, revision: str | None = None) -> str | None:
     """sha256 of the bytes of its *.safetensors (or of the GGUF file); None for a hub id that is not on this machine."""
-    place = Path(path).expanduser()
-    if not place.exists():
-        try:
-            cached = try_to_load_from_cache(str(path), "config.json", revision=revision or constants.DEFAULT_REVISION)
-        except HFValidationError:  # no name that the hub could have
-            return None
-        if not isinstance(cached, str) or not _is_whole(Path(cached).parent):
-            return None
-        place = Path(cached).parent
-    files = _weights(place)
+    local = Path(path).expanduser()
+    place = local if local.exists() else snapshot(str(path), revision)
+    files = _weights(place) if place else []
     if not files:
         return None
     digest = hashlib.sha256()
+    if place and (base := base_of(place)):  # an adapter is nothing without it
+        digest.update((checksum(base) or "").encode())
     for file in files:
         with open(file, "rb") as stream:
             while block := stream.read(2**22):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def snapshot(hub_id: str, revision: str | None = None) -> Path | None:
+    """The folder of a hub id's files, where all of them are on this machine."""
+    try:
+        cached = try_to_load_from_cache(hub_id, "config.json", revision=revision or constants.DEFAULT_REVISION)
+    except HFValidationError:  # no name that the hub could have
+        return None
+    return Path(cached).parent if isinstance(cached, str) and _is_whole(Path(cached).parent) else None
+
+
+def located(model: str | Path, revision: str | None = None) -> str:
+    """A path as it is; for a hub id the folder of its files on this machine, so that all that is read of it is of one
+    commit. They are fetched where they are not there."""
+    if looks_local(model):
+        return str(model)
+    return str(snapshot(str(model), revision) or fetch(str(model), revision))
 
 
 def _is_whole(folder: Path) -> bool:
@@ -99,15 +111,16 @@ def _is_whole(folder: Path) -> bool:
     )
 
 
-def fetch(hub_id: str, revision: str | None = None) -> None:
-    """Have a model of the hub on this machine, where `checksum` and `load_network` find it."""
+def fetch(hub_id: str, revision: str | None = None) -> Path:
+    """Have a model of the hub on this machine: the folder of its files."""
     try:
-        snapshot_download(hub_id, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED)
+        folder = snapshot_download(hub_id, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED)
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         why = " ".join(str(error).split())[:200]
         raise Refused(
             f"model {hub_id}: is no folder here, and the hub does not give it ({why}): check name and connection"
         ) from error
+    return Path(folder)
 
 
 def refuse_twins(checksums: Mapping[str, str | None]) -> None:

@@ -119,12 +119,13 @@ def read_states(
     *,
     read: str = "input",
     layers: Sequence[int] | None = None,
-    template: str = "{instruction} {input}",
+    template: str | None = None,
     tokens_per_batch: int | None = None,
 ) -> np.ndarray:
     """float32 array (layer, instance, width): the hidden states of each prompt at one token.
 
-    `prompts` is a sequence of (instruction, input), joined by `template`, or a Dataset. `read` is the last token of
+    `prompts` is a sequence of (instruction, input), joined by `template` (a blank between them, if any has an input),
+    or a Dataset. `read` is the last token of
     the `input` (the paper's choice), that of the instruction (`instruction_end`), or that of the whole prompt
     (`answer_start`). Instruction and input are tokenised together, so where they or the template merge, the last
     token that holds some of the input is read. Equal prompts are computed once, a shared instruction once. Words

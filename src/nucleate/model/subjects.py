@@ -10,7 +10,7 @@ from typing import Any, Self
 from nucleate.model.batches import layers_of
 from nucleate.model.estimate import Estimate, estimate
 from nucleate.model.networks import as_network, looks_local, network_shape, tokenizer_of
-from nucleate.model.series import checksum, fetch, find_models, refuse_twins
+from nucleate.model.series import checksum, find_models, located, refuse_twins
 from nucleate.refusal import Refused
 
 
@@ -53,11 +53,13 @@ class Subject:
 
     def ready(self) -> Self:
         """The same with its tokenizer, and with its weights on this machine and their checksum known."""
-        found = self.checksum
-        if isinstance(self.what, str | Path) and found is None and not looks_local(self.what):
-            fetch(str(self.what), self.loading.get("revision"))
-            found = checksum(self.what, self.loading.get("revision"))
-        return replace(self, checksum=found, tokenizer=tokenizer_of(self.what, self.tokenizer, **self.loading))
+        what, loading, found = self.what, self.loading, self.checksum
+        if isinstance(what, str | Path) and not looks_local(what):
+            what = located(what, loading.get("revision"))
+            loading = {name: value for name, value in loading.items() if name != "revision"}
+            found = checksum(what)
+        tokenizer = tokenizer_of(what, self.tokenizer, **loading)
+        return replace(self, what=what, loading=loading, checksum=found, tokenizer=tokenizer)
 
     def load(self) -> tuple[Any, Any]:
         """Network and tokenizer."""

@@ -8,23 +8,22 @@ of it, so that the network stays the ordinary one, and `turn_off` is all it take
 import hashlib
 import inspect
 import json
-import os
-import shutil
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants, try_to_load_from_cache
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from nucleate.model.networks import load_network, looks_local, save_network
+from nucleate.model.networks import finish_replacement, load_network, looks_local, replacing, save_network
+from nucleate.model.series import located, snapshot
 from nucleate.model.switch import Head, Switch
 from nucleate.refusal import Refused
 
 DESCRIPTION, TAUGHT, CARD = "switched.json", "switch.safetensors", "README.md"
+_OURS = {DESCRIPTION, TAUGHT, CARD, "network"}  # what a switched model's folder holds
 _READ = {".safetensors", ".gguf", ".json", ".jinja", ".model", ".txt"}  # what a network and its tokenizer come from
 _FREE = {"generation_config.json", "trainer_state.json"}  # changes no logit, so its owner may
 
@@ -96,37 +95,37 @@ class SwitchedModel(nn.Module):
         network by the path or hub id that it was loaded from, with the hashes of its files, or as a `copy`.
 
         `facts` are kept in its description. An earlier switched model there is replaced, and nothing else."""
-        folder = Path(folder)
+        folder, local = Path(folder), Path(network).expanduser()
         if folder.exists() and not (folder / DESCRIPTION).is_file():
             raise Refused(f"{folder} exists and holds no switched model: name a new folder")
-        new = folder.parent / f".{folder.name}.new"
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(parents=True)
-        taught = {name: tensor.contiguous() for name, tensor in self._taught().items()}
-        save_file(taught, new / TAUGHT)
-        if copy:
-            save_network(self.network, self.tokenizer, new / "network")
-        place = new / "network" if copy else _place_of(network, revision)
-        local = Path(network).expanduser()
-        whole = {
-            "format": 1,
-            "switch": {"kind": self.switch.kind, "width": self.switch.mean.numel()},
-            "head": {"rank": rank_of(self.head)},
-            "network": {
-                "path": "network" if copy else str(local.resolve()) if local.exists() else str(network),
-                "copied": copy,
-                "revision": None if copy else revision,
-                "dtype": str(next(self.network.parameters()).dtype).removeprefix("torch."),
-                "files": _hashes(place),
-            },
-            "files": {TAUGHT: _hash(new / TAUGHT)},
-            **(facts or {}),
-        }
-        text = json.dumps({**whole, "seal": _seal(whole)}, indent=2, ensure_ascii=False) + "\n"
-        (new / DESCRIPTION).write_text(text, encoding="utf-8")
-        (new / CARD).write_text(card, encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        os.rename(new, folder)
+        if not copy and local.exists() and local.resolve().is_relative_to(folder.resolve()):
+            raise Refused(f"{network} lies in {folder}, which will be replaced: name another folder, or copy=True")
+        others = {inside.name for inside in folder.iterdir()} - _OURS if folder.exists() else set()
+        if others:
+            raise Refused(f"{folder} also holds {min(others)}, which is not ours to replace: name a new folder")
+        with replacing(folder) as new:
+            taught = {name: tensor.contiguous() for name, tensor in self._taught().items()}
+            save_file(taught, new / TAUGHT)
+            if copy:
+                save_network(self.network, self.tokenizer, new / "network")
+            place = new / "network" if copy else _place_of(network, revision)
+            whole = {
+                "format": 1,
+                "switch": {"kind": self.switch.kind, "width": self.switch.mean.numel()},
+                "head": {"rank": rank_of(self.head)},
+                "network": {
+                    "path": "network" if copy else str(local.resolve()) if local.exists() else str(network),
+                    "copied": copy,
+                    "revision": None if copy else revision,
+                    "dtype": str(next(self.network.parameters()).dtype).removeprefix("torch."),
+                    "files": _hashes(place),
+                },
+                "files": {TAUGHT: _hash(new / TAUGHT)},
+                **(facts or {}),
+            }
+            text = json.dumps({**whole, "seal": _seal(whole)}, indent=2, ensure_ascii=False) + "\n"
+            (new / DESCRIPTION).write_text(text, encoding="utf-8")
+            (new / CARD).write_text(card, encoding="utf-8")
 
     def _taught(self) -> dict[str, Tensor]:
         parts = {"switch": self.switch, "head": self.head}
@@ -192,30 +191,29 @@ def load_switched(
     """What `SwitchedModel.save` wrote, refused where a file was changed since. `network` says where the original
     weights are now, if they have moved; `dtype` is the one that the switch was taught in unless it is given."""
     folder = Path(folder).expanduser()
+    finish_replacement(folder)
     told = _description(folder)
     origin = told["network"]
     path = folder / origin["path"] if origin["copied"] else network or origin["path"]
     changed = _changed(_hashes(folder, told["files"]), told["files"])
     if changed:
         raise Refused(f"{folder}: {changed} since it was saved: put it back, or make the model again")
-    place = _place_of(path, origin["revision"])
-    if place is None and looks_local(path):
+    place = Path(located(path, origin["revision"])).expanduser()
+    if not place.exists():
         raise Refused(f"{folder}: the network {path} is not there: say where it is now as network=…")
-    if place is not None and origin["files"]:
+    if origin["files"]:
         changed = _changed(_hashes(place), origin["files"])
         if changed:
             raise Refused(
                 f"{folder}: of the network {path}, {changed} since the switch was taught on it: give the original as "
                 "network=…, or make the switch again"
             )
-    own = {"revision": origin["revision"]} if origin["revision"] else {}
     loaded, its = load_network(
-        path,
+        place,
         tokenizer=tokenizer,
         device=device,
         dtype=dtype or origin["dtype"],
         trust_remote_code=trust_remote_code,
-        **own,
     )
     tensors = load_file(folder / TAUGHT)
     switch = Switch(told["switch"]["width"], told["switch"]["kind"])
@@ -345,8 +343,7 @@ def _place_of(network: str | Path, revision: str | None) -> Path | None:
     local = Path(network).expanduser()
     if local.exists() or looks_local(network):
         return local if local.exists() else None
-    cached = try_to_load_from_cache(str(network), "config.json", revision=revision or constants.DEFAULT_REVISION)
-    return Path(cached).parent if isinstance(cached, str) else None
+    return snapshot(str(network), revision)
 
 
 def _hashes(place: Path | None, names: Mapping[str, str] | None = None) -> dict[str, str]:

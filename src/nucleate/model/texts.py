@@ -19,6 +19,7 @@ READS = {
 Chat = Sequence[Mapping[str, str]]
 Span = tuple[int, int]
 _MARK = "\ue000\ue001"  # private characters, which stand in no template
+PLAIN_CHATS = "chats are read as plain text, without roles; chat (--chat) reads them in the model's own chat template"
 
 
 class HasPrompts(Protocol):
