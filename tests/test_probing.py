@@ -14,6 +14,7 @@ import torch
 
 import nucleate
 from nucleate.cli import main
+from nucleate.data.prompts import read_prompts
 from nucleate.experiments import probe_study, probing
 from nucleate.model.networks import gpt2, save_network, word_tokenizer
 from nucleate.refusal import Refused
@@ -359,3 +360,14 @@ def test_layers_may_be_an_array(folder, tmp_path):
     asked = {"columns": {"task": "label"}, "layers": np.arange(2, 3), **QUICK}
     probing.probe_into(tmp_path / "run", folder / "tuned", folder / "prompts.jsonl", **asked)
     assert "layers = [2]" in (tmp_path / "run" / "config.toml").read_text(encoding="utf-8")
+
+
+def test_where_no_layer_could_be_chosen_the_data_are_refused():
+    rows = [
+        {"instruction": f"{task} {number}", "input": given, "task": task}
+        for task in "abcdefgh"
+        for number in range(2)
+        for given in ("x1", "x2", "x3")
+    ]
+    with pytest.raises(Refused, match=r"no layer can be chosen.*second instruction: give at least four of each task"):
+        probe_study.Study.of(read_prompts(rows), probe_study.settings_of({}))

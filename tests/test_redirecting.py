@@ -285,6 +285,15 @@ def test_names_are_distributions_where_the_data_have_them_and_tasks_too():
     assert {one.distribution for one in by_task.others} == {"other"}
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_of_few_prompts_every_side_has_some(seed):
+    own = [{"instruction": f"w{n}", "input": INPUTS[n], "output": "x1", "task": "first"} for n in range(5)]
+    rest = [{"instruction": f"w2{n}", "input": INPUTS[n], "output": "x2", "task": "second"} for n in range(5)]
+    wished = {"source": "first", "target": "second", "seed": seed}
+    found = study_of([*own, *rest], settings_of(wished)).dealt
+    assert all(found.sides[name] for name in ("lesson", "validation", "test"))
+
+
 def test_one_instruction_with_many_inputs_is_held_out_by_inputs():
     data = [{**row, "instruction": row["instruction"].split()[0]} for row in prompts(instructions=1)]
     found = study(data)

@@ -253,7 +253,12 @@ def test_the_difference_of_two_models_names_the_task_that_changed():
     back = difference(there, here)
     assert "merged 't2' (0.95 →" in change(back, "base", now=(), before={"t2"})
     assert "lowered 't2' (0.95 →" in change(back, "base", now=(), before=())
-    assert "no task differently" in change(difference(here, here), "base", now=(), before=())
+    same = difference(here, here)
+    assert "the model changes no task's share beyond chance" in change(same, "base", now=(), before=())
+    assert "has 't1' separate now, by a change within chance" in change(same, "base", now={"t1"}, before=())
+    assert "no longer has 't1' separate, by a change" in change(same, "base", now=(), before={"t1"})
+    unknown = found.with_columns(low=pl.lit(None, pl.Float64), high=pl.lit(None, pl.Float64))
+    assert "too few instructions to tell" in change(unknown, "base", now={"t1"}, before=())
 
 
 @pytest.mark.parametrize(

@@ -201,6 +201,8 @@ def _dealt(own: Sequence[Instance], source: str, rng: random.Random) -> dict[str
     }
     inputs = sorted({one.input for one in own}) if unit is not _key else []
     new = set(rng.sample(inputs, max(1, len(inputs) // 5))) if len(inputs) > 2 else set()
+    if {"lesson", "validation", "test"} - {side_of[unit(one)] for one in own if one.input not in new}:
+        new = set()  # too few prompts to hold inputs out as well
     sides: dict[str, list[Instance]] = {name: [] for name in SIDES}
     for one in own:
         side = side_of[unit(one)]

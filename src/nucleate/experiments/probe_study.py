@@ -17,6 +17,7 @@ from nucleate.measures.held_out import held_out_units, sides_of
 from nucleate.measures.neighbours import Labels
 from nucleate.measures.panel import Effort, Panel, Sweep
 from nucleate.measures.separation import FEWEST
+from nucleate.measures.shares import TaskDeals
 from nucleate.model.prompts import PromptReading, read_prompts_states
 from nucleate.model.subjects import Subject
 from nucleate.model.texts import PLAIN_CHATS, prompts_of
@@ -125,6 +126,13 @@ class Study:
             settings.perplexity, settings.iterations, settings.initialisations, settings.repeats, thread_count()
         )
         panel = Panel.of(labels, mapping, names, sides, seed=settings.seed, effort=effort)
+        choosing = sides[1]
+        offered = TaskDeals.of(labels[choosing.members], labels[choosing.against]).offered[panel.search]
+        if not offered.any():
+            raise Refused(
+                f"{prompts.name}: no layer can be chosen, since in the half that chooses no task has a second "
+                f"{'instruction' if by_instruction else 'prompt'}: give at least four of each task"
+            )
         return cls(prompts, settings, panel, tuple(notes))
 
     def check(self, subject: Subject) -> None:

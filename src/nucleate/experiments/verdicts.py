@@ -129,14 +129,18 @@ def _judgement(claim: Claim, group: "_Group") -> Judgement:
         }
         for seed in points
     }  # fmt: skip
-    if judged:
+    undefined = sorted(judged - set(points))
+    verdict: Verdict = "undecided"
+    if len(judged) >= LEAST_SEEDS > len(points):
+        reason = f"undefined for seed {', '.join(map(str, undefined))}"
+    elif judged:
         verdict, reason = decide(claim, points, controls)
     elif not fit:
-        verdict, reason = "undecided", f"exploratory: not judged at size {group.size}"
+        reason = f"exploratory: not judged at size {group.size}"
     else:
         unfinished = [seed for seed in tables if seed in JUDGED_SEEDS]
         why = "not finished" if unfinished else "no seed of 0 to 4"
-        verdict, reason = "undecided", f"exploratory: {why}"
+        reason = f"exploratory: {why}"
     differences = {
         seed: points[seed] - claim.hardest(beaten.values())
         for seed, beaten in controls.items()
@@ -145,7 +149,7 @@ def _judgement(claim: Claim, group: "_Group") -> Judgement:
     estimate, low, high = _interval(points.values())
     difference, difference_low, difference_high = _interval(differences.values())
     beside = {
-        words: {seed: value for seed in points if (value := quantity(tables[seed])) is not None}
+        words: {seed: value for seed in points or tables if (value := quantity(tables[seed])) is not None}
         for words, quantity in claim.beside.items()
     }
     return Judgement(
@@ -155,7 +159,7 @@ def _judgement(claim: Claim, group: "_Group") -> Judgement:
         note=claim.note,
         size=group.label,
         verdict=verdict,
-        reason=reason if points else f"{reason}; the runs lack what it takes",
+        reason=reason if points or "undefined" in reason else f"{reason}; the runs lack what it takes",
         judged=bool(judged),
         seeds=tuple(points),
         primary=getattr(claim.primary, "__name__", "quantity"),
@@ -173,7 +177,7 @@ def _judgement(claim: Claim, group: "_Group") -> Judgement:
         difference_high=difference_high,
         aside={seed: point for seed, point in measured.items() if seed not in points},
         beside={words: values for words, values in beside.items() if values},
-        command=_command(group, sorted(points or tables)),
+        command=_command(group, sorted(judged or points or tables)),
     )
 
 
@@ -199,7 +203,7 @@ class _Group(NamedTuple):
     def label(self) -> str:
         """How the ledger calls it."""
         if self.verb == "probe":
-            return ", ".join(self.models) or self.size
+            return (", ".join(self.models) or self.size) + ("" if self.size == "natural" else f" on {self.size}")
         return ", ".join([self.size, *(f"{key}={value}" for key, value in self.changes)])
 
 
@@ -213,13 +217,13 @@ def _groups(runs: Sequence[Run]) -> list[_Group]:
                 f"{run.folder} is a run of {verb!r}, which no claim is about; give runs of {', '.join(sorted(kinds))}"
             )
         models = tuple(run.metrics["model"].drop_nulls().unique().sort()) if verb == "probe" else ()
-        members = found.setdefault((verb, size, _changes(run.config, size), models), {})
+        members = found.setdefault((verb, size, _changes(run.config, size), models, _asked(run.config, size)), {})
         if seed in members:
             raise Refused(f"{members[seed].folder} and {run.folder} are the same run, {size} seed {seed}; give one")
         members[seed] = run
     groups = [
         _Group(verb, size, changes, models, tuple(run for _, run in sorted(members.items())))
-        for (verb, size, changes, models), members in found.items()
+        for (verb, size, changes, models, _), members in found.items()
     ]
     sizes = list(SIZES)
     return sorted(
@@ -243,9 +247,16 @@ def _changes(config: Mapping[str, Any], size: str) -> tuple[tuple[str, str], ...
     return tuple((key, str(value)) for key, value in sorted(here.items()) if value != usual[key])
 
 
+def _asked(config: Mapping[str, Any], size: str) -> tuple[tuple[str, str], ...]:
+    """All settings of a run on a user's data or model, which has no size to compare with."""
+    if size in SIZES:
+        return ()
+    return tuple((key, str(value)) for key, value in sorted(flat(config).items()) if key not in NO_MATTER)
+
+
 def _command(group: _Group, seeds: Sequence[int]) -> str:
     """What makes these runs again and judges them; the same on every machine, so no folders of this one."""
-    words = [shlex.quote(model) for model in group.models] + ["natural"] if group.verb == "probe" else []
+    words = [shlex.quote(one) for one in (*group.models, group.size or "natural")] if group.verb == "probe" else []
     words += [f"--size {shlex.quote(group.size)}"] if group.size and group.verb != "probe" else []
     for key, value in group.changes:
         words.append(f"--set {shlex.quote(f'{key}={value}')}" if "." in key else f"--{key} {shlex.quote(value)}")

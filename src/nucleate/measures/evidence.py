@@ -6,7 +6,7 @@ inside the quantity, no control is asked for.) None where the table lacks what i
 against stands in `experiments/claims.py`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 from scipy.stats import linregress, spearmanr
 
+GUESSED = 0.2  # of the answers are right by a guess among a task's five outputs
 LATE = 0.9  # "late": the measured epochs after this share of the training, averaged
 BEST_OF = ("raw", "tsne")  # the paper clusters t-SNE's points where that scores higher (§3.2)
 FIRST, LAST = 0, -1  # layers
@@ -160,8 +161,14 @@ def range_of_layer_0(table: pl.DataFrame, control: str = "none") -> float | None
 
 
 def late_f1_unseen(table: pl.DataFrame, control: str = "none") -> float | None:
-    """As `late_f1_subset`, for instructions never seen: the lower of validation and test."""
-    return _lowest(level_of(table, f1(split), control=control) for split in ("validation", "test"))
+    """As `late_f1_subset`, for instructions never seen: the lower of validation and test. A control is taken on the
+    split where it comes nearest to the network."""
+    splits = ("validation", "test")
+    own, levels = ([level_of(table, f1(split), control=name) for split in splits] for name in ("none", control))
+    if control == "none" or _lowest(own) is None or _lowest(levels) is None:
+        return _lowest(levels)
+    nearest = max(zip(levels, own, strict=True), key=lambda pair: less(*pair) or 0.0)
+    return nearest[0]
 
 
 def late_share_other_distributions(table: pl.DataFrame, control: str = "none") -> float | None:
@@ -239,8 +246,11 @@ def waiting_share(table: pl.DataFrame, control: str = "none") -> float | None:
 
     The lower of subset and validation, since the paper says both. A straight rise from the first epoch gives at most
     0.1, one that slows down less; only a late and abrupt rise gives more. 0 where the training loss does not fall
-    steadily meanwhile (rank correlation with the epochs above -0.9).
+    steadily meanwhile (rank correlation with the epochs above -0.9). Undefined for a network that has not learnt: under
+    a fifth of the unseen instances right late in training, what guessing among a task's five outputs gives.
     """
+    if not _has_learnt(table):
+        return None
     return _lowest(_waiting(table, split) for split in ("subset", "validation"))
 
 
@@ -263,13 +273,21 @@ def clustering_lead(table: pl.DataFrame, control: str = "none") -> float | None:
     """Epochs by which clustering is half done before accuracy is; negative where it comes after.
 
     Validation; last-layer F1 and accuracy. Half done: half way from the level at epoch 0 to the late level, since an
-    untrained network's F1 is well above 0 and would be "half" from the start. What never rises is done at the end.
+    untrained network's F1 is well above 0 and would be "half" from the start. Clustering that never rises is done at
+    the end. Undefined, as for C9, for a network that has not learnt.
     Clustering is measured at every fifth epoch after the first twenty, so that its half is found up to four epochs
     late: to the claim's disadvantage.
     """
+    if not _has_learnt(table):
+        return None
     accuracy, clustering = curve_of(table, ACCURACY["validation"], None), curve_of(table, f1("validation"))
     halves = [half_rise_epoch(accuracy), half_rise_epoch(clustering)]
     return None if halves[0] is None or halves[1] is None else float(halves[0] - halves[1])
+
+
+def _has_learnt(table: pl.DataFrame) -> bool:
+    late = late_mean(curve_of(table, ACCURACY["validation"], None))
+    return late is not None and late >= GUESSED
 
 
 def half_rise_epoch(curve: Mapping[int, float]) -> int | None:
@@ -338,25 +356,37 @@ def category_f1(table: pl.DataFrame, control: str = "none") -> float | None:
     """The lowest over the models of the task F1 at the model's best layer (raw or t-SNE), as in Table 1, in 0..1.
 
     Best layer and space are chosen with the labels in hand, as the paper does; controls have the same choice and count
-    with the highest over the models.
+    with the highest over the models. Raw alone where a control was not laid out by t-SNE.
     """
-    best = _by_model(table, "task", control)
+    best = _by_model(table, "task", control, _spaces_of_all(table))
     return None if not best else min(best.values()) if control == "none" else max(best.values())
 
 
 def family_gap(table: pl.DataFrame) -> float | None:
     """Distribution-mapping F1: the lowest of the LLaMAs less the highest of the GPT-Js; None without both."""
-    best = _by_model(table, "distribution_mapping", "none")
+    best = _by_model(table, "distribution_mapping", "none", BEST_OF)
     families = [
         [value for model, value in best.items() if part in model.lower().replace("-", "")] for part in ("llama", "gptj")
     ]
     return min(families[0]) - max(families[1]) if all(families) else None
 
 
-def _by_model(table: pl.DataFrame, labels: str, control: str) -> dict[str, float]:
+def best_f1(table: pl.DataFrame, space: str) -> float | None:
+    """The lowest over the models of the task F1 at the model's best layer, in one space."""
+    return _lowest(_by_model(table, "task", "none", (space,)).values())
+
+
+def _spaces_of_all(table: pl.DataFrame) -> tuple[str, ...]:
+    """Those in which the models and every control were clustered."""
+    rows = table.filter(measure="f1", split="all", labels="task")
+    there = rows.group_by("control").agg(pl.col("space").unique())["space"].to_list()
+    return tuple(space for space in BEST_OF if all(space in spaces for spaces in there))
+
+
+def _by_model(table: pl.DataFrame, labels: str, control: str, spaces: Sequence[str]) -> dict[str, float]:
     rows = table.filter(
         pl.col("measure").eq("f1") & pl.col("split").eq("all") & pl.col("labels").eq(labels),
-        pl.col("control").eq(control) & pl.col("space").is_in(BEST_OF),
+        pl.col("control").eq(control) & pl.col("space").is_in(spaces),
         pl.col("read").is_null() | pl.col("read").eq("input"),
     )
     best = rows.group_by("model").agg(pl.col("value").max()).sort("model")

@@ -102,7 +102,9 @@ def headline(metrics: pl.DataFrame, tasks: pl.DataFrame, coordinates: pl.DataFra
     margin = value_of(metrics, "margin", model=model, layer=best, **place)
     here = tasks.filter(pl.col("model") == model)
     yes, no = separated_tasks(here, best)
-    where = f"same-task share of the neighbours {_number(share)} on held-out instructions at layer {best}, the best"
+    prompts = coordinates.filter(pl.col("model") == model)
+    unit = "instructions" if prompts["unit"].n_unique() < prompts["text"].n_unique() else "prompts"
+    where = f"same-task share of the neighbours {_number(share)} on held-out {unit} at layer {best}, the best"
     parts = []
     if value_of(metrics, "separated", model=model, layer=best, **place) == 1:
         first, last, to_the_end = span_of_layers(here, best)
@@ -160,7 +162,14 @@ def change(found: pl.DataFrame, base: str, now: Collection[str], before: Collect
         moved = rows.select("task", "base_share", "share").rows()
         named = [f"{_quoted(task)} ({before:.2f} → {after:.2f})" for task, before, after in moved]
         parts += [f"{verb} {_named(named, quote=False)}"] if named else []
-    return f"compared with {base}, the model " + (", ".join(parts) if parts else "separates no task differently")
+    for words, tasks in (
+        ("has {} separate now", [task for task in now if task not in {*before, *rose["task"]}]),
+        ("no longer has {} separate", [task for task in before if task not in {*now, *fell["task"]}]),
+    ):
+        parts += [f"{words.format(_named(sorted(tasks)))}, by a change within chance"] if tasks else []
+    if found["low"].is_null().all():
+        return f"compared with {base}, too few instructions to tell what has changed"
+    return f"compared with {base}, the model " + (", ".join(parts) or "changes no task's share beyond chance")
 
 
 def summary_lines(metrics: pl.DataFrame) -> list[tuple[str, ...]]:

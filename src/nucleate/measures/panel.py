@@ -235,7 +235,7 @@ def interval_rows(panel: Panel, swept: Sweep, states: np.ndarray) -> Rows:
             found = f1_interval(task[members], swept.clusters[split, layer], unit[members], seed=seed)
             add(split, layer, _bounds("f1", found))
     add("validation", None, {"best_layer": float(best)})
-    jobs = [KMeansJob(states, len(panel.tasks), panel.seed_of("k-means", number)) for number in range(_SEEDS)]
+    jobs = [KMeansJob(states, len(np.unique(task)), panel.seed_of("k-means", number)) for number in range(_SEEDS)]
     tried = kmeans_many(jobs, initialisations=panel.effort.initialisations, threads=panel.effort.threads)
     spread = [f1_of(task, one.clusters) for one in tried]
     add("all", best, {"f1_seeds_low": min(spread), "f1_seeds_high": max(spread)})

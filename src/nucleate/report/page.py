@@ -211,7 +211,7 @@ _CAPTIONS = {
     "table_2": "Table 2. Accuracy on the source tasks after each method, and what all other tasks lost: a line for "
     "each seed, crosses for the paper's numbers.",
     "alignment": "What each method teaches, epoch by epoch, and what that costs all other tasks.",
-    "probe_layers": "How far tasks are separate in each layer of each model, held-out instructions; controls beside.",
+    "probe_layers": "How far tasks are separate in each layer of each model, held-out prompts; controls beside.",
     "probe_tasks": "Each task by itself: how separate it is at the best layer, with intervals.",
     "probe_confusion": "Which tasks the neighbours of a task's prompts have.",
     "probe_series": "How separate the tasks are from checkpoint to checkpoint.",

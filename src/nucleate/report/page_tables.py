@@ -24,7 +24,7 @@ def run_tables(run: Run) -> Iterator[tuple[str, str, Table]]:
             "Each model at the layer where its tasks cluster best, all prompts, better of raw and t-SNE",
             table_1(run),
         )
-        yield "The tasks", "Every task at the best layer of its model, held-out instructions", per_task(run)
+        yield "The tasks", "Every task at the best layer of its model, held-out prompts", per_task(run)
         yield (
             "Suspicious prompts",
             f"Labels that a linear probe contradicts, at most {_MOST}; the row, or line, is that of the data given",
