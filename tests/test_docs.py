@@ -4,6 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from nucleate.cli import _parser, main
@@ -94,3 +95,14 @@ def numbers_of(text: str) -> list[float]:
 
 def cells(row: str) -> list[str]:
     return [cell.strip() for cell in row.strip("| ").split("|")]
+
+
+def test_every_measure_of_the_results_stands_in_the_document_of_tables():
+    named = set(re.findall(r"`([a-z0-9_]+)`", (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")))
+    ending = re.compile(r"(_k\d+|_n\d+|_low|_high|_kept|_new_inputs|_others|_other_inputs|_other_distributions)$")
+    for path in sorted((ROOT / "results").rglob("metrics.parquet")):
+        for measure in pl.read_parquet(path, columns=["measure"])["measure"].unique():
+            stem = measure
+            while stem not in named and ending.search(stem):
+                stem = ending.sub("", stem)
+            assert stem in named, measure
