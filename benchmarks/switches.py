@@ -15,9 +15,9 @@ from nucleate.data.dataset import load_dataset
 from nucleate.experiments.corrections import Correction, Network
 from nucleate.model.networks import load_network
 from nucleate.model.switch import Pace, Switch, learn_switch
-from nucleate.model.training import stream
 from nucleate.report.seeds import interval
 from nucleate.runs import Run, load_run
+from nucleate.streams import stream
 
 EXAMPLES = (1, 10)  # of each other task
 

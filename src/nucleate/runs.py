@@ -23,6 +23,7 @@ from typing import Any
 
 import polars as pl
 
+from nucleate.files import write_whole
 from nucleate.refusal import Refused
 from nucleate.threads import thread_count
 
@@ -59,14 +60,6 @@ LAYOUT = pl.Schema(
 NO_MATTER = ("seed", "device", "measure.display_iterations")
 _KEYS = [name for name in METRICS if name != "value"]
 _PACKAGES = ("nucleate", "torch", "transformers", "numpy", "scipy", "scikit-learn", "numba", "polars")
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """A file that is either there in full or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
-    write(beside)
-    os.replace(beside, path)
 
 
 def make_folder(folder: Path) -> None:

@@ -6,7 +6,6 @@ name the file, the row (counted from 0, which is also the `instance` of our own 
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
@@ -16,6 +15,7 @@ from typing import Any, NoReturn
 
 import polars as pl
 
+from nucleate.files import write_whole
 from nucleate.refusal import Refused, nearest
 
 TABLE, DESCRIPTION = "dataset.parquet", "dataset.json"
@@ -113,8 +113,8 @@ class Dataset:
         folder.mkdir(parents=True, exist_ok=True)
         description = {key: getattr(self, key) for key in _KEYS}
         text = json.dumps(description, ensure_ascii=False, indent=1) + "\n"
-        _write_whole(folder / DESCRIPTION, lambda path: path.write_text(text, encoding="utf-8", newline="\n"))
-        _write_whole(folder / TABLE, lambda path: self.frame().write_parquet(path, compression="zstd"))
+        write_whole(folder / DESCRIPTION, lambda path: path.write_text(text, encoding="utf-8", newline="\n"))
+        write_whole(folder / TABLE, lambda path: self.frame().write_parquet(path, compression="zstd"))
 
 
 def load_dataset(path: str | Path) -> Dataset:
@@ -334,16 +334,6 @@ def _check_hard(one: Instance, by_id: dict[int, Instance], refuse: Callable[[str
         refuse("instruction", f"differs from its original's (instance {one.origin}) not in one symbol", "mend it")
     if one.distribution != f"{original.distribution}-hard":
         refuse("distribution", f"must be '{original.distribution}-hard', after its original's", "mend it")
-
-
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """A file that is either there in full or not at all."""
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        write(beside)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _canonical(value: Any) -> bytes:

@@ -45,9 +45,10 @@ from nucleate.experiments.trainings import (
 from nucleate.model.networks import load_network, save_network
 from nucleate.model.states import read_groups
 from nucleate.model.switch import Head, Pace, Switch, learn_head, learn_switch
-from nucleate.model.training import make_optimizer, stream, train, weights
+from nucleate.model.training import make_optimizer, train, weights
 from nucleate.refusal import Refused
 from nucleate.runs import RunWriter
+from nucleate.streams import stream
 
 METHODS = ("direct", "head", "linear_switch", "mlp_switch")
 EXAMPLES = (1, 2, 5, 10)  # of each other task; the first is the paper's

@@ -18,7 +18,7 @@ from nucleate.experiments.groundwork import Members, of_splits
 from nucleate.model.networks import word_tokenizer
 from nucleate.model.states import read_groups
 from nucleate.model.switch import Memory, remember
-from nucleate.model.training import stream
+from nucleate.streams import stream
 
 UNSEEN = ("validation", "test")
 

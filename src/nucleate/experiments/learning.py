@@ -49,14 +49,15 @@ from nucleate.experiments.trainings import (
     steps_of_an_epoch,
     with_weights,
 )
+from nucleate.files import write_whole
 from nucleate.measures.baselines import MOST_FEATURES
 from nucleate.measures.survey import Cast, Row, Survey
 from nucleate.measures.tsne import tsne
 from nucleate.model.networks import save_network
 from nucleate.model.states import Reading, read_groups
-from nucleate.model.training import stream
 from nucleate.refusal import Refused
-from nucleate.runs import RunWriter, write_whole
+from nucleate.runs import RunWriter
+from nucleate.streams import stream
 from nucleate.threads import thread_count
 
 SHOWN = ("subset", "validation")  # the points of the page's stage

@@ -19,6 +19,7 @@ from nucleate.data.prompts import Prompts
 from nucleate.experiments.groundwork import Progress
 from nucleate.experiments.probe_result import TABLES, load_probe
 from nucleate.experiments.probe_study import Study
+from nucleate.files import write_whole
 from nucleate.measures.baselines import surface_features
 from nucleate.measures.findings import best_layer_of, deciding_measure, difference, mislabelled
 from nucleate.measures.panel import (
@@ -39,8 +40,8 @@ from nucleate.measures.separation import MISLABELLED, doubts
 from nucleate.model.networks import untrained
 from nucleate.model.prompts import PromptReading
 from nucleate.model.subjects import Subject
-from nucleate.model.training import stream
-from nucleate.runs import RunWriter, write_whole
+from nucleate.runs import RunWriter
+from nucleate.streams import stream
 
 NEUTRAL = "Answer:"  # an instruction that says nothing
 _DEEP = 5  # layers that are looked at more closely

@@ -17,10 +17,11 @@ from nucleate.experiments.groundwork import Progress, device_for
 from nucleate.experiments.probe_parts import finish, note_seconds, part_of, probe_one, surface_of
 from nucleate.experiments.probe_result import ProbeResult, load_probe
 from nucleate.experiments.probe_study import ProbeSettings, Study, settings_of
+from nucleate.files import write_whole
 from nucleate.measures.baselines import MOST_FEATURES
 from nucleate.model.subjects import Subject, all_ready, subjects_of
 from nucleate.model.texts import fill
-from nucleate.runs import open_run, write_whole
+from nucleate.runs import open_run
 from nucleate.threads import thread_count
 
 

@@ -35,14 +35,16 @@ from nucleate.experiments.redirect_study import (
     source_prompts,
     study_of,
 )
+from nucleate.files import write_whole
 from nucleate.model.estimate import estimate
 from nucleate.model.networks import load_network, tokenizer_of
 from nucleate.model.series import located
 from nucleate.model.switch import AT_ONCE, KINDS, Head, Lesson, Pace, Switch, learn_head, learn_switch
 from nucleate.model.switched import SwitchedModel, head_logits, model_card, parts_of
 from nucleate.model.texts import PLAIN_CHATS, Prompt
-from nucleate.model.training import stream, weights
-from nucleate.runs import RunWriter, open_run, write_whole
+from nucleate.model.training import weights
+from nucleate.runs import RunWriter, open_run
+from nucleate.streams import stream
 
 METHODS = {
     "direct": "whole head",

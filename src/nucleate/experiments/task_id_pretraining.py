@@ -55,9 +55,9 @@ from nucleate.measures.survey import Cast
 from nucleate.model.networks import load_network, save_network
 from nucleate.model.prefix_tree import Group
 from nucleate.model.states import read_groups
-from nucleate.model.training import stream
 from nucleate.refusal import Refused
 from nucleate.runs import RunWriter
+from nucleate.streams import stream
 
 ARMS = ("none", "instruction", "task_id", "longer")
 PRETRAINED = ("instruction", "task_id")

@@ -29,8 +29,9 @@ from typing import IO, Any, Literal
 import polars as pl
 
 from nucleate.config import differing
+from nucleate.files import write_whole
 from nucleate.refusal import Refused
-from nucleate.runs import METRICS, load_run, make_folder, write_whole
+from nucleate.runs import METRICS, load_run, make_folder
 
 Progress = Callable[[str, float | None], None]
 

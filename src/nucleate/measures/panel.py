@@ -24,7 +24,8 @@ from nucleate.measures.separation import (
     f1_of,
     mean_interval,
 )
-from nucleate.measures.survey import Cast, Survey, derived_seed, survey
+from nucleate.measures.survey import Cast, Survey, survey
+from nucleate.streams import stream
 
 GAIN = 0.1  # by which a share has to exceed every control for a task to count as separate
 MOST_SHOWN = 2000  # prompts in a t-SNE: its cost goes with their square
@@ -121,7 +122,7 @@ class Panel:
 
     def seed_of(self, *names: object) -> int:
         """A random stream's own seed."""
-        return derived_seed(self.seed, *names)
+        return stream(self.seed, *names)
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,6 @@ and regrouped ones, and looks at neighbours among the training instances, a line
 A trained network, an untrained one and the bare surface of the text all go through it alike.
 """
 
-import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -28,6 +27,7 @@ from nucleate.measures.neighbours import Labels
 from nucleate.measures.scores import ClusterScores, ari_within, cluster_scores_many
 from nucleate.measures.shares import Surroundings, TaskDeals, look_around
 from nucleate.measures.tsne import Embedding, tsne
+from nucleate.streams import stream
 
 KINDS = ("task", "distribution", "distribution_mapping")
 SPACES = ("raw", "tsne", "centred", "averaged")
@@ -130,7 +130,7 @@ def cast(
             if not len(query) or not len(candidate):
                 continue
             shuffled = [
-                shuffled_labels(one.task, one.instruction, seed=derived_seed(seed, "shuffled", split), repeats=repeats)
+                shuffled_labels(one.task, one.instruction, seed=stream(seed, "shuffled", split), repeats=repeats)
                 for one, split in ((query, cohort.split), (candidate, "train"))
             ]
             deals[cohort.split, space] = {
@@ -142,7 +142,7 @@ def cast(
                     np.concatenate([getattr(one, name) for one in (query, candidate)])
                     for name in ("task", "distribution")
                 )
-                regrouped = regrouped_tasks(tasks, distributions, seed=derived_seed(seed, "regrouped"), repeats=repeats)
+                regrouped = regrouped_tasks(tasks, distributions, seed=stream(seed, "regrouped"), repeats=repeats)
                 deals[cohort.split, space]["regrouped"] = TaskDeals.of(
                     query,
                     candidate,
@@ -157,7 +157,7 @@ def cast(
 
 def _places(cohort: Cohort, reference: Cohort, *, seed: int, repeats: int) -> Iterator[tuple[str, Placing]]:
     """raw; tsne; centred: less what the input alone says; averaged: one point per instruction."""
-    dealing = {"seed": derived_seed(seed, "clusters", cohort.split), "repeats": repeats}
+    dealing = {"seed": stream(seed, "clusters", cohort.split), "repeats": repeats}
     everyone = np.arange(len(cohort.labels))
     placing = Placing.of(cohort, everyone, everyone, cohort.kinds, **dealing)
     yield "raw", placing
@@ -222,7 +222,7 @@ def survey(
             components=components,
             perplexity=perplexity,
             iterations=iterations,
-            seed=derived_seed(cast.seed, "tsne"),
+            seed=stream(cast.seed, "tsne"),
             threads=threads,
         )
         embeddings = {(cohort.split, layer): one for (cohort, layer, _), one in zip(shown, embedded, strict=True)}
@@ -334,7 +334,7 @@ def _cluster_rows(
     jobs = []
     for view, kind in tried:
         (classes,) = cast.places[view.cohort.split, view.space].deals[kind]["none"]
-        seed = derived_seed(cast.seed, view.cohort.split, view.layer, view.space, kind)
+        seed = stream(cast.seed, view.cohort.split, view.layer, view.space, kind)
         jobs.append(KMeansJob(view.points, len(np.unique(classes)), seed))
     found = kmeans_many(jobs, initialisations=initialisations, threads=threads)
     scored = [
@@ -409,9 +409,3 @@ def _variance_rows(view: _View) -> list[Row]:
         if (codes >= 0).all()
     }
     return [view.row(None, "none", f"variance_{name}", share) for name, share in shares.items() if share is not None]
-
-
-def derived_seed(seed: int, *names: object) -> int:
-    """A seed of its own for every use, from what it is for and never from the order of uses."""
-    text = "/".join(str(name) for name in (seed, *names))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

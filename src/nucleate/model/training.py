@@ -3,10 +3,8 @@ number, and on nothing else: a run that is stopped at an epoch's end and continu
 never stopped.
 """
 
-import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -21,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from nucleate.files import write_whole
 from nucleate.model.prefix_tree import (
     Group,
     PackedBatch,
@@ -34,6 +33,7 @@ from nucleate.model.prefix_tree import (
 )
 from nucleate.model.tree_gpt2 import Dropout, fits, lay, quick_products, tree_loss
 from nucleate.refusal import Refused
+from nucleate.streams import stream
 
 PACKINGS = ("tree", "rows")
 
@@ -171,7 +171,6 @@ def save_state(
 ) -> None:
     """All that training needs to go on: one safetensors file, there whole or not at all. `best` may hold the weights
     of the best epoch so far (see `weights`); `scalars` is anything that JSON holds."""
-    path = Path(path)
     tensors = {f"weights/{name}": tensor.detach() for name, tensor in _own(model).items()}
     tensors |= {f"best/{name}": tensor for name, tensor in (best or {}).items()}
     for name, parameter in model.named_parameters():
@@ -179,13 +178,8 @@ def save_state(
             tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value).detach()
     # A single key: safetensors writes several in no fixed order, and equal states shall be equal bytes.
     metadata = {"scalars": json.dumps(scalars, sort_keys=True, allow_nan=False)}
-    unfinished = path.parent / f".{path.name}.new"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished, metadata=metadata)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    write_whole(path, lambda beside: save_file(whole, beside, metadata=metadata))
 
 
 def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -223,12 +217,6 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     best = {name.removeprefix("best/"): tensor for name, tensor in stored.items() if name.startswith("best/")}
     return scalars | ({"best": best} if best else {})
-
-
-def stream(seed: int, *names: object) -> int:
-    """A seed of its own for whatever is named, 63 bits."""
-    text = "/".join(str(x) for x in (seed, *names))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def _own(model: nn.Module) -> dict[str, Tensor]:

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from nucleate.files import write_whole
 from nucleate.report.ledger import escaped, markdown_table
 from nucleate.report.seeds import Series, interval
 from nucleate.report.tables import Table
-from nucleate.runs import Run, write_whole
+from nucleate.runs import Run
 
 
 def over_seeds(series: Series) -> tuple[str, Table] | None:

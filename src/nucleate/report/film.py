@@ -9,12 +9,13 @@ import polars as pl
 from matplotlib.font_manager import FontProperties, findfont
 from PIL import Image, ImageDraw, ImageFont
 
+from nucleate.files import write_whole
 from nucleate.refusal import Refused
 from nucleate.report.pack import turned
 from nucleate.report.pens import layer_name, task_colour
 from nucleate.report.scenes import recorded
 from nucleate.report.tables import by_layer, pick
-from nucleate.runs import Run, write_whole
+from nucleate.runs import Run
 
 PANEL, HEAD, FOOT = 300, 56, 34  # pixels: the edge of a panel, the lines above it, the time below
 FRAMES, SECONDS, HOLD = 96, 9.0, 2.0  # of the way through all epochs, and of rest on the last

@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from nucleate.files import write_whole
 from nucleate.report.pens import WIDTH, plain, save, style
-from nucleate.runs import write_whole
 
 
 class Judged(Protocol):

@@ -20,6 +20,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from nucleate.files import write_whole
 from nucleate.report.application_tables import over_seeds
 from nucleate.report.figures import Runs, draw_svg
 from nucleate.report.pack import Shelf
@@ -38,7 +39,7 @@ from nucleate.report.tables import (
     summary_split,
     summary_table,
 )
-from nucleate.runs import Run, write_whole
+from nucleate.runs import Run
 
 LONGEST = 300  # characters of a cell; what is longer is cut, with its length told
 SCRIPTS = (

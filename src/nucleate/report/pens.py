@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import MaxNLocator
 
+from nucleate.files import write_whole
 from nucleate.report.seeds import Curve
-from nucleate.runs import write_whole
 
 WIDTH = 7.2  # inches: the text width of a page, so that 8 points stay 8 points in print
 
