@@ -11,10 +11,10 @@ from sklearn.preprocessing import StandardScaler
 from nucleate.measures.baselines import (
     MOST_FEATURES,
     RIDGE,
+    InputMeans,
+    LinearProbe,
     averaged,
-    centred,
     explained_variance,
-    linear_probe,
     regrouped_tasks,
     shuffled_labels,
     subsample_interval,
@@ -23,6 +23,15 @@ from nucleate.measures.baselines import (
 )
 from nucleate.measures.scores import cluster_scores
 from nucleate.refusal import Refused
+
+
+def linear_probe(states, task, test, test_task):
+    return LinearProbe.fit(states, task).accuracy(test, test_task)
+
+
+def centred(states, inputs, *, reference_states, reference_inputs, reference_tasks):
+    return InputMeans.of(reference_states, reference_inputs, reference_tasks).taken_from(states, inputs)
+
 
 INSTRUCTIONS = np.repeat(np.arange(40), 5)
 DISTRIBUTION = INSTRUCTIONS % 20

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import torch
 from transformers import PreTrainedModel
 
@@ -32,6 +31,7 @@ from nucleate.experiments.groundwork import (
     make_network,
     of_splits,
     run_of,
+    score_in,
 )
 from nucleate.experiments.trainings import (
     SECONDS,
@@ -134,9 +134,8 @@ def _train_base(study: _Study, progress: Progress) -> None:
             rows.append({"split": "train", "measure": "loss", "value": training_loss})
         step = epoch * steps_of_an_epoch(members["train"].groups, config.training)
         run.write_part(f"base-{epoch:04d}", [study.row({**row, "step": step}, "main", epoch) for row in rows])
-        score = next(row["value"] for row in rows if (row["measure"], row["split"]) == ("accuracy", "validation"))
         book.read += book.tick()
-        book.turn(epoch, score, model)
+        book.turn(epoch, score_in(rows), model)
 
     if book.epoch < 0:
         moment(0, None)
@@ -156,9 +155,8 @@ def _train_base(study: _Study, progress: Progress) -> None:
         progress(f"epoch {epoch.number} of {last}, validation {book.score:.2f}", _BASE * epoch.number / last)
     save_network(with_weights(model, book.best), tokenizer, _base(run))
     run.record(best_epoch=book.best_epoch, seconds={name: round(getattr(book, name), 3) for name in SECONDS})
-    curve = pl.concat([run.read_part(f"base-{epoch:04d}") for epoch in range(1, last + 1)])
-    values = curve.filter(pl.col("measure") == "accuracy", pl.col("split") == "validation")["value"].to_numpy()
-    run.write_part("base", [study.row(row, "main") for row in curve_rows(values)])
+    rows = curve_rows(run.read_part(f"base-{epoch:04d}") for epoch in range(1, last + 1))
+    run.write_part("base", [study.row(row, "main") for row in rows])
     state_file.unlink(missing_ok=True)
 
 

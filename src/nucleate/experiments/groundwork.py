@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import polars as pl
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -178,9 +179,15 @@ def answer_rows(
     return rows
 
 
-def curve_rows(curve: np.ndarray) -> list[dict[str, Any]]:
-    """How fast validation accuracy rose from epoch 1 on: its mean, and the first epoch at a share of its final level
-    (the mean of the last ten epochs)."""
+def score_in(rows: Iterable[Mapping[str, Any]], measure: str = "accuracy") -> float:
+    """What is scored on validation."""
+    return next(row["value"] for row in rows if (row["measure"], row["split"]) == (measure, "validation"))
+
+
+def curve_rows(parts: Iterable[pl.DataFrame]) -> list[dict[str, Any]]:
+    """How fast validation accuracy rose over the parts of a training from epoch 1 on: its mean, and the first epoch at
+    a share of its final level (the mean of the last ten epochs)."""
+    curve = pl.concat(parts).filter(measure="accuracy", split="validation")["value"].to_numpy()
     final = float(curve[-10:].mean())
     rows: list[dict[str, Any]] = [{"measure": "area_under_curve", "value": float(curve.mean())}]
     if final > 0:

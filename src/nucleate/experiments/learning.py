@@ -35,6 +35,7 @@ from nucleate.experiments.groundwork import (
     of_splits,
     places_of,
     run_of,
+    score_in,
     surface_rows,
     survey_of,
 )
@@ -157,8 +158,7 @@ def _moment(study: _Study, book: Book, epoch: int, *, training_loss: float | Non
     study.run.write_part(f"epoch-{epoch:04d}", [_settled(study, row, epoch) for row in rows])
     book.measure += book.tick()
 
-    accuracy = next(r["value"] for r in rows if (r["measure"], r["split"]) == ("accuracy", "validation"))
-    book.turn(epoch, accuracy, study.model)
+    book.turn(epoch, score_in(rows), study.model)
     if epoch % max(1, study.config.training.epochs // 10) == 0:
         save_network(study.model, study.tokenizer, study.run.folder / "checkpoints" / f"epoch-{epoch:04d}")
 
@@ -176,11 +176,9 @@ def _surface_rows(study: _Study) -> list[dict[str, Any]]:
 
 
 def _curve_rows(study: _Study) -> list[dict[str, Any]]:
-    parts = [study.run.read_part(f"epoch-{epoch:04d}") for epoch in range(1, study.config.training.epochs + 1)]
-    curve = (
-        pl.concat(parts).filter(pl.col("measure") == "accuracy", pl.col("split") == "validation")["value"].to_numpy()
-    )
-    return [_settled(study, row, None) for row in curve_rows(curve)]
+    epochs = range(1, study.config.training.epochs + 1)
+    rows = curve_rows(study.run.read_part(f"epoch-{epoch:04d}") for epoch in epochs)
+    return [_settled(study, row, None) for row in rows]
 
 
 def _row(row: Row, *, read: str | None) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-import polars as pl
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from nucleate.config import Config, MeasureSettings, TrainingSettings
@@ -37,6 +36,7 @@ from nucleate.experiments.groundwork import (
     of_splits,
     places_of,
     run_of,
+    score_in,
     surface_rows,
     survey_of,
 )
@@ -265,7 +265,7 @@ def _moment(
     rows = answer_rows(tokenizer, members.instances, reading, splits if labels is None else [*splits, "train"])
     if training_loss is not None:  # the one trained on, dropout and all
         rows.append({"split": "train", "measure": "loss", "value": training_loss})
-    score = next(row["value"] for row in rows if (row["measure"], row["split"]) == (stage.scored_by, "validation"))
+    score = score_in(rows, stage.scored_by)
     if stage.kind == "pretraining":
         names = _FIRST_STAGE[stage.method]
         rows = [{**row, "measure": names[row["measure"]]} for row in rows if row["measure"] in names]
@@ -295,9 +295,7 @@ def _end(stage: _Stage, model: PreTrainedModel, book: Book) -> None:
     rows: list[dict[str, Any]] = []
     if stage.kind == "finetuning":
         save_network(model, stage.study.tokenizer, stage.checkpoint)
-        curve = pl.concat([run.read_part(name) for name in stage.parts[1:-1]])
-        values = curve.filter(pl.col("measure") == "accuracy", pl.col("split") == "validation")["value"].to_numpy()
-        rows += curve_rows(values)
+        rows += curve_rows(run.read_part(name) for name in stage.parts[1:-1])
     else:
         save_network(with_weights(model, book.best), stage.study.tokenizer, stage.checkpoint)
     if stage.labels is not None:

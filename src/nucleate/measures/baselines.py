@@ -1,9 +1,9 @@
 """What a score is compared with, and how sure it is: permuted labels, the bare text, a linear probe, intervals.
 
 A cluster score, a share of neighbours or a variance means little alone. `shuffled_labels` and `regrouped_tasks` say
-what chance gives; `surface_features` what the letters of the prompt give without any model; `linear_probe` what is in
-the states whether it clusters or not; `explained_variance`, `centred` and `averaged` what remains once the input word,
-most of any state at the input token, is accounted for. `t_interval` is over seeds, `subsample_interval` over
+what chance gives; `surface_features` what the letters of the prompt give without any model; `LinearProbe` what is in
+the states whether it clusters or not; `explained_variance`, `InputMeans` and `averaged` what remains once the input
+word, most of any state at the input token, is accounted for. `t_interval` is over seeds, `subsample_interval` over
 instructions.
 """
 
@@ -201,13 +201,6 @@ def _sparse_products(
     return product, scale[:, None] * (few.T @ targets)  # the targets sum to 0, so that the means drop out
 
 
-def linear_probe(
-    train_states: np.ndarray, train_task: np.ndarray, test_states: np.ndarray, test_task: np.ndarray
-) -> float:
-    """Accuracy, 0..1, of a `LinearProbe` fitted to the training states."""
-    return LinearProbe.fit(train_states, train_task).accuracy(test_states, test_task)
-
-
 def explained_variance(states: np.ndarray, labels: np.ndarray) -> float | None:
     """Share of the states' total variance that lies between the means of the classes, 0..1; None where there is none.
 
@@ -262,18 +255,6 @@ class InputMeans:
         for rows in _blocks(states):
             np.subtract(states[rows], self.means[at[rows]], out=less[rows], where=kept[rows, None], casting="same_kind")
         return less, kept
-
-
-def centred(
-    states: np.ndarray,
-    inputs: np.ndarray,
-    *,
-    reference_states: np.ndarray,
-    reference_inputs: np.ndarray,
-    reference_tasks: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """States minus their input's mean state over the training instances (`InputMeans`), and which of them have one."""
-    return InputMeans.of(reference_states, reference_inputs, reference_tasks).taken_from(states, inputs)
 
 
 def averaged(states: np.ndarray, instructions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from nucleate.report.application_tables import ALIGNMENT, ARMS, METHODS, PAPER, SIDES, accuracy
+from nucleate.report.application_tables import ALIGNMENT, ARMS, HEADS, METHODS, PAPER, SIDES, accuracy
 from nucleate.report.pens import WIDTH, draw_curve, plain
 from nucleate.report.seeds import curve_over, interval, spread_note
 from nucleate.runs import Run
@@ -119,8 +119,8 @@ def _redirection_figure(run: Run) -> Figure | None:
         kept = dict(others.filter(arm=method).select("name", "kept").iter_rows())
         where = [(kept[task], row + 0.18 * (place - 1.5)) for row, task in enumerate(tasks) if task in kept]
         if where:
-            name = {"direct": "whole head", "head": "low-rank head"}.get(method, words)
-            right.plot(*zip(*where, strict=True), linestyle="", markersize=3, label=name, **look)
+            label = HEADS.get(method, words)
+            right.plot(*zip(*where, strict=True), linestyle="", markersize=3, label=label, **look)
     left.set(title="source: wished output (validation)", xlabel="epoch of alignment", ylim=(-0.03, 1.03))
     left.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5, min_n_ticks=1))
     right.set(title="other tasks: prediction unchanged", xlabel="share of prompts (test)", xlim=(-0.03, 1.03))
