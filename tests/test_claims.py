@@ -307,12 +307,13 @@ def test_language_models_are_laid_out_only_where_every_control_is():
     assert (evidence.best_f1(plain, "raw"), evidence.best_f1(plain, "tsne")) == (0.80, 0.93)
 
 
-def test_on_two_splits_a_control_counts_where_it_comes_nearest():
+def test_on_two_splits_a_control_is_as_far_below_as_where_it_comes_nearest():
     levels = {("validation", "none"): 0.95, ("test", "none"): 0.90, ("validation", "shuffled"): 0.93}
     levels["test", "shuffled"] = 0.5
     tables = [curve({10: v}, **{**F1, "split": s, "control": c}) for (s, c), v in levels.items()]
     table = pl.concat(tables)
-    assert (evidence.late_f1_unseen(table), evidence.late_f1_unseen(table, "shuffled")) == (0.90, 0.93)
+    assert evidence.late_f1_unseen(table) == 0.90
+    assert evidence.late_f1_unseen(table, "shuffled") == pytest.approx(0.90 - (0.95 - 0.93))
     assert evidence.late_f1_unseen(pl.concat(tables[:3]), "shuffled") is None
 
 

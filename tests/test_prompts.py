@@ -118,7 +118,8 @@ def test_every_kind_of_source_gives_the_rows_as_they_were_written(kind: str, tmp
     assert prompts.instances == tuple(
         Instance(instance=number, in_subset=False, is_hard=False, origin=None, **row) for number, row in enumerate(rows)
     )
-    assert prompts.name == ("my" if any(tmp_path.iterdir()) else "prompts")
+    made = next(tmp_path.iterdir(), None)
+    assert prompts.name == ("prompts" if made is None else f"{made.name}/" if made.is_dir() else made.name)
     assert (prompts.has_inputs, prompts.messages, prompts.dropped, prompts.warnings) == (True, None, (), ())
 
 

@@ -121,6 +121,14 @@ def test_a_model_that_was_fetched_by_half_is_fetched_again(tmp_path, monkeypatch
     (home / "refs" / "main").write_text("abc")
     monkeypatch.setattr(series, "try_to_load_from_cache", partial(series.try_to_load_from_cache, cache_dir=tmp_path))
     assert checksum("someone/net") is not None
+    for file in folder.glob("*token*"):
+        file.rename(tmp_path / file.name)
+    assert checksum("someone/net") is None, "weights without a tokenizer were fetched by half"
+    for file in tmp_path.glob("*token*"):
+        file.rename(folder / file.name)
+    (folder / "model.safetensors").rename(tmp_path / "kept")
+    assert checksum("someone/net") is None, "so were settings alone"
+    (tmp_path / "kept").rename(folder / "model.safetensors")
     index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert checksum("someone/net") is None

@@ -312,5 +312,10 @@ def test_of_a_network_of_the_hub_that_files_are_loaded_which_are_checked(llama, 
         other.get_input_embeddings().weight.add_(1)
     save_network(other, llama.tokenizer, home / "snapshots" / "def")
     (home / "refs" / "main").write_text("def")
+    assert generated(load_switched(tmp_path / "switched"), PROMPTS) == generated(llama, PROMPTS), "of its own commit"
+    taught = home / "snapshots" / "abc"
+    (taught / "more.json").write_text("{}")  # another tool completes the snapshot
+    load_switched(tmp_path / "switched")
+    (taught / "model.safetensors").write_bytes((home / "snapshots" / "def" / "model.safetensors").read_bytes())
     with pytest.raises(Refused, match="has changed since the switch was taught"):
         load_switched(tmp_path / "switched")

@@ -53,11 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         from nucleate.runs import failure_log
 
-        log = failure_log(Path(out)) if out else None
+        said = f"{type(error).__name__}: {error}"
+        log = failure_log(Path(out), said) if out else None
         if log is None:
             traceback.print_exc()
         where = f"; where it failed stands in the last line of {log}" if log else ""
-        print(f"nucleate: failed: {type(error).__name__}: {error}{where}", file=sys.stderr)
+        print(f"nucleate: failed: {said}{where}", file=sys.stderr)
         return 1
 
 

@@ -375,8 +375,11 @@ def find_runs(folder: Path) -> list[Run]:
     return [load_run(one) for one in folders if _status(one) is not None]
 
 
-def failure_log(folder: Path) -> Path | None:
-    """The newest log in or below a folder, if it ends in a failure: its last line holds the traceback."""
+def failure_log(folder: Path, error: str) -> Path | None:
+    """The newest log in or below a folder, if it ends in this failure: its last line holds the traceback."""
     log = max(folder.rglob("log.jsonl"), key=lambda path: path.stat().st_mtime_ns, default=None)
-    ends = log.read_text(encoding="utf-8").splitlines()[-1:] if log else []
-    return log if ends and json.loads(ends[0])["event"] == "failed" else None
+    try:
+        ends = json.loads(log.read_text(encoding="utf-8").splitlines()[-1]) if log else {}
+    except (ValueError, IndexError):  # cut short
+        return None
+    return log if ends.get("event") == "failed" and ends.get("error") == error else None

@@ -54,7 +54,7 @@ def open_source(source: Any) -> tuple[str, Dataset | Table]:
 
 
 def _open_path(path: Path) -> tuple[str, Dataset | Table]:
-    name = path.stem if path.is_file() else path.resolve().name
+    name = path.name if path.is_file() else f"{path.resolve().name}/"  # no name that our own data have
     if not path.exists():
         raise Refused(f"{path} does not exist; mend the path: {_READABLE}")
     if path.is_dir():

@@ -47,6 +47,7 @@ class LiveProbe:
 
     study: Study
     folder: Path
+    source: Any  # of the prompts
     looks: list[Subject] = field(default_factory=list)  # by rising step; their networks have moved on since
     surface: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -57,7 +58,7 @@ class LiveProbe:
         barred = next((name for name in _LOADED if name in options), None)
         if barred is not None:
             raise Refused(f"a network that is learning is probed as it is: leave {barred} out")
-        return cls(Study.of(read_prompts(data, columns=settings.columns, limit=settings.limit), settings), folder)
+        return cls(Study.of(read_prompts(data, columns=settings.columns, limit=settings.limit), settings), folder, data)
 
     def begin(
         self, network: Any, tokenizer: Any, step: int, *, resume: bool, overwrite: bool, progress: Progress
@@ -146,6 +147,7 @@ class LiveProbe:
             resume=resume,
             overwrite=overwrite,
             reopen=True,
+            reads=[self.source],
             facts=self.study.facts(self.study.settings.device),
         )
         with opening as run:

@@ -161,14 +161,12 @@ def range_of_layer_0(table: pl.DataFrame, control: str = "none") -> float | None
 
 
 def late_f1_unseen(table: pl.DataFrame, control: str = "none") -> float | None:
-    """As `late_f1_subset`, for instructions never seen: the lower of validation and test. A control is taken on the
-    split where it comes nearest to the network."""
+    """As `late_f1_subset`, for instructions never seen: the lower of validation and test. A control stands as far below
+    the network as it does on the split where it comes nearest."""
     splits = ("validation", "test")
     own, levels = ([level_of(table, f1(split), control=name) for split in splits] for name in ("none", control))
-    if control == "none" or _lowest(own) is None or _lowest(levels) is None:
-        return _lowest(levels)
-    nearest = max(zip(levels, own, strict=True), key=lambda pair: less(*pair) or 0.0)
-    return nearest[0]
+    lead = _lowest(less(mine, its) for mine, its in zip(own, levels, strict=True))
+    return _lowest(levels) if control == "none" else less(_lowest(own), lead)
 
 
 def late_share_other_distributions(table: pl.DataFrame, control: str = "none") -> float | None:

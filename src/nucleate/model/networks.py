@@ -146,7 +146,8 @@ def load_network(
             asked = {"dtype": dtype, "output_loading_info": True, **common, **loading}
             model, report = kind.from_pretrained(folder, **asked)
             if kind is AutoModelForCausalLM and _lacks_its_head_alone(model, report["missing_keys"]):
-                model, report = AutoModel.from_pretrained(folder, **asked)  # of an embedding or reward model
+                del model  # of an embedding or reward model; only one of them has room
+                model, report = AutoModel.from_pretrained(folder, **asked)
         except (*_TROUBLE, TypeError, AttributeError) as error:  # the last two of a misspelt `loading`
             raise Refused(_reason(name, error, trust_remote_code)) from error
         if tokenizer is None:

@@ -82,7 +82,7 @@ def read_prompts_states(
         raise Refused(f"no prompt can be read: prompt {dropped[0][0]}: {dropped[0][1]}; and so on: mend the data")
     prompts = [one for number in kept if isinstance(one := texts[number], Prompt)]
     unknown = getattr(tokenizer, "unk_token_id", None)
-    if unknown in [getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad", "cls", "sep")]:
+    if unknown in [getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "cls", "sep")]:
         unknown = None  # it says something else
     distinct = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
     owners = _Owners(np.array([distinct[prompt] for prompt in prompts]))

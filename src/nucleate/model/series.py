@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from huggingface_hub import constants, snapshot_download
@@ -74,9 +75,19 @@ def checksum(path: str | Path, revision: str | None = None) -> str | None:
     files = _weights(place) if place else []
     if not files:
         return None
-    digest = hashlib.sha256()
-    if place and (base := base_of(place)):  # an adapter is nothing without it
-        digest.update((checksum(base) or "").encode())
+    base = base_of(place) if place else None  # an adapter is nothing without it
+    stats = [file.stat() for file in files]
+    return _digest(
+        tuple(files),
+        tuple((one.st_size, one.st_mtime_ns) for one in stats),
+        checksum(base) or "" if base else "",
+    )
+
+
+@cache
+def _digest(files: Sequence[Path], stamps: Sequence[tuple[int, int]], base: str) -> str:
+    """Read once a process, as long as nothing was written: a series of adapters has one base."""
+    digest = hashlib.sha256(base.encode())
     for file in files:
         with open(file, "rb") as stream:
             while block := stream.read(2**22):
@@ -102,13 +113,11 @@ def located(model: str | Path, revision: str | None = None) -> str:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Are all shards there that the index names?"""
+    """Are all its weights there, and a tokenizer? Its settings alone may have been read before."""
     index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return True
-    return all(
-        (folder / file).is_file() for file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-    )
+    shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.is_file() else []
+    weights = bool(_weights(folder)) and all((folder / file).is_file() for file in shards)
+    return weights and any(folder.glob("*token*"))
 
 
 def fetch(hub_id: str, revision: str | None = None) -> Path:

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from nucleate.model.batches import layers_of
 from nucleate.model.estimate import Estimate, estimate
-from nucleate.model.networks import as_network, looks_local, network_shape, tokenizer_of
+from nucleate.model.networks import as_network, base_of, looks_local, network_shape, tokenizer_of
 from nucleate.model.series import checksum, find_models, located, refuse_twins
 from nucleate.refusal import Refused
 
@@ -57,6 +57,9 @@ class Subject:
         if isinstance(what, str | Path) and not looks_local(what):
             what = located(what, loading.get("revision"))
             loading = {name: value for name, value in loading.items() if name != "revision"}
+            found = checksum(what)
+        if isinstance(what, str | Path) and (base := base_of(Path(what).expanduser())) and not looks_local(base):
+            located(base)
             found = checksum(what)
         tokenizer = tokenizer_of(what, self.tokenizer, **loading)
         return replace(self, what=what, loading=loading, checksum=found, tokenizer=tokenizer)

@@ -116,7 +116,7 @@ class SwitchedModel(nn.Module):
                 "network": {
                     "path": "network" if copy else str(local.resolve()) if local.exists() else str(network),
                     "copied": copy,
-                    "revision": None if copy else revision,
+                    "revision": None if copy else revision or (None if local.exists() or place is None else place.name),
                     "dtype": str(next(self.network.parameters()).dtype).removeprefix("torch."),
                     "files": _hashes(place),
                 },
@@ -202,7 +202,8 @@ def load_switched(
     if not place.exists():
         raise Refused(f"{folder}: the network {path} is not there: say where it is now as network=…")
     if origin["files"]:
-        changed = _changed(_hashes(place), origin["files"])
+        read = None if looks_local(path) else origin["files"]  # of a hub id, others may have been fetched meanwhile
+        changed = _changed(_hashes(place, read), origin["files"])
         if changed:
             raise Refused(
                 f"{folder}: of the network {path}, {changed} since the switch was taught on it: give the original as "

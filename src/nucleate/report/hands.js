@@ -45,6 +45,7 @@ function pin(k) {
 }
 
 function point(stage, cast, event) {
+  if (stage.scene !== cast?.one) return null; // not there yet
   const box = stage.canvas.getBoundingClientRect();
   return stage.under(event.clientX - box.left, event.clientY - box.top, cast.looks, event.pointerType === "touch" ? 24 : 14);
 }

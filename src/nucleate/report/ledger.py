@@ -187,16 +187,17 @@ def _section(one: Judged) -> list[str]:
     lines = [f"### {one.claim} at {escaped(one.size)}: {_verdict(one)}", "", f"{_sentence_case(one.reason)}.", ""]
     controls = list(dict.fromkeys(name for beaten in one.controls.values() for name in beaten))
     others = list(one.beside)
-    if one.points:
+    seeds = list(one.points) or sorted({seed for values in one.beside.values() for seed in values})
+    if seeds:
         rows = [
             (
                 str(seed),
-                _number(point),
+                _number(one.points.get(seed)),
                 *(_number(one.controls.get(seed, {}).get(name)) for name in controls),
                 *((_number(one.differences.get(seed)),) if controls else ()),
                 *(_number(one.beside[words].get(seed)) for words in others),
             )
-            for seed, point in one.points.items()
+            for seed in seeds
         ]
         columns = (*controls, *(("paired difference",) if controls else ()))
         header = ("seed", "quantity", *columns, *(f"beside: {words}" for words in others))

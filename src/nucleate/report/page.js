@@ -241,7 +241,7 @@ function repaint() {
 let before = 0;
 function paint(at) {
   painting = 0;
-  if (!scene().views) return;
+  if (!scene().views || !casts[0]?.legend) return; // not there yet
   const passed = Math.max(0, Math.min(0.1, (at - before) / 1000)); // a frame may have begun before the press
   before = at;
   if (now.playing) advance(passed);
@@ -249,7 +249,7 @@ function paint(at) {
   let gliding = false;
   for (const [which, stage] of stages.entries()) {
     const cast = casts[which];
-    if (!cast || stage.scene !== cast.one || (which && now.beside === null)) continue; // not there yet
+    if (!cast || stage.scene !== cast.one || (which && now.beside === null)) continue;
     gliding = stage.move(timeOf(which)) || gliding;
     stage.paint(now, cast.looks, cast.shapes, colours(ink), ink);
     if (which === 0) {
