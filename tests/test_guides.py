@@ -60,7 +60,7 @@ def execute(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
         return
     assert program == "nucleate"
     many = any(word.endswith(("natural-shared", "held-out.jsonl")) for word in words)
-    assert main([*words, "--limit", "96"] if many else words) == 0
+    assert main([*words, "--limit", "160"] if many else words) == 0
 
 
 def test_the_guide_to_probing_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):

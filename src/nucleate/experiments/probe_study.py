@@ -132,6 +132,7 @@ class Study:
             raise Refused(
                 f"{prompts.name}: no layer can be chosen, since in the half that chooses no task has a second "
                 f"{'instruction' if by_instruction else 'prompt'}: give at least four of each task"
+                f"{'' if settings.limit is None else f', or a limit above {settings.limit}'}"
             )
         return cls(prompts, settings, panel, tuple(notes))
 
