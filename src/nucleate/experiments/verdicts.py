@@ -131,7 +131,8 @@ def _judgement(claim: Claim, group: "_Group") -> Judgement:
     }  # fmt: skip
     undefined = sorted(judged - set(points))
     verdict: Verdict = "undecided"
-    if len(judged) >= LEAST_SEEDS > len(points):
+    unknown = len(judged) >= LEAST_SEEDS > len(points)  # though enough were run
+    if unknown:
         reason = f"undefined for seed {', '.join(map(str, undefined))}"
     elif judged:
         verdict, reason = decide(claim, points, controls)
@@ -159,7 +160,7 @@ def _judgement(claim: Claim, group: "_Group") -> Judgement:
         note=claim.note,
         size=group.label,
         verdict=verdict,
-        reason=reason if points or "undefined" in reason else f"{reason}; the runs lack what it takes",
+        reason=reason if points or unknown else f"{reason}; the runs lack what it takes",
         judged=bool(judged),
         seeds=tuple(points),
         primary=getattr(claim.primary, "__name__", "quantity"),

@@ -70,8 +70,7 @@ def find_models(arguments: Sequence[str | Path], revisions: Sequence[str] = ()) 
 
 def checksum(path: str | Path, revision: str | None = None) -> str | None:
     """sha256 of the bytes of its *.safetensors (or of the GGUF file); None for a hub id that is not on this machine."""
-    local = Path(path).expanduser()
-    place = local if local.exists() else snapshot(str(path), revision)
+    place = place_of(path, revision)
     files = _weights(place) if place else []
     if not files:
         return None
@@ -93,6 +92,12 @@ def _digest(files: Sequence[Path], stamps: Sequence[tuple[int, int]], base: str)
             while block := stream.read(2**22):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def place_of(path: str | Path, revision: str | None = None) -> Path | None:
+    """Where the files of a network lie; None for what is not on this machine."""
+    local = Path(path).expanduser()
+    return local if local.exists() else snapshot(str(path), revision)
 
 
 def snapshot(hub_id: str, revision: str | None = None) -> Path | None:

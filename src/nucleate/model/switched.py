@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nucleate.model.networks import finish_replacement, load_network, looks_local, replacing, save_network
-from nucleate.model.series import located, snapshot
+from nucleate.model.series import located, place_of
 from nucleate.model.switch import Head, Switch
 from nucleate.refusal import Refused
 
@@ -108,7 +108,7 @@ class SwitchedModel(nn.Module):
             save_file(taught, new / TAUGHT)
             if copy:
                 save_network(self.network, self.tokenizer, new / "network")
-            place = new / "network" if copy else _place_of(network, revision)
+            place = new / "network" if copy else place_of(network, revision)
             whole = {
                 "format": 1,
                 "switch": {"kind": self.switch.kind, "width": self.switch.mean.numel()},
@@ -337,14 +337,6 @@ def _description(folder: Path) -> dict[str, Any]:
 
 def _seal(whole: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
-
-
-def _place_of(network: str | Path, revision: str | None) -> Path | None:
-    """Where the files of a network lie; None for a hub id that is not cached."""
-    local = Path(network).expanduser()
-    if local.exists() or looks_local(network):
-        return local if local.exists() else None
-    return snapshot(str(network), revision)
 
 
 def _hashes(place: Path | None, names: Mapping[str, str] | None = None) -> dict[str, str]:
