@@ -10,7 +10,7 @@ import json
 import sys
 
 from nucleate.experiments.verdicts import Judgement, judge
-from nucleate.measures.baselines import t_interval
+from nucleate.intervals import t_interval
 from nucleate.measures.evidence import ACCURACY, LAST, Score, best_epoch, curve_of, f1, level_of
 from nucleate.runs import NO_MATTER, Run, flat, load_run
 

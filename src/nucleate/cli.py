@@ -252,7 +252,7 @@ def _sweep(asked: argparse.Namespace) -> int:
 
 def _planned(asked: argparse.Namespace, name: str, words: Sequence[str], varying: Collection[str]) -> "Planned":
     """One run of a sweep, parsed and configured as its verb will: what is refused there is refused here, before all."""
-    from nucleate.experiments.groundwork import device_for
+    from nucleate.devices import device_for
     from nucleate.integrations.engines import Planned
 
     arguments = (asked.swept, *asked.passed, *words)

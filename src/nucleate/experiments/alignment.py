@@ -19,14 +19,13 @@ from transformers import PreTrainedModel
 
 from nucleate.config import Config
 from nucleate.data.dataset import Dataset
+from nucleate.devices import device_for
 from nucleate.experiments.corrections import UNSEEN, Correction, Network
 from nucleate.experiments.groundwork import (
     Members,
-    Progress,
     answer_rows,
     check_network,
     curve_rows,
-    device_for,
     make_dataset,
     make_network,
     of_splits,
@@ -46,6 +45,7 @@ from nucleate.model.networks import load_network, save_network
 from nucleate.model.states import read_groups
 from nucleate.model.switch import Head, Pace, Switch, learn_head, learn_switch
 from nucleate.model.training import make_optimizer, train, weights
+from nucleate.progress import Progress, silent
 from nucleate.refusal import Refused
 from nucleate.runs import RunWriter
 from nucleate.streams import stream
@@ -62,7 +62,7 @@ def align(
     *,
     resume: bool = False,
     overwrite: bool = False,
-    progress: Progress = lambda text, fraction: None,
+    progress: Progress = silent,
 ) -> bool:
     """Train a network and redirect it by all methods into a run folder. False where it is finished already."""
     device, dataset = device_for(config.device), dataset_for(config)

@@ -27,7 +27,6 @@ from nucleate.refusal import Refused
 from nucleate.runs import RunWriter, open_run
 from nucleate.threads import thread_count
 
-Progress = Callable[[str, float | None], None]  # a sentence to keep; or what is going on and the fraction done
 MEASURED = ("subset", "validation", "test")  # their neighbours are sought in `train`, which holds the subset too
 _NARROW = 128  # widths up to here train as fast on one thread as on two
 LABELS = ("instruction", "input", "output", "task", "distribution", "mapping")
@@ -76,17 +75,6 @@ def check_network(config: Config) -> None:
         raise Refused(f"model.width={config.model.width} is not a multiple of model.heads={config.model.heads}")
     if config.model.dropout >= 1:
         raise Refused(f"model.dropout={config.model.dropout} leaves nothing: it must be below 1")
-
-
-def device_for(asked: str) -> str:
-    """`auto`: the GPU if there is one."""
-    if asked == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if asked == "cuda" and not torch.cuda.is_available():
-        raise Refused("--device cuda: torch sees no GPU here; leave --device out, or say cpu")
-    if asked not in ("cpu", "cuda"):
-        raise Refused(f"device {asked!r} is unknown; there are: auto, cpu, cuda")
-    return asked
 
 
 @contextmanager

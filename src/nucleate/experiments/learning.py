@@ -19,15 +19,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from nucleate.config import Config
 from nucleate.data.dataset import Dataset, Instance
+from nucleate.devices import device_for
 from nucleate.experiments.groundwork import (
     MEASURED,
     Members,
-    Progress,
     answer_rows,
     candidates_of,
     check_network,
     curve_rows,
-    device_for,
     in_split,
     labels_of,
     make_dataset,
@@ -56,6 +55,7 @@ from nucleate.measures.survey import Cast, Row, Survey
 from nucleate.measures.tsne import tsne
 from nucleate.model.networks import save_network
 from nucleate.model.states import Reading, read_groups
+from nucleate.progress import Progress, silent
 from nucleate.refusal import Refused
 from nucleate.runs import RunWriter
 from nucleate.streams import stream
@@ -71,7 +71,7 @@ def learn(
     *,
     resume: bool = False,
     overwrite: bool = False,
-    progress: Progress = lambda text, fraction: None,
+    progress: Progress = silent,
 ) -> bool:
     """Train and measure into a run folder. False where the run is finished already and nothing was done."""
     device, dataset = device_for(config.device), dataset_for(config)

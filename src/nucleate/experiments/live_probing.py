@@ -17,7 +17,6 @@ import torch
 
 from nucleate.config import differing
 from nucleate.data.prompts import read_prompts
-from nucleate.experiments.groundwork import Progress
 from nucleate.experiments.probe_parts import join, note_seconds, part_of, probe_one, surface_of
 from nucleate.experiments.probe_result import ProbeResult, load_probe
 from nucleate.experiments.probe_study import Study, settings_of
@@ -25,6 +24,7 @@ from nucleate.files import write_whole
 from nucleate.measures.findings import best_layer_of, deciding_measure, main_read, separate_at_best, value_of
 from nucleate.model.prefix_tree import where_it_runs
 from nucleate.model.subjects import Subject
+from nucleate.progress import Progress
 from nucleate.refusal import Refused
 from nucleate.runs import RunWriter, load_run, open_run
 

@@ -16,7 +16,6 @@ import numpy as np
 import polars as pl
 
 from nucleate.data.prompts import Prompts
-from nucleate.experiments.groundwork import Progress
 from nucleate.experiments.probe_result import TABLES, load_probe
 from nucleate.experiments.probe_study import Study
 from nucleate.files import write_whole
@@ -40,6 +39,7 @@ from nucleate.measures.separation import MISLABELLED, doubts
 from nucleate.model.networks import untrained
 from nucleate.model.prompts import PromptReading
 from nucleate.model.subjects import Subject
+from nucleate.progress import Progress
 from nucleate.runs import RunWriter
 from nucleate.streams import stream
 

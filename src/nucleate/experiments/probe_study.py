@@ -12,7 +12,6 @@ import numpy as np
 from nucleate.config import flat_toml
 from nucleate.data.dataset import Instance
 from nucleate.data.prompts import Prompts
-from nucleate.experiments.groundwork import Progress
 from nucleate.measures.held_out import held_out_units, sides_of
 from nucleate.measures.neighbours import Labels
 from nucleate.measures.panel import Effort, Panel, Sweep
@@ -21,6 +20,7 @@ from nucleate.measures.shares import TaskDeals
 from nucleate.model.prompts import PromptReading, read_prompts_states
 from nucleate.model.subjects import Subject
 from nucleate.model.texts import PLAIN_CHATS, prompts_of
+from nucleate.progress import Progress
 from nucleate.refusal import Refused, nearest
 from nucleate.threads import thread_count
 

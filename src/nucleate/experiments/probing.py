@@ -13,7 +13,7 @@ from weakref import finalize
 
 from nucleate.config import differing
 from nucleate.data.prompts import Prompts, read_prompts
-from nucleate.experiments.groundwork import Progress, device_for
+from nucleate.devices import device_for
 from nucleate.experiments.probe_parts import finish, note_seconds, part_of, probe_one, surface_of
 from nucleate.experiments.probe_result import ProbeResult, load_probe
 from nucleate.experiments.probe_study import ProbeSettings, Study, settings_of
@@ -21,6 +21,7 @@ from nucleate.files import write_whole
 from nucleate.measures.baselines import MOST_FEATURES
 from nucleate.model.subjects import Subject, all_ready, subjects_of
 from nucleate.model.texts import fill
+from nucleate.progress import Progress, silent
 from nucleate.runs import open_run
 from nucleate.threads import thread_count
 
@@ -31,7 +32,7 @@ def probe(
     *,
     tokenizer: Any = None,
     base: Any = None,
-    progress: Progress = lambda text, fraction: None,
+    progress: Progress = silent,
     **options: Any,
 ) -> ProbeResult:
     """Does a model separate the tasks of labelled prompts, where, and which not?
@@ -59,7 +60,7 @@ def probe_into(
     base: Any = None,
     resume: bool = False,
     overwrite: bool = False,
-    progress: Progress = lambda text, fraction: None,
+    progress: Progress = silent,
     **options: Any,
 ) -> bool:
     """`probe` into a run folder, a part for each model. False where the run is finished and nothing was done."""

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from nucleate.config import differing, flat_toml
 from nucleate.data.redirection import SIDES, name_of
-from nucleate.experiments.groundwork import Progress, device_for
+from nucleate.devices import device_for
 from nucleate.experiments.redirect_study import (
     Others,
     Shelf,
@@ -43,6 +43,7 @@ from nucleate.model.switch import AT_ONCE, KINDS, Head, Lesson, Pace, Switch, le
 from nucleate.model.switched import SwitchedModel, head_logits, model_card, parts_of
 from nucleate.model.texts import PLAIN_CHATS, Prompt
 from nucleate.model.training import weights
+from nucleate.progress import Progress, silent
 from nucleate.runs import RunWriter, open_run
 from nucleate.streams import stream
 
@@ -63,7 +64,7 @@ def redirect_into(
     *,
     resume: bool = False,
     overwrite: bool = False,
-    progress: Progress = lambda text, fraction: None,
+    progress: Progress = silent,
     **options: Any,
 ) -> bool:
     """Redirect `source` of a model into a run folder: measures, and the switched model. False where it is finished.

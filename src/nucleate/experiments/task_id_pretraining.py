@@ -21,15 +21,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from nucleate.config import Config, MeasureSettings, TrainingSettings
 from nucleate.data.dataset import Dataset, Instance
+from nucleate.devices import device_for
 from nucleate.experiments.groundwork import (
     MEASURED,
     Members,
-    Progress,
     answer_rows,
     candidates_of,
     check_network,
     curve_rows,
-    device_for,
     labels_of,
     make_dataset,
     make_network,
@@ -55,6 +54,7 @@ from nucleate.measures.survey import Cast
 from nucleate.model.networks import load_network, save_network
 from nucleate.model.prefix_tree import Group
 from nucleate.model.states import read_groups
+from nucleate.progress import Progress, silent
 from nucleate.refusal import Refused
 from nucleate.runs import RunWriter
 from nucleate.streams import stream
@@ -71,7 +71,7 @@ def pretrain(
     *,
     resume: bool = False,
     overwrite: bool = False,
-    progress: Progress = lambda text, fraction: None,
+    progress: Progress = silent,
 ) -> bool:
     """Pre-train, fine-tune and measure every arm into a run folder. False where it is finished already."""
     device, dataset = device_for(config.device), dataset_for(config)

@@ -15,7 +15,7 @@ import polars as pl
 
 from nucleate.config import SIZES, configure
 from nucleate.experiments.claims import CLAIMS, LAW, Claim
-from nucleate.measures.baselines import t_interval
+from nucleate.intervals import t_interval
 from nucleate.refusal import Refused
 from nucleate.runs import NO_MATTER, Run, flat
 

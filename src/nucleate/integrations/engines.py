@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import compress, product
@@ -30,10 +30,9 @@ import polars as pl
 
 from nucleate.config import differing
 from nucleate.files import write_whole
+from nucleate.progress import Progress
 from nucleate.refusal import Refused
 from nucleate.runs import METRICS, load_run, make_folder
-
-Progress = Callable[[str, float | None], None]
 
 _MOST_RUNS = 10_000  # more is a slip of the finger
 _PLAN = "sweep.json"

@@ -1,21 +1,18 @@
-"""What a score is compared with, and how sure it is: permuted labels, the bare text, a linear probe, intervals.
+"""What a score is compared with: permuted labels, the bare text, a linear probe, the input word.
 
 A cluster score, a share of neighbours or a variance means little alone. `shuffled_labels` and `regrouped_tasks` say
 what chance gives; `surface_features` what the letters of the prompt give without any model; `LinearProbe` what is in
 the states whether it clusters or not; `explained_variance`, `InputMeans` and `averaged` what remains once the input
-word, most of any state at the input token, is accounted for. `t_interval` is over seeds, `subsample_interval` over
-instructions.
+word, most of any state at the input token, is accounted for.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from scipy.linalg.blas import dsyrk
 from scipy.sparse import csr_array
-from scipy.stats import t as student
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from nucleate.compiled import compiled
@@ -24,7 +21,6 @@ from nucleate.refusal import Refused
 MOST_FEATURES = 4096
 RIDGE = 0.01  # the probe's penalty, as a share of the mean eigenvalue of the features' correlation matrix, which is 1
 _SPARSE = 0.05  # share of numbers that are not 0 up to which the zeros are worth leaving out
-_ENOUGH = 20  # instructions, for quantiles over halves of them
 _NUMBERS_AT_ONCE = 2**21  # of states turned to double precision: 16 MiB
 
 
@@ -272,83 +268,6 @@ def averaged(states: np.ndarray, instructions: np.ndarray) -> tuple[np.ndarray, 
     return points[order].astype(np.float32), first[order]
 
 
-# --- how sure ---------------------------------------------------------------------------------------------------------
-
-
-class Interval(NamedTuple):
-    """An estimate with the bounds of its confidence interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Mean and Student's t-interval of a few independent values: one per seed, best the paired differences.
-
-    Right for as few as three; a bootstrap over three to five seeds covers 74-83 % where it says 95.
-    """
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or len(array) < 2 or not np.isfinite(array).all():
-        raise Refused(f"t_interval: {len(array)} values; give at least two finite ones, one per seed")
-    _check_confidence(confidence)
-    mean = float(array.mean())
-    half = float(student.ppf((1 + confidence) / 2, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array)))
-    return Interval(mean, mean - half, mean + half)
-
-
-def subsample_interval(
-    statistic: Callable[[np.ndarray], float | None],
-    instructions: np.ndarray,
-    *,
-    seed: int,
-    repeats: int = 400,
-    confidence: float = 0.95,
-) -> Interval:
-    """A statistic of the instances, and how far it may lie from that of endlessly many instructions like these.
-
-    `statistic` gets the rows (sorted positions) of some of the instances and returns a number, or None where it is
-    undefined there. Clusters, neighbours and states stay as they were found; only who is counted changes.
-
-    Whole instructions are drawn, half of them at a time, *without* replacement: copies of an instance, as a bootstrap
-    makes them, would be each other's nearest neighbours. For a statistic whose error falls with the root of the number
-    of instructions, drawing b of m gives deviations from the full value with variance s2/b - s2/m, against the s2/m
-    that is sought: they are to be multiplied by the root of b / (m - b), which for half of them is one. (With m odd
-    b is (m - 1) / 2.) The interval is the full value minus the upper and the lower quantile of these deviations, so it
-    also corrects for a bias of order 1/m, such as an F1's that is higher among fewer points, and may leave 0..1.
-    Of fewer than twenty instructions there are too few different halves for quantiles: there it is Student's, with the
-    deviation of these deviations.
-    """
-    code = np.unique(np.asarray(instructions), return_inverse=True)[1]
-    m = int(code.max()) + 1 if len(code) else 0
-    if m < 4:
-        raise Refused(f"subsample_interval: {m} instructions; at least 4 are needed to leave half of them out")
-    _check_confidence(confidence)
-    full = statistic(np.arange(len(code)))
-    if full is None:
-        raise Refused("subsample_interval: the statistic is undefined on the whole set; leave this interval out")
-    drawn = m // 2
-    rng = np.random.default_rng(seed)
-    scale = np.sqrt(drawn / (m - drawn))
-    deviations = []
-    for _ in range(repeats):
-        counted = np.zeros(m, dtype=bool)
-        counted[rng.permutation(m)[:drawn]] = True
-        value = statistic(np.flatnonzero(counted[code]))
-        if value is not None:
-            deviations.append(scale * (value - full))
-    if len(deviations) < repeats / 2:
-        raise Refused(
-            "subsample_interval: the statistic is undefined on most halves of the instructions; too few of them"
-        )
-    if m < _ENOUGH:
-        reach = float(student.ppf((1 + confidence) / 2, m - 1)) * np.std(deviations)
-        low, high = np.mean(deviations) - reach, np.mean(deviations) + reach
-    else:
-        low, high = np.quantile(deviations, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(full), float(full - high), float(full - low))
-
-
 # --- sums in double precision -----------------------------------------------------------------------------------------
 
 
@@ -409,8 +328,3 @@ def _check_states(where: str, states: np.ndarray, labels: np.ndarray) -> None:
     if not np.isfinite(states).all():
         row = int(np.flatnonzero(~np.isfinite(states).all(axis=1))[0])
         raise Refused(f"{where}: the state of row {row} holds NaN or infinity; leave it out")
-
-
-def _check_confidence(confidence: float) -> None:
-    if not 0 < confidence < 1:
-        raise Refused(f"confidence is {confidence}; give a share between 0 and 1, such as 0.95")

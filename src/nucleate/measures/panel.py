@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import polars as pl
 
-from nucleate.measures.baselines import Interval
+from nucleate.intervals import Interval
 from nucleate.measures.clustering import KMeansJob, kmeans_many
 from nucleate.measures.held_out import Side, deciding_search, some_units
 from nucleate.measures.neighbours import Labels

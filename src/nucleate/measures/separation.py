@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nucleate.measures.baselines import Interval, LinearProbe, subsample_interval
+from nucleate.intervals import Interval, subsample_interval
+from nucleate.measures.baselines import LinearProbe
 
 MISLABELLED = 0.5  # a margin of `doubts` from which on a prompt looks mislabelled
 _FOLDS = 5

@@ -7,7 +7,7 @@ leave the network.
 
 import json
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from nucleate.model.batches import batch_budget, deal, layers_of, share_prefixes
 from nucleate.model.prefix_tree import Group, PackedBatch, at_rest, evaluate, pack, plain, position_limit, where_it_runs
 from nucleate.model.texts import Chat, HasPrompts, Prompt, prompts_of
+from nucleate.progress import Progress, silent
 from nucleate.refusal import Refused
-
-Progress = Callable[[str, float | None], None]
 
 
 class HasTask(HasPrompts, Protocol):
@@ -58,7 +57,7 @@ def read_prompts_states(
     messages: Sequence[Chat | None] | None = None,
     chat: bool = False,
     spill: Path | None = None,
-    progress: Progress = lambda text, fraction: None,
+    progress: Progress = silent,
     tokens_per_batch: int | None = None,
 ) -> PromptReading:
     """The states at each of `reads` ({read: its layers, None for all}) and, where there are outputs, the answers.

@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from nucleate.intervals import t_interval
 from nucleate.report.application_tables import ALIGNMENT, ARMS, HEADS, METHODS, PAPER, SIDES, accuracy
 from nucleate.report.pens import WIDTH, draw_curve, plain
-from nucleate.report.seeds import curve_over, interval, spread_note
+from nucleate.report.seeds import curve_over, spread_note
 from nucleate.runs import Run
 
 _GREY, _ORANGE, _LIGHT_BLUE, _BLUE = "#7f7f7f", "#E69F00", "#56B4E9", "#0072B2"
@@ -87,7 +88,7 @@ def drops_figure(runs: Sequence[Run]) -> Figure | None:
         for values in points:
             axis.plot(range(len(METHODS)), values, color="#bdbdbd", linewidth=0.8, marker="o", markersize=2.5, zorder=1)
         for place, (method, of_seeds) in enumerate(zip(METHODS, zip(*points, strict=True), strict=True)):
-            here = interval(of_seeds)
+            here = t_interval(of_seeds)
             axis.plot([place] * 2, here[1:], linewidth=2, zorder=2, **_METHOD_LOOKS[method])
             axis.plot(place, here.mean, marker="o", markersize=6, zorder=3, **_METHOD_LOOKS[method])
         axis.plot(range(len(METHODS)), paper, linestyle="", marker="x", color="black", markersize=6, zorder=4)

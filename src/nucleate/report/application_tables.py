@@ -14,8 +14,9 @@ import numpy as np
 import polars as pl
 
 from nucleate.files import write_whole
+from nucleate.intervals import t_interval
 from nucleate.report.ledger import escaped, markdown_table
-from nucleate.report.seeds import Series, interval
+from nucleate.report.seeds import Series
 from nucleate.report.tables import Table
 from nucleate.runs import Run
 
@@ -80,7 +81,7 @@ def _pretraining_over_seeds(runs: Sequence[Run]) -> Table:
 
 def _cell(values: np.ndarray) -> str:
     """Mean and interval; nothing where a seed has no number."""
-    return "" if np.isnan(values).any() else str(interval(values))
+    return "" if np.isnan(values).any() else str(t_interval(values))
 
 
 def _arm(run: Run, arm: str) -> dict[str, Any]:
@@ -200,9 +201,9 @@ def _alignment_over_seeds(runs: Sequence[Run]) -> Table:
     for measure, words in ALIGNMENT.items():
         values = {method: found[method, measure] for method in METHODS if (method, measure) in found}
         if values:
-            rows.append((words, *(str(interval(values[m])) if m in values else "" for m in METHODS)))
+            rows.append((words, *(str(t_interval(values[m])) if m in values else "" for m in METHODS)))
         if measure == "accuracy_drop" and len(values) == len(METHODS):
-            steps = [str(interval(worse - better)) for worse, better in pairwise(values.values())]
+            steps = [str(t_interval(worse - better)) for worse, better in pairwise(values.values())]
             rows.append(("all other tasks: drop less than the one before by", "", *steps))
         if values and measure in PAPER:
             rows.append((f"{words} (paper)", *(f"{value:.3f}" for value in PAPER[measure])))

@@ -1,4 +1,4 @@
-"""Runs that differ in nothing but their seed, taken together: which they are, their curves, a number's interval."""
+"""Runs that differ in nothing but their seed, taken together: which they are, and their curves."""
 
 import json
 import re
@@ -82,23 +82,3 @@ def curve_over(frames: Sequence[pl.DataFrame]) -> Curve:
         .sort("epoch")
     )
     return Curve(*(rows[name].to_numpy() for name in ("epoch", "mean", "low", "high")))
-
-
-class Interval(NamedTuple):
-    """Mean, and Student's 95 % interval of it."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return "{} [{}, {}]".format(*(f"{number:.3f}".replace("-0.000", "0.000") for number in self))
-
-
-def interval(values: Sequence[float] | np.ndarray) -> Interval:
-    """Of two values or more."""
-    from scipy.stats import sem, t
-
-    mean = float(np.mean(values))
-    half = float(t.ppf(0.975, len(values) - 1) * sem(values))
-    return Interval(mean, mean - half, mean + half)
