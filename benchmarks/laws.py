@@ -9,9 +9,9 @@ each law, the mean of the paired differences (rows minus tree) with its 95 % t-i
 import json
 import sys
 
-from nucleate.experiments.verdicts import Judgement, judge
+from nucleate.claims.quantities import ACCURACY, LAST, Score, best_epoch, curve_of, f1, level_of
+from nucleate.claims.verdicts import Judgement, judge
 from nucleate.intervals import t_interval
-from nucleate.measures.evidence import ACCURACY, LAST, Score, best_epoch, curve_of, f1, level_of
 from nucleate.runs import NO_MATTER, Run, flat, load_run
 
 LAWS = ("tree", "rows")

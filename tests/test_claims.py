@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from invented_claims import VERBS, frame, raised, rows_of, without, write_run
-from nucleate.experiments.claims import CLAIMS
-from nucleate.experiments.verdicts import JUDGED_SEEDS, decide, judge, not_run
-from nucleate.measures import evidence
+from nucleate.claims import quantities
+from nucleate.claims.table import CLAIMS
+from nucleate.claims.verdicts import JUDGED_SEEDS, decide, judge, not_run
 from nucleate.refusal import Refused
 from nucleate.runs import load_run
 
@@ -283,17 +283,17 @@ F1 = {"measure": "f1", "split": "subset", "labels": "task", "space": "raw", "lay
 
 def test_late_is_the_mean_over_the_measured_epochs_of_the_last_tenth():
     values = {epoch: float(epoch > 180) * epoch / 1000 for epoch in [*range(21), *range(25, 201, 5)]}
-    assert evidence.late_f1_subset(curve(values, **F1)) == pytest.approx((0.185 + 0.19 + 0.195 + 0.2) / 4)
+    assert quantities.late_f1_subset(curve(values, **F1)) == pytest.approx((0.185 + 0.19 + 0.195 + 0.2) / 4)
 
 
 def test_each_epoch_takes_its_better_space_and_controls_do_so_too():
     raw, tsne = curve({9: 0.2, 10: 0.4}, **F1), curve({9: 0.9, 10: 0.6}, **{**F1, "space": "tsne"})
     table = pl.concat([raw, tsne])
-    assert evidence.late_f1_subset(table) == 0.6
+    assert quantities.late_f1_subset(table) == 0.6
     shuffled = table.with_columns(control=pl.lit("shuffled"))
-    assert evidence.late_f1_subset(pl.concat([table, shuffled]), "shuffled") == 0.6
+    assert quantities.late_f1_subset(pl.concat([table, shuffled]), "shuffled") == 0.6
     averaged = curve({10: 0.99}, **{**F1, "space": "averaged"})
-    assert evidence.late_f1_subset(pl.concat([table, averaged])) == 0.6
+    assert quantities.late_f1_subset(pl.concat([table, averaged])) == 0.6
 
 
 def test_language_models_are_laid_out_only_where_every_control_is():
@@ -301,10 +301,10 @@ def test_language_models_are_laid_out_only_where_every_control_is():
     own = [{**place, "space": "raw", "value": 0.80}, {**place, "space": "tsne", "value": 0.93}]
     bare = {**place, "layer": None, "read": None, "control": "surface_prompt"}
     plain = frame([*own, {**bare, "space": "raw", "value": 0.84}])
-    assert (evidence.category_f1(plain), evidence.category_f1(plain, "surface_prompt")) == (0.80, 0.84)
+    assert (quantities.category_f1(plain), quantities.category_f1(plain, "surface_prompt")) == (0.80, 0.84)
     both = frame([*own, {**bare, "space": "raw", "value": 0.84}, {**bare, "space": "tsne", "value": 0.90}])
-    assert (evidence.category_f1(both), evidence.category_f1(both, "surface_prompt")) == (0.93, 0.90)
-    assert (evidence.best_f1(plain, "raw"), evidence.best_f1(plain, "tsne")) == (0.80, 0.93)
+    assert (quantities.category_f1(both), quantities.category_f1(both, "surface_prompt")) == (0.93, 0.90)
+    assert (quantities.best_f1(plain, "raw"), quantities.best_f1(plain, "tsne")) == (0.80, 0.93)
 
 
 def test_on_two_splits_a_control_is_as_far_below_as_where_it_comes_nearest():
@@ -312,9 +312,9 @@ def test_on_two_splits_a_control_is_as_far_below_as_where_it_comes_nearest():
     levels["test", "shuffled"] = 0.5
     tables = [curve({10: v}, **{**F1, "split": s, "control": c}) for (s, c), v in levels.items()]
     table = pl.concat(tables)
-    assert evidence.late_f1_unseen(table) == 0.90
-    assert evidence.late_f1_unseen(table, "shuffled") == pytest.approx(0.90 - (0.95 - 0.93))
-    assert evidence.late_f1_unseen(pl.concat(tables[:3]), "shuffled") is None
+    assert quantities.late_f1_unseen(table) == 0.90
+    assert quantities.late_f1_unseen(table, "shuffled") == pytest.approx(0.90 - (0.95 - 0.93))
+    assert quantities.late_f1_unseen(pl.concat(tables[:3]), "shuffled") is None
 
 
 def test_what_a_network_that_has_not_learnt_waits_for_is_undefined(tmp_path):
@@ -326,7 +326,7 @@ def test_what_a_network_that_has_not_learnt_waits_for_is_undefined(tmp_path):
         found = verdict(BY_ID[name], given)
         assert (found.verdict, found.points) == ("undecided", {})
         assert found.reason == "undefined for seed 0, 1, 2, 3, 4" and "--seed 0..4" in found.command
-        assert max(found.beside["accuracy, validation"].values()) < evidence.GUESSED
+        assert max(found.beside["accuracy, validation"].values()) < quantities.GUESSED
 
 
 def test_probes_of_other_data_or_by_other_options_are_other_runs_and_judge_nothing(tmp_path):
@@ -341,17 +341,17 @@ def test_probes_of_other_data_or_by_other_options_are_other_runs_and_judge_nothi
 
 def test_growth_counts_only_until_saturation_and_not_when_it_comes_at_once():
     slow = {epoch: min(epoch, 10) / 10 for epoch in range(31)}
-    assert evidence.growth_to_saturation(curve(slow, **F1)) == pytest.approx(1.0)
+    assert quantities.growth_to_saturation(curve(slow, **F1)) == pytest.approx(1.0)
     noisy_after = {**slow, **{epoch: 1 + (-1) ** epoch / 50 for epoch in range(11, 31)}}
-    assert evidence.growth_to_saturation(curve(noisy_after, **F1)) == pytest.approx(1.0)
-    assert evidence.growth_to_saturation(curve({epoch: min(epoch, 2) / 2 for epoch in range(31)}, **F1)) == 0.0
-    assert evidence.growth_to_saturation(curve(dict.fromkeys(range(31), 0.5), **F1)) == 0.0
+    assert quantities.growth_to_saturation(curve(noisy_after, **F1)) == pytest.approx(1.0)
+    assert quantities.growth_to_saturation(curve({epoch: min(epoch, 2) / 2 for epoch in range(31)}, **F1)) == 0.0
+    assert quantities.growth_to_saturation(curve(dict.fromkeys(range(31), 0.5), **F1)) == 0.0
 
 
 def test_the_slope_over_layers_leaves_layer_0_out():
     tables = [curve({0: 0.3, 10: value}, **{**F1, "layer": layer}) for layer, value in enumerate([0.0, 0.5, 0.6, 0.7])]
-    assert evidence.f1_gain_per_layer(pl.concat(tables)) == pytest.approx(0.1)
-    assert evidence.f1_gain_per_layer(pl.concat(tables), "untrained") == pytest.approx(0.0, abs=1e-12)
+    assert quantities.f1_gain_per_layer(pl.concat(tables)) == pytest.approx(0.1)
+    assert quantities.f1_gain_per_layer(pl.concat(tables), "untrained") == pytest.approx(0.0, abs=1e-12)
 
 
 def test_waiting_is_at_most_a_tenth_for_a_straight_rise_and_more_for_a_late_one():
@@ -364,13 +364,13 @@ def test_waiting_is_at_most_a_tenth_for_a_straight_rise_and_more_for_a_late_one(
     def falling(epoch):
         return -float(epoch)
 
-    straight = evidence.waiting_share(table(lambda e: min(1, e / 50), falling))
+    straight = quantities.waiting_share(table(lambda e: min(1, e / 50), falling))
     assert straight is not None and 0 < straight <= 0.1
-    slowing = evidence.waiting_share(table(lambda e: 1 - math.exp(-e / 20), falling))
+    slowing = quantities.waiting_share(table(lambda e: 1 - math.exp(-e / 20), falling))
     assert slowing is not None and slowing < straight
-    late = evidence.waiting_share(table(lambda e: float(e >= 10), falling))
+    late = quantities.waiting_share(table(lambda e: float(e >= 10), falling))
     assert late == pytest.approx(9 / 10)
-    assert evidence.waiting_share(table(lambda e: float(e >= 10), lambda e: (-1.0) ** e)) == 0.0
+    assert quantities.waiting_share(table(lambda e: float(e >= 10), lambda e: (-1.0) ** e)) == 0.0
 
 
 def test_the_lead_is_measured_from_the_untrained_level():
@@ -378,9 +378,9 @@ def test_the_lead_is_measured_from_the_untrained_level():
     f1 = {epoch: 0.6 + 0.3 * min(1.0, epoch / 20) for epoch in range(101)}  # above half of its end from the start
     rows = {"measure": "f1", "split": "validation", "labels": "task", "space": "raw", "layer": 6}
     table = pl.concat([curve(accuracy, measure="accuracy", split="validation"), curve(f1, **rows)])
-    assert evidence.clustering_lead(table) == 10
+    assert quantities.clustering_lead(table) == 10
     flat = pl.concat([curve(accuracy, measure="accuracy", split="validation"), curve(dict.fromkeys(f1, 0.6), **rows)])
-    assert evidence.clustering_lead(flat) == 20 - 100
+    assert quantities.clustering_lead(flat) == 20 - 100
 
 
 def test_pairs_are_parted_in_the_space_that_f1_prefers():
@@ -388,8 +388,8 @@ def test_pairs_are_parted_in_the_space_that_f1_prefers():
         here = {**F1, "space": space}
         return [curve({10: f1}, **here), curve({10: apart}, **{**here, "measure": "hard_separated"})]
 
-    assert evidence.pairs_apart(pl.concat(rows("raw", 0.8, 0.3) + rows("tsne", 0.7, 0.9))) == 0.3
-    assert evidence.pairs_apart(pl.concat(rows("raw", 0.6, 0.3) + rows("tsne", 0.7, 0.9))) == 0.9
+    assert quantities.pairs_apart(pl.concat(rows("raw", 0.8, 0.3) + rows("tsne", 0.7, 0.9))) == 0.3
+    assert quantities.pairs_apart(pl.concat(rows("raw", 0.6, 0.3) + rows("tsne", 0.7, 0.9))) == 0.9
 
 
 def test_a_best_epoch_at_the_very_end_leaves_nothing_to_persist_in(worlds):
@@ -402,14 +402,14 @@ def test_an_alignment_that_leaves_a_source_unfixed_shows_its_shortfall():
     broken = [
         {**row, "value": 0.9} if row["measure"] == "source_accuracy" and row["arm"] == "head" else row for row in rows
     ]
-    assert evidence.smallest_relief(frame(rows)) == pytest.approx(0.01)
-    assert evidence.smallest_relief(frame(broken)) == pytest.approx(-0.1)
+    assert quantities.smallest_relief(frame(rows)) == pytest.approx(0.01)
+    assert quantities.smallest_relief(frame(broken)) == pytest.approx(-0.1)
 
 
 def test_the_families_of_table_1_are_told_apart_by_name():
-    assert evidence.family_gap(frame(rows_of("probe", true=True))) == pytest.approx(0.5)
+    assert quantities.family_gap(frame(rows_of("probe", true=True))) == pytest.approx(0.5)
     lone = [row for row in rows_of("probe", true=True) if row["model"] != "GPT-J-6B"]
-    assert evidence.family_gap(frame(lone)) is None
+    assert quantities.family_gap(frame(lone)) is None
 
 
 # --- once more, by others ---------------------------------------------------------------------------------------------
@@ -441,7 +441,7 @@ def test_an_independent_script_finds_the_same_in_a_real_run(micro_run):
 
 
 def test_judging_loads_no_torch():
-    check = "import nucleate.experiments.verdicts, sys; sys.exit('torch' in sys.modules)"
+    check = "import nucleate.claims.verdicts, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 

@@ -10,9 +10,9 @@ from dataclasses import replace
 import pytest
 
 from invented_claims import VERBS, rows_of, write_run
-from nucleate.experiments.claims import CLAIMS
-from nucleate.experiments.verdicts import judge, not_run
-from nucleate.report.ledger import JSON_KEYS, ledger_json, ledger_lines, ledger_markdown, write_ledger
+from nucleate.claims.ledger import JSON_KEYS, ledger_json, ledger_lines, ledger_markdown, write_ledger
+from nucleate.claims.table import CLAIMS
+from nucleate.claims.verdicts import judge, not_run
 from nucleate.report.page import write_page
 from nucleate.runs import load_run
 
@@ -168,5 +168,5 @@ def test_nothing_given_lists_every_claim_as_not_run():
 
 
 def test_drawing_the_ledger_loads_no_torch():
-    check = "import nucleate.report.ledger, sys; sys.exit(bool({'torch', 'sklearn'} & set(sys.modules)))"
+    check = "import nucleate.claims.ledger, sys; sys.exit(bool({'torch', 'sklearn'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

@@ -8,12 +8,12 @@ import polars as pl
 import pytest
 from transformers import AutoModelForCausalLM
 
+from nucleate.claims import quantities
 from nucleate.cli import main
 from nucleate.config import configure
 from nucleate.experiments import task_id_pretraining as subject
 from nucleate.experiments.groundwork import Members, make_dataset, make_network, of_splits
 from nucleate.experiments.task_id_pretraining import TASK_TOKEN, pretrain
-from nucleate.measures import evidence
 from nucleate.refusal import Refused
 from nucleate.report.application_tables import ARMS, pretraining_table
 from nucleate.report.figures import draw_figures
@@ -113,11 +113,11 @@ def test_the_ledger_finds_its_quantities_in_the_table(pretrained):
         )["value"].mean()
         for arm in ARMS
     }
-    assert evidence.area_gain(table) == pytest.approx(area["task_id"] - max(area["none"], area["instruction"]))
+    assert quantities.area_gain(table) == pytest.approx(area["task_id"] - max(area["none"], area["instruction"]))
     last = curves.filter(pl.col("split") == "test").group_by("arm").agg(pl.col("value").sort_by("epoch").last())
-    final = dict(last.iter_rows()) | {"task_id": evidence.final_accuracy(table, "task_id")}
+    final = dict(last.iter_rows()) | {"task_id": quantities.final_accuracy(table, "task_id")}
     others = max(final[arm] for arm in ("none", "instruction", "longer"))
-    assert evidence.final_accuracy_gain(table) == pytest.approx(final["task_id"] - others)
+    assert quantities.final_accuracy_gain(table) == pytest.approx(final["task_id"] - others)
 
 
 def test_arms_begin_alike_and_only_the_pretrained_ones_begin_elsewhere(pretrained):

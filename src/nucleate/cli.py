@@ -293,8 +293,8 @@ def _claims(asked: argparse.Namespace) -> None:
 
 def _ledger(folders: Sequence[str | Path], out: Path) -> list[str]:
     """The paper's claims judged by these runs, as files in `out` and as lines for a terminal."""
-    from nucleate.experiments.verdicts import judge, not_run
-    from nucleate.report.ledger import ledger_lines, write_ledger
+    from nucleate.claims.ledger import ledger_lines, write_ledger
+    from nucleate.claims.verdicts import judge, not_run
     from nucleate.runs import load_run, make_folder
 
     judgements = judge([load_run(folder) for folder in folders])

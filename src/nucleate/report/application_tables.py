@@ -15,7 +15,7 @@ import polars as pl
 
 from nucleate.files import write_whole
 from nucleate.intervals import t_interval
-from nucleate.report.ledger import escaped, markdown_table
+from nucleate.report.markdown import escaped, markdown_table
 from nucleate.report.seeds import Series
 from nucleate.report.tables import Table
 from nucleate.runs import Run

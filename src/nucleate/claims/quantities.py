@@ -3,7 +3,7 @@
 Each takes the table and a control. Under `none` it is the run's own number; under any other name the very same quantity
 of that control: the untrained network (epoch 0), permuted labels, the bare text, layer 0. (Where the comparison lies
 inside the quantity, no control is asked for.) None where the table lacks what it takes. What the quantities are held
-against stands in `experiments/claims.py`.
+against stands in `claims/table.py`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

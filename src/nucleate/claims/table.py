@@ -12,9 +12,11 @@ from typing import Literal
 
 import polars as pl
 
-from nucleate.measures import evidence
+from nucleate.claims import quantities
 
-Quantity = Callable[[pl.DataFrame, str], float | None]  # of a run's long table and a control; see measures/evidence.py
+Quantity = Callable[
+    [pl.DataFrame, str], float | None
+]  # of a run's long table and a control; see measures/quantities.py
 
 
 @dataclass(frozen=True)
@@ -81,17 +83,17 @@ CLAIMS: tuple[Claim, ...] = (
         "which contains both the hard examples and their original examples.",
         experiment="learn",
         sizes=_SIZES,
-        primary=evidence.late_f1_subset,
+        primary=quantities.late_f1_subset,
         direction="above",
         threshold=0.9,
         controls=_ALL,
         note="The threshold is the paper's own number, reached with its own choice of the better of raw states and "
         "t-SNE; the controls choose likewise. Averaged: one point per instruction, free of the input word.",
         beside={
-            "F1, raw": partial(evidence.level_of, score=evidence.f1("subset", ("raw",))),
-            "F1, t-SNE": partial(evidence.level_of, score=evidence.f1("subset", ("tsne",))),
-            "F1, averaged": partial(evidence.level_of, score=evidence.f1("subset", ("averaged",))),
-            "ARI": partial(evidence.level_of, score=evidence.Score("ari", "subset", "task", evidence.BEST_OF)),
+            "F1, raw": partial(quantities.level_of, score=quantities.f1("subset", ("raw",))),
+            "F1, t-SNE": partial(quantities.level_of, score=quantities.f1("subset", ("tsne",))),
+            "F1, averaged": partial(quantities.level_of, score=quantities.f1("subset", ("averaged",))),
+            "ARI": partial(quantities.level_of, score=quantities.Score("ari", "subset", "task", quantities.BEST_OF)),
         },
     ),
     Claim(
@@ -101,17 +103,17 @@ CLAIMS: tuple[Claim, ...] = (
         "throughout the training process until saturating at some high values",
         experiment="learn",
         sizes=_SIZES,
-        primary=evidence.growth_to_saturation,
+        primary=quantities.growth_to_saturation,
         direction="above",
         threshold=0.8,
         controls=("shuffled",),
         note="Saturation: the first epoch at 95 % of the mean of the last ten measured. 0.8 for 'strong trend'.",
         beside={
-            "saturation epoch": lambda table: evidence.saturation_epoch(
-                evidence.curve_of(table, evidence.f1("subset"))
+            "saturation epoch": lambda table: quantities.saturation_epoch(
+                quantities.curve_of(table, quantities.f1("subset"))
             ),
-            "rise from epoch 0 to late": lambda table: evidence.less(
-                evidence.late_f1_subset(table), evidence.late_f1_subset(table, "untrained")
+            "rise from epoch 0 to late": lambda table: quantities.less(
+                quantities.late_f1_subset(table), quantities.late_f1_subset(table, "untrained")
             ),
         },
     ),
@@ -122,17 +124,17 @@ CLAIMS: tuple[Claim, ...] = (
         "serving as a baseline",
         experiment="learn",
         sizes=_SIZES,
-        primary=evidence.f1_gain_per_layer,
+        primary=quantities.f1_gain_per_layer,
         direction="above",
         threshold=0.01,
         controls=("untrained", "shuffled"),
         note="0.01 a layer is 0.05 from the first block to the sixth. A text has no layers: no surface control. "
         "Regrouped labels, whose slope stands beside, were not made a control before the judged runs and are none.",
         beside={
-            "the same of regrouped labels": partial(evidence.f1_gain_per_layer, control="regrouped"),
-            "late F1 in layer 0": partial(evidence.level_of, score=evidence.f1("subset"), layer=evidence.FIRST),
-            "late F1 in layer 1": partial(evidence.level_of, score=evidence.f1("subset"), layer=1),
-            "late F1 in the last": partial(evidence.level_of, score=evidence.f1("subset")),
+            "the same of regrouped labels": partial(quantities.f1_gain_per_layer, control="regrouped"),
+            "late F1 in layer 0": partial(quantities.level_of, score=quantities.f1("subset"), layer=quantities.FIRST),
+            "late F1 in layer 1": partial(quantities.level_of, score=quantities.f1("subset"), layer=1),
+            "late F1 in the last": partial(quantities.level_of, score=quantities.f1("subset")),
         },
     ),
     Claim(
@@ -142,7 +144,7 @@ CLAIMS: tuple[Claim, ...] = (
         "performances of other layers",
         experiment="learn",
         sizes=_SIZES,
-        primary=evidence.range_of_layer_0,
+        primary=quantities.range_of_layer_0,
         direction="below",
         threshold=1 / 3,
         controls=(),
@@ -155,16 +157,18 @@ CLAIMS: tuple[Claim, ...] = (
         "clustering effect generalizes to unseen instances as well",
         experiment="learn",
         sizes=_SIZES,
-        primary=evidence.late_f1_unseen,
+        primary=quantities.late_f1_unseen,
         direction="above",
         threshold=0.88,
         controls=_ALL,
         note="The paper gives no number here, only 'high values across different data splits'; 0.887 is the lowest F1 "
         "that it calls high elsewhere (Table 1).",
         beside={
-            "F1, validation": partial(evidence.level_of, score=evidence.f1("validation")),
-            "F1, test": partial(evidence.level_of, score=evidence.f1("test")),
-            "ARI, test": partial(evidence.level_of, score=evidence.Score("ari", "test", "task", evidence.BEST_OF)),
+            "F1, validation": partial(quantities.level_of, score=quantities.f1("validation")),
+            "F1, test": partial(quantities.level_of, score=quantities.f1("test")),
+            "ARI, test": partial(
+                quantities.level_of, score=quantities.Score("ari", "test", "task", quantities.BEST_OF)
+            ),
         },
     ),
     Claim(
@@ -174,7 +178,7 @@ CLAIMS: tuple[Claim, ...] = (
         "identities",
         experiment="learn",
         sizes=_SIZES,
-        primary=evidence.late_share_other_distributions,
+        primary=quantities.late_share_other_distributions,
         direction="above",
         threshold=0.5,
         controls=_ALL,
@@ -188,16 +192,16 @@ CLAIMS: tuple[Claim, ...] = (
         "predominantly separated into different clusters",
         experiment="learn",
         sizes=_SIZES,
-        primary=evidence.hard_margin,
+        primary=quantities.hard_margin,
         direction="above",
         threshold=0.0,
         controls=("untrained", *_TEXT),
         note="Predominantly: more than half of the pairs, with more neighbours of their own task than of the "
         "original's.",
         beside={
-            "pairs in different clusters": evidence.pairs_apart,
-            "neighbours of its own task": evidence.own_neighbours,
-            "neighbours of the original's task": evidence.neighbours_of_origin,
+            "pairs in different clusters": quantities.pairs_apart,
+            "neighbours of its own task": quantities.own_neighbours,
+            "neighbours of the original's task": quantities.neighbours_of_origin,
         },
     ),
     Claim(
@@ -207,16 +211,17 @@ CLAIMS: tuple[Claim, ...] = (
         "structures within the task-specific clusters",
         experiment="learn",
         sizes=_SIZES,
-        primary=evidence.late_ari_within_tasks,
+        primary=quantities.late_ari_within_tasks,
         direction="above",
         threshold=0.35,
         controls=("untrained", *_TEXT),
         note="The paper calls a distribution-mapping ARI of 0.345 not clear (GPT-J, Table 1).",
         beside={
-            "ARI of distributions within tasks": partial(evidence.ari_within, labels="distribution"),
-            "ARI of distribution-mappings within tasks": partial(evidence.ari_within, labels="distribution_mapping"),
+            "ARI of distributions within tasks": partial(quantities.ari_within, labels="distribution"),
+            "ARI of distribution-mappings within tasks": partial(quantities.ari_within, labels="distribution_mapping"),
             "F1 of distribution-mappings": partial(
-                evidence.level_of, score=evidence.Score("f1", "validation", "distribution_mapping", evidence.BEST_OF)
+                quantities.level_of,
+                score=quantities.Score("f1", "validation", "distribution_mapping", quantities.BEST_OF),
             ),
         },
     ),
@@ -227,16 +232,18 @@ CLAIMS: tuple[Claim, ...] = (
         "set before abruptly beginning to rise thereafter, despite continuous improvements in training loss",
         experiment="learn",
         sizes=_SIZES,
-        primary=evidence.waiting_share,
+        primary=quantities.waiting_share,
         direction="above",
         threshold=0.1,
         controls=(),
         note="The threshold is the most that a straight rise from the first epoch can give.",
         beside={
-            "accuracy, validation": partial(evidence.level_of, score=evidence.ACCURACY["validation"], layer=None),
-            "first epoch at 5 %, validation": partial(evidence.accuracy_epoch, split="validation", share=0.05),
-            "first epoch at 50 %, validation": partial(evidence.accuracy_epoch, split="validation", share=0.5),
-            "trend of the training loss": lambda table: evidence.trend(evidence.curve_of(table, evidence.LOSS, None)),
+            "accuracy, validation": partial(quantities.level_of, score=quantities.ACCURACY["validation"], layer=None),
+            "first epoch at 5 %, validation": partial(quantities.accuracy_epoch, split="validation", share=0.05),
+            "first epoch at 50 %, validation": partial(quantities.accuracy_epoch, split="validation", share=0.5),
+            "trend of the training loss": lambda table: quantities.trend(
+                quantities.curve_of(table, quantities.LOSS, None)
+            ),
         },
     ),
     Claim(
@@ -246,21 +253,21 @@ CLAIMS: tuple[Claim, ...] = (
         "it to subsequently learn to solve different tasks successfully",
         experiment="learn",
         sizes=_SIZES,
-        primary=evidence.clustering_lead,
+        primary=quantities.clustering_lead,
         direction="above",
         threshold=0.0,
         controls=(),
         note="The comparison is inside the quantity.",
         beside={
-            "accuracy, validation": partial(evidence.level_of, score=evidence.ACCURACY["validation"], layer=None),
-            "accuracy half risen": lambda table: evidence.half_rise_epoch(
-                evidence.curve_of(table, evidence.ACCURACY["validation"], None)
+            "accuracy, validation": partial(quantities.level_of, score=quantities.ACCURACY["validation"], layer=None),
+            "accuracy half risen": lambda table: quantities.half_rise_epoch(
+                quantities.curve_of(table, quantities.ACCURACY["validation"], None)
             ),
-            "clustering half risen": lambda table: evidence.half_rise_epoch(
-                evidence.curve_of(table, evidence.f1("validation"))
+            "clustering half risen": lambda table: quantities.half_rise_epoch(
+                quantities.curve_of(table, quantities.f1("validation"))
             ),
-            "clustering at half of its late level": lambda table: evidence.half_level_epoch(
-                evidence.curve_of(table, evidence.f1("validation"))
+            "clustering at half of its late level": lambda table: quantities.half_level_epoch(
+                quantities.curve_of(table, quantities.f1("validation"))
             ),
         },
     ),
@@ -271,18 +278,18 @@ CLAIMS: tuple[Claim, ...] = (
         "[...] In addition, the early stop point is close to when the clustering performance starts to saturate.",
         experiment="learn",
         sizes=_SIZES,
-        primary=evidence.best_epoch_to_saturation,
+        primary=quantities.best_epoch_to_saturation,
         direction="below",
         threshold=0.1,
         controls=(),
         note="Near: within a tenth of the training, 20 of 200 epochs. The paper's best epoch was its 51st. Persists: "
         "at least 95 % of the level there. Growth is shown beside, not judged.",
         beside={
-            "best epoch": evidence.best_epoch,
-            "saturation epoch": lambda table: evidence.saturation_epoch(
-                evidence.curve_of(table, evidence.f1("validation"))
+            "best epoch": quantities.best_epoch,
+            "saturation epoch": lambda table: quantities.saturation_epoch(
+                quantities.curve_of(table, quantities.f1("validation"))
             ),
-            "F1 gained after the best epoch": evidence.growth_after_best,
+            "F1 gained after the best epoch": quantities.growth_after_best,
         },
     ),
     Claim(
@@ -292,16 +299,16 @@ CLAIMS: tuple[Claim, ...] = (
         "training instances and unseen instances are not only close in the hidden space but also become more clustered",
         experiment="learn",
         sizes=_SIZES,
-        primary=evidence.late_knn_share,
+        primary=quantities.late_knn_share,
         direction="above",
         threshold=0.5,
         controls=_ALL,
         note="Most of the nearest. The text alone finds many too: an unseen instruction comes from a distribution that "
         "training has seen.",
         beside={
-            "test": partial(evidence.level_of, score=evidence.Score("knn_share", "test")),
-            "K = 1": partial(evidence.level_of, score=evidence.Score("knn_share_k1", "validation")),
-            "K = 20": partial(evidence.level_of, score=evidence.Score("knn_share_k20", "validation")),
+            "test": partial(quantities.level_of, score=quantities.Score("knn_share", "test")),
+            "K = 1": partial(quantities.level_of, score=quantities.Score("knn_share_k1", "validation")),
+            "K = 20": partial(quantities.level_of, score=quantities.Score("knn_share_k20", "validation")),
         },
     ),
     Claim(
@@ -311,16 +318,16 @@ CLAIMS: tuple[Claim, ...] = (
         "[...] The KNN accuracy is also improved across layers.",
         experiment="learn",
         sizes=_SIZES,
-        primary=evidence.late_knn_accuracy,
+        primary=quantities.late_knn_accuracy,
         direction="above",
         threshold=0.8,
         controls=("untrained", "layer_0", *_TEXT),
         note="With epochs: above the untrained network. With layers: above layer 0. The paper gives no number for "
         "'high'; 0.8 is ours.",
         beside={
-            "test": partial(evidence.level_of, score=evidence.Score("knn_accuracy", "test")),
-            "the network's own accuracy": lambda table: evidence.late_mean(
-                evidence.curve_of(table, evidence.ACCURACY["validation"], None)
+            "test": partial(quantities.level_of, score=quantities.Score("knn_accuracy", "test")),
+            "the network's own accuracy": lambda table: quantities.late_mean(
+                quantities.curve_of(table, quantities.ACCURACY["validation"], None)
             ),
         },
     ),
@@ -346,16 +353,16 @@ CLAIMS: tuple[Claim, ...] = (
         "Instruct-GPT-J-6B seem to not form clear clusters based on the distribution-mapping identity",
         experiment="probe",
         sizes=("natural",),
-        primary=evidence.category_f1,
+        primary=quantities.category_f1,
         direction="above",
         threshold=0.88,
         controls=(*_ALL, "neutral"),
         note="0.887 is the lowest F1 that Table 1 calls high. The models are fixed: seeds vary clustering and controls "
         "only. The second half of the claim needs LLaMAs and GPT-Js in one run and is shown beside.",
         beside={
-            "F1, raw": partial(evidence.best_f1, space="raw"),
-            "F1, t-SNE": partial(evidence.best_f1, space="tsne"),
-            "distribution-mapping F1, LLaMAs less GPT-Js": evidence.family_gap,
+            "F1, raw": partial(quantities.best_f1, space="raw"),
+            "F1, t-SNE": partial(quantities.best_f1, space="tsne"),
+            "distribution-mapping F1, LLaMAs less GPT-Js": quantities.family_gap,
         },
     ),
     Claim(
@@ -365,14 +372,14 @@ CLAIMS: tuple[Claim, ...] = (
         "during the fine-tuning process than the other two settings",
         experiment="pretrain",
         sizes=("small",),
-        primary=evidence.area_gain,
+        primary=quantities.area_gain,
         direction="above",
         threshold=0.0,
         controls=(),
         note="The other arms are inside the quantity. The arm that trains longer has more epochs to average over and "
         "cannot be compared by this number.",
         beside={
-            f"{measure}, {arm}": partial(evidence.curve_measure, arm=arm, measure=measure)
+            f"{measure}, {arm}": partial(quantities.curve_measure, arm=arm, measure=measure)
             for measure in ("area_under_curve", "epochs_to_90")
             for arm in ("task_id", "none", "instruction")
         },
@@ -384,13 +391,13 @@ CLAIMS: tuple[Claim, ...] = (
         "during the fine-tuning process than the other two settings",
         experiment="pretrain",
         sizes=("small",),
-        primary=evidence.final_accuracy_gain,
+        primary=quantities.final_accuracy_gain,
         direction="above",
         threshold=0.0,
         controls=(),
         note="On test, since the pre-trained models are chosen on validation.",
         beside={
-            f"final accuracy, {arm}": partial(evidence.final_accuracy, arm=arm)
+            f"final accuracy, {arm}": partial(quantities.final_accuracy, arm=arm)
             for arm in ("task_id", "none", "instruction", "longer")
         },
     ),
@@ -401,16 +408,16 @@ CLAIMS: tuple[Claim, ...] = (
         "direct fine-tuning undergoes significant performance drops on other tasks",
         experiment="align",
         sizes=_SIZES,
-        primary=evidence.smallest_relief,
+        primary=quantities.smallest_relief,
         direction="above",
         threshold=0.0,
         controls=(),
         note="Judged on test, since the models are chosen on validation. The paper's drops: 0.210, 0.120, 0.087, "
         "0.080, from one run each.",
         beside={
-            f"{measure}, {arm}": partial(evidence.chosen_model, arm=arm, measure=measure)
+            f"{measure}, {arm}": partial(quantities.chosen_model, arm=arm, measure=measure)
             for measure in ("source_accuracy", "accuracy_drop")
-            for arm in evidence.METHODS
+            for arm in quantities.METHODS
         },
     ),
 )

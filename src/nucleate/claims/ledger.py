@@ -1,13 +1,12 @@
 """The ledger of claims on paper: claims.json, claims.md, one figure with a panel per claim, lines for the terminal.
 
-What is judged, and how, stands in `experiments/claims.py` and `verdicts.py`; here judgements only become files. The
+What is judged, and how, stands in `claims/table.py` and `verdicts.py`; here judgements only become files. The
 same judgements give the same bytes. Names that come from run folders (sizes, settings, models) are escaped wherever
 they appear.
 """
 
 import json
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,11 +18,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from nucleate.files import write_whole
+from nucleate.report.markdown import code_block, escaped, markdown_table
 from nucleate.report.pens import WIDTH, plain, save, style
 
 
 class Judged(Protocol):
-    """A judgement, as `experiments/verdicts.py` makes it."""
+    """A judgement, as `claims/verdicts.py` makes it."""
 
     @property
     def claim(self) -> str: ...
@@ -205,38 +205,7 @@ def _section(one: Judged) -> list[str]:
     if one.aside:
         shown = ", ".join(f"{_number(point)} (seed {seed})" for seed, point in one.aside.items())
         lines += [f"Shown, not judged: {shown}.", ""]
-    return [*lines, *_code(one.command), ""]
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    return [_row(header), _row(["---"] * len(header)), *(_row(row) for row in rows), ""]
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-_SPECIAL = frozenset("\\`*_[]|#~$!")
-_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-
-
-def escaped(text: object) -> str:
-    """Text that Markdown shows as it is: one line, no markup, no HTML, no control characters."""
-    return "".join(_ENTITIES.get(sign, f"\\{sign}" if sign in _SPECIAL else sign) for sign in _one_line(text))
-
-
-def _one_line(text: object) -> str:
-    """Blanks for line breaks and tabs; other control and format characters (such as reversed writing) go."""
-    signs = (" " if sign.isspace() else sign for sign in str(text))
-    return "".join(sign for sign in signs if unicodedata.category(sign)[0] != "C")
-
-
-def _code(text: str) -> list[str]:
-    """A block whose fence is longer than any run of backticks inside."""
-    line, fence = _one_line(text), "```"
-    while fence in line:
-        fence += "`"
-    return [f"{fence}sh", line, fence]
+    return [*lines, *code_block(one.command), ""]
 
 
 # --- numbers and words ------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Verdicts on the paper's claims: finished runs, the table of `claims.py`, and one rule.
+"""Verdicts on the paper's claims: finished runs, the table of `table.py`, and one rule.
 
 *holds*: at least five judged seeds, all beyond the threshold and beyond every control, and the 95 % t-intervals of the
 quantity and of the paired difference (per seed: quantity - highest control) beyond too. *fails*: at least five judged
@@ -13,8 +13,8 @@ from typing import Any, Literal, NamedTuple
 
 import polars as pl
 
+from nucleate.claims.table import CLAIMS, LAW, Claim
 from nucleate.config import SIZES, configure
-from nucleate.experiments.claims import CLAIMS, LAW, Claim
 from nucleate.intervals import t_interval
 from nucleate.refusal import Refused
 from nucleate.runs import NO_MATTER, Run, flat

@@ -1,0 +1,1 @@
+"""The paper's claims, judged from the tables of finished runs."""

@@ -1,0 +1,152 @@
+"""The long table of finished runs, read: which rows are meant, their curves, what "late" and "best epoch" are.
+
+Whatever is judged, drawn or told of a run picks its numbers here, so that a word means the same wherever it stands.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from nucleate.runs import Run, flat
+
+LATE = 0.9  # "late": the measured epochs after this share of the training, averaged
+BEST_OF = ("raw", "tsne")  # the paper clusters t-SNE's points where that scores higher (§3.2)
+FIRST, LAST = 0, -1  # layers
+ANY = -1  # an epoch that `pick` does not look at
+METHODS = {  # of alignment, by their arms, in the order of Table 2
+    "direct": "direct fine-tuning",
+    "head": "language head",
+    "linear_switch": "linear switch",
+    "mlp_switch": "MLP switch",
+}
+# Settings in which runs of one experiment may differ: whose it is, where it computes, what is only looked at.
+_OF_NO_MATTER = ("seed", "device", "measure.display_iterations")
+
+# --- which rows -------------------------------------------------------------------------------------------------------
+
+
+class Score(NamedTuple):
+    """Which rows: one measure of one split, read at the input token; of several spaces the highest value counts."""
+
+    measure: str
+    split: str
+    labels: str | None = "task"
+    spaces: tuple[str, ...] = ("raw",)  # empty: what has no space
+    arm: str | None = None  # None: whichever the table has
+
+
+ACCURACY = {split: Score("accuracy", split, None, ()) for split in ("subset", "validation", "test")}
+LOSS = Score("loss", "train", None, ())
+
+
+def f1(split: str, spaces: tuple[str, ...] = BEST_OF) -> Score:
+    """F1 of clusters against tasks."""
+    return Score("f1", split, "task", spaces)
+
+
+def pick(table: pl.DataFrame, score: Score, control: str = "none", *, epoch: int | None = ANY) -> pl.DataFrame:
+    """epoch, layer, value in this order, nulls first; None for `epoch` picks what has no epoch."""
+    same = pl.col("measure").eq(score.measure) & pl.col("control").eq(control)
+    same &= pl.col("split").eq(score.split) & pl.col("labels").eq_missing(score.labels)
+    same &= pl.col("read").is_null() | pl.col("read").eq("input")
+    if score.spaces:  # the surface of a text has no hidden states and may have no space either
+        same &= pl.col("space").is_null() | pl.col("space").is_in(score.spaces)
+    if score.arm is not None:
+        same &= pl.col("arm").is_null() | pl.col("arm").eq(score.arm)
+    if epoch != ANY:
+        same &= pl.col("epoch").eq_missing(epoch)
+    return table.filter(same).group_by("epoch", "layer").agg(pl.col("value").max()).sort("epoch", "layer")
+
+
+def by_layer(picked: pl.DataFrame) -> dict[int | None, float]:
+    """layer -> value; None is the layer of what has none."""
+    return {row["layer"]: row["value"] for row in picked.iter_rows(named=True)}
+
+
+def value_of(metrics: pl.DataFrame, measure: str, **wanted: object) -> float | None:
+    """One number of the long table; rows have control none unless another is named. None where there is no such row."""
+    rows = metrics.filter(pl.col("measure") == measure)
+    for column, value in {"control": "none", **wanted}.items():
+        rows = rows.filter(pl.col(column).eq_missing(value))
+    return rows["value"][0] if len(rows) else None
+
+
+# --- curves and levels ------------------------------------------------------------------------------------------------
+
+
+def curve_of(table: pl.DataFrame, score: Score, layer: int | None = LAST, control: str = "none") -> dict[int, float]:
+    """epoch -> value, epochs rising, in one layer (-1: the last one; None for what has no layers)."""
+    rows = pick(table, score, control).drop_nulls("epoch")
+    if layer is not None:
+        layers = rows["layer"].drop_nulls().unique().sort().to_list()
+        if not layers:
+            return {}
+        rows = rows.filter(pl.col("layer") == layers[layer])
+    return dict(zip(rows["epoch"], rows["value"], strict=True))
+
+
+def late_mean(curve: Mapping[int, float]) -> float | None:
+    """The mean over the measured epochs in the last tenth of the training."""
+    if not curve:
+        return None
+    last = max(curve)
+    return float(np.mean([value for epoch, value in curve.items() if epoch > LATE * last or epoch == last]))
+
+
+def level_of(table: pl.DataFrame, score: Score, layer: int | None = LAST, control: str = "none") -> float | None:
+    """Late in training; of the untrained network at epoch 0; of the bare text its one value."""
+    if control == "untrained":
+        return curve_of(table, score, layer).get(0)
+    if control == "layer_0":
+        return late_mean(curve_of(table, score, FIRST))
+    if control.startswith("surface"):
+        rows = pick(table, score, control)
+        return float(rows["value"][0]) if len(rows) else None
+    return late_mean(curve_of(table, score, layer, control))
+
+
+class BestEpoch(NamedTuple):
+    """The earliest epoch of the highest validation accuracy after at least one epoch, and that accuracy in [0, 1]."""
+
+    epoch: int
+    accuracy: float
+
+
+def best_epoch(table: pl.DataFrame) -> BestEpoch | None:
+    """None where validation accuracy was not measured."""
+    curve = {epoch: value for epoch, value in curve_of(table, ACCURACY["validation"], None).items() if epoch > 0}
+    if not curve:
+        return None
+    epoch = min(curve, key=lambda one: (-curve[one], one))
+    return BestEpoch(epoch, curve[epoch])
+
+
+# --- of a probe -------------------------------------------------------------------------------------------------------
+
+
+def main_read(metrics: pl.DataFrame) -> pl.DataFrame:
+    """The rows of the token by which the best layer was chosen, and those of no token."""
+    reads = metrics.filter(pl.col("measure") == "best_layer")["read"]
+    return metrics.filter(pl.col("read").is_null() | pl.col("read").is_in(reads.unique().to_list()))
+
+
+def deciding_measure(metrics: pl.DataFrame) -> str:
+    """Whichever share of neighbours the verdict goes by: the one that has an interval beside its margin."""
+    others = metrics.filter(pl.col("measure") == "knn_share_other_inputs_low")
+    return "knn_share" if others.is_empty() else "knn_share_other_inputs"
+
+
+def best_layers(metrics: pl.DataFrame, control: str = "none") -> dict[str, int]:
+    """model -> the layer that was chosen for it on validation."""
+    rows = metrics.filter(pl.col("measure") == "best_layer", pl.col("control") == control)
+    return {row["model"]: int(row["value"]) for row in rows.iter_rows(named=True)}
+
+
+# --- runs that belong together ----------------------------------------------------------------------------------------
+
+
+def settings_but_seed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run by dotted name, without those in which runs of one experiment may differ."""
+    return {key: value for key, value in flat(config).items() if key not in _OF_NO_MATTER}
