@@ -9,10 +9,10 @@ each law, the mean of the paired differences (rows minus tree) with its 95 % t-i
 import json
 import sys
 
-from nucleate.claims.quantities import ACCURACY, LAST, Score, best_epoch, curve_of, f1, level_of
 from nucleate.claims.verdicts import Judgement, judge
 from nucleate.intervals import t_interval
-from nucleate.runs import NO_MATTER, Run, flat, load_run
+from nucleate.long_table import ACCURACY, LAST, Score, best_epoch, curve_of, f1, level_of, settings_but_seed
+from nucleate.runs import Run, load_run
 
 LAWS = ("tree", "rows")
 
@@ -21,10 +21,10 @@ def quantities(run: Run) -> dict[str, float]:
     """Accuracies at the best epoch and late in training, when that was, and the last layer's scores late."""
     table, best = run.metrics, best_epoch(run.metrics)
     assert best is not None, f"{run.folder}: no best epoch"
-    found: dict[str, float | None] = {"best epoch": best}
+    found: dict[str, float | None] = {"best epoch": best.epoch}
     for split, score in ACCURACY.items():
         curve = curve_of(table, score, layer=None)
-        found[f"accuracy, {split}, best epoch"] = curve[best]
+        found[f"accuracy, {split}, best epoch"] = curve[best.epoch]
         found[f"accuracy, {split}, late"] = level_of(table, score, layer=None)
     for split in ("subset", "validation"):
         for space in ("raw", "tsne"):
@@ -44,7 +44,7 @@ def main(folders: list[str]) -> None:
     for run in map(load_run, folders):
         if run.manifest["status"] != "done":
             raise SystemExit(f"laws.py: {run.folder} is not finished")
-        settings = {key: value for key, value in flat(run.config).items() if key not in NO_MATTER}
+        settings = settings_but_seed(run.config)
         law = settings.pop("training.packing")
         same = found.setdefault(json.dumps(settings, sort_keys=True), {law: {} for law in LAWS})[law]
         if run.config["seed"] in same:

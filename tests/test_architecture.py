@@ -16,11 +16,12 @@ ALLOWED = {
     "runs": set(),
     "data": {"data"},
     "model": {"model", "data", "compiled"},
-    "measures": {"measures", "compiled"},
-    "experiments": {"experiments", "data", "model", "measures", "runs", "config"},
-    "report": {"report", "runs"},
-    "claims": {"claims", "measures", "report", "runs", "config"},
-    "integrations": {"integrations", "experiments", "report", "runs", "config"},
+    "measures": {"measures", "compiled", "long_table"},
+    "experiments": {"experiments", "long_table", "data", "model", "measures", "runs", "config"},
+    "long_table": {"runs"},
+    "report": {"report", "long_table", "runs"},
+    "claims": {"claims", "long_table", "report", "runs", "config"},
+    "integrations": {"integrations", "long_table", "experiments", "report", "runs", "config"},
 }
 DOORS = {"probe_result": {"report"}}  # ProbeResult.plot() hands its table on; nothing comes back but a figure
 EXTERNAL_BARRED = {

@@ -17,11 +17,12 @@ import polars as pl
 import pytest
 
 from fake_run import build, write_dataset
+from nucleate.long_table import Score, best_epoch, pick
 from nucleate.report.dataset_figure import figure_1
 from nucleate.report.figures import draw_figures, draw_svg, figures_of
 from nucleate.report.page import write_page
 from nucleate.report.pens import layer_colour, plain, task_colour
-from nucleate.report.tables import answers_table, best_epoch, headlines, last_measured_epoch, pick, summary_table
+from nucleate.report.tables import answers_table, headlines, last_measured_epoch, summary_table
 from nucleate.runs import Run, load_run
 
 HOSTILE = "<script>alert(1)</script>"
@@ -91,7 +92,7 @@ def test_every_figure_of_the_paper_is_drawn_twice_and_names_its_layers_and_contr
     seen = " ".join(texts(drawn / "figure_2_clustering_f1.svg"))
     assert "better of raw states and t-SNE" in seen
     assert all(f"labels: {labels}" in seen for labels in ("task", "distribution", "distribution-mapping"))
-    assert f"best epoch: {best_epoch(run).epoch}," in " ".join(texts(drawn / "figure_3_learning.svg"))
+    assert f"best epoch: {best_epoch(run.metrics).epoch}," in " ".join(texts(drawn / "figure_3_learning.svg"))
     assert {"epoch 0", "epoch 6", "hard example"} <= set(texts(drawn / "figure_layouts.svg"))
 
 
@@ -131,10 +132,9 @@ def test_other_metrics_give_another_picture_of_just_what_changed(run: Run, drawn
 
 
 def test_a_point_is_the_better_of_raw_and_tsne_and_a_control_has_the_same_choice(run: Run) -> None:
-    where = {"measure": "f1", "split": "validation", "labels": "distribution_mapping"}
     for control in ("none", "shuffled", "surface_prompt"):
         raw, tsne, best = (
-            pick(run, control=control, spaces=spaces, **where)["value"]
+            pick(run.metrics, Score("f1", "validation", "distribution_mapping", spaces), control)["value"]
             for spaces in (("raw",), ("tsne",), ("raw", "tsne"))
         )
         assert len(best) == len(raw) > 0
@@ -290,7 +290,7 @@ def test_the_best_epoch_is_the_earliest_of_the_highest_validation_accuracy(run: 
     accuracy = pl.col("measure").eq("accuracy") & pl.col("split").eq("validation")
     levels = pl.when(accuracy).then(pl.when(pl.col("epoch").is_in([2, 4])).then(0.9).otherwise(0.1)).otherwise("value")
     run.metrics.with_columns(levels.alias("value")).write_parquet(flat.folder / "metrics.parquet")
-    best = best_epoch(load_run(flat.folder))
+    best = best_epoch(load_run(flat.folder).metrics)
     assert best is not None and (best.epoch, best.accuracy) == (2, 0.9)
 
 

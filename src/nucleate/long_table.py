@@ -3,13 +3,13 @@
 Whatever is judged, drawn or told of a run picks its numbers here, so that a word means the same wherever it stands.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 
-from nucleate.runs import Run, flat
+from nucleate.runs import flat
 
 LATE = 0.9  # "late": the measured epochs after this share of the training, averaged
 BEST_OF = ("raw", "tsne")  # the paper clusters t-SNE's points where that scores higher (§3.2)
@@ -21,6 +21,7 @@ METHODS = {  # of alignment, by their arms, in the order of Table 2
     "linear_switch": "linear switch",
     "mlp_switch": "MLP switch",
 }
+HEADS = {"direct": "whole head", "head": "low-rank head"}  # what the first two tune of a ready-made model
 # Settings in which runs of one experiment may differ: whose it is, where it computes, what is only looked at.
 _OF_NO_MATTER = ("seed", "device", "measure.display_iterations")
 
@@ -28,13 +29,15 @@ _OF_NO_MATTER = ("seed", "device", "measure.display_iterations")
 
 
 class Score(NamedTuple):
-    """Which rows: one measure of one split, read at the input token; of several spaces the highest value counts."""
+    """Which rows: one measure of one split; of several spaces the highest value counts."""
 
     measure: str
     split: str
     labels: str | None = "task"
     spaces: tuple[str, ...] = ("raw",)  # empty: what has no space
-    arm: str | None = None  # None: whichever the table has
+    arm: str | None = None  # None: whichever the table has, as for `experiment`
+    experiment: str | None = None
+    read: str = "input"  # the token, for what was read at one
 
 
 ACCURACY = {split: Score("accuracy", split, None, ()) for split in ("subset", "validation", "test")}
@@ -50,11 +53,13 @@ def pick(table: pl.DataFrame, score: Score, control: str = "none", *, epoch: int
     """epoch, layer, value in this order, nulls first; None for `epoch` picks what has no epoch."""
     same = pl.col("measure").eq(score.measure) & pl.col("control").eq(control)
     same &= pl.col("split").eq(score.split) & pl.col("labels").eq_missing(score.labels)
-    same &= pl.col("read").is_null() | pl.col("read").eq("input")
+    same &= pl.col("read").is_null() | pl.col("read").eq(score.read)
     if score.spaces:  # the surface of a text has no hidden states and may have no space either
         same &= pl.col("space").is_null() | pl.col("space").is_in(score.spaces)
     if score.arm is not None:
         same &= pl.col("arm").is_null() | pl.col("arm").eq(score.arm)
+    if score.experiment is not None:
+        same &= pl.col("experiment").eq(score.experiment)
     if epoch != ANY:
         same &= pl.col("epoch").eq_missing(epoch)
     return table.filter(same).group_by("epoch", "layer").agg(pl.col("value").max()).sort("epoch", "layer")
@@ -115,8 +120,9 @@ class BestEpoch(NamedTuple):
 
 
 def best_epoch(table: pl.DataFrame) -> BestEpoch | None:
-    """None where validation accuracy was not measured."""
-    curve = {epoch: value for epoch, value in curve_of(table, ACCURACY["validation"], None).items() if epoch > 0}
+    """Of a learning run; None where validation accuracy was not measured."""
+    accuracy = ACCURACY["validation"]._replace(experiment="learn")
+    curve = {epoch: value for epoch, value in curve_of(table, accuracy, None).items() if epoch > 0}
     if not curve:
         return None
     epoch = min(curve, key=lambda one: (-curve[one], one))
@@ -132,16 +138,21 @@ def main_read(metrics: pl.DataFrame) -> pl.DataFrame:
     return metrics.filter(pl.col("read").is_null() | pl.col("read").is_in(reads.unique().to_list()))
 
 
+def best_layer_of(metrics: pl.DataFrame, model: str) -> int:
+    """The layer that was chosen on validation."""
+    return best_layers(metrics)[model]
+
+
+def best_layers(metrics: pl.DataFrame) -> dict[str, int]:
+    """model -> the layer that was chosen for it on validation."""
+    rows = metrics.filter(pl.col("measure") == "best_layer", pl.col("control") == "none")
+    return {row["model"]: int(row["value"]) for row in rows.iter_rows(named=True)}
+
+
 def deciding_measure(metrics: pl.DataFrame) -> str:
     """Whichever share of neighbours the verdict goes by: the one that has an interval beside its margin."""
     others = metrics.filter(pl.col("measure") == "knn_share_other_inputs_low")
     return "knn_share" if others.is_empty() else "knn_share_other_inputs"
-
-
-def best_layers(metrics: pl.DataFrame, control: str = "none") -> dict[str, int]:
-    """model -> the layer that was chosen for it on validation."""
-    rows = metrics.filter(pl.col("measure") == "best_layer", pl.col("control") == control)
-    return {row["model"]: int(row["value"]) for row in rows.iter_rows(named=True)}
 
 
 # --- runs that belong together ----------------------------------------------------------------------------------------

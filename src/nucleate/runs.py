@@ -56,8 +56,6 @@ LAYOUT = pl.Schema(
         "z": pl.Float32,
     }
 )
-# Settings in which runs of one experiment may differ: whose it is, where it computes, what is only looked at.
-NO_MATTER = ("seed", "device", "measure.display_iterations")
 _KEYS = [name for name in METRICS if name != "value"]
 _PACKAGES = ("nucleate", "torch", "transformers", "numpy", "scipy", "scikit-learn", "numba", "polars")
 

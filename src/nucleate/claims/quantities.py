@@ -8,86 +8,34 @@ against stands in `claims/table.py`.
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 from scipy.stats import linregress, spearmanr
 
+from nucleate.long_table import (
+    ACCURACY,
+    BEST_OF,
+    FIRST,
+    LAST,
+    LATE,
+    LOSS,
+    METHODS,
+    Score,
+    best_epoch,
+    curve_of,
+    f1,
+    late_mean,
+    level_of,
+    pick,
+)
+
 GUESSED = 0.2  # of the answers are right by a guess among a task's five outputs
-LATE = 0.9  # "late": the measured epochs after this share of the training, averaged
-BEST_OF = ("raw", "tsne")  # the paper clusters t-SNE's points where that scores higher (§3.2)
-FIRST, LAST = 0, -1  # layers
-METHODS = ("direct", "head", "linear_switch", "mlp_switch")  # of alignment, in the order of Table 2
-
-# --- the long table, looked at ----------------------------------------------------------------------------------------
-
-
-class Score(NamedTuple):
-    """Which rows: one measure of one split, read at the input token; of several spaces the highest value counts."""
-
-    measure: str
-    split: str
-    labels: str | None = "task"
-    spaces: tuple[str, ...] = ("raw",)
-    arm: str | None = None
-
-
-ACCURACY = {split: Score("accuracy", split, None, ()) for split in ("subset", "validation", "test")}
-LOSS = Score("loss", "train", None, ())
-
-
-def f1(split: str, spaces: tuple[str, ...] = BEST_OF) -> Score:
-    """F1 of clusters against tasks."""
-    return Score("f1", split, "task", spaces)
-
-
-def _values(table: pl.DataFrame, score: Score, control: str) -> pl.DataFrame:
-    """epoch, layer, value."""
-    same = pl.col("measure").eq(score.measure) & pl.col("control").eq(control)
-    same &= pl.col("split").eq(score.split) & pl.col("labels").eq_missing(score.labels)
-    same &= pl.col("read").is_null() | pl.col("read").eq("input")
-    if score.spaces:
-        same &= pl.col("space").is_in(score.spaces)
-    if score.arm is not None:
-        same &= pl.col("arm").eq(score.arm)
-    return table.filter(same).group_by("epoch", "layer").agg(pl.col("value").max()).sort("epoch", "layer")
-
-
-def curve_of(table: pl.DataFrame, score: Score, layer: int | None = LAST, control: str = "none") -> dict[int, float]:
-    """epoch -> value, epochs rising, in one layer (-1: the last one; None for what has no layers)."""
-    rows = _values(table, score, control).drop_nulls("epoch")
-    if layer is not None:
-        layers = rows["layer"].drop_nulls().unique().sort().to_list()
-        if not layers:
-            return {}
-        rows = rows.filter(pl.col("layer") == layers[layer])
-    return dict(zip(rows["epoch"], rows["value"], strict=True))
-
-
-def late_mean(curve: Mapping[int, float]) -> float | None:
-    """The mean over the measured epochs in the last tenth of the training."""
-    if not curve:
-        return None
-    last = max(curve)
-    return float(np.mean([value for epoch, value in curve.items() if epoch > LATE * last or epoch == last]))
-
-
-def level_of(table: pl.DataFrame, score: Score, layer: int | None = LAST, control: str = "none") -> float | None:
-    """Late in training; of the untrained network at epoch 0; of the bare text its one value."""
-    if control == "untrained":
-        return curve_of(table, score, layer).get(0)
-    if control == "layer_0":
-        return late_mean(curve_of(table, score, FIRST))
-    if control.startswith("surface"):
-        rows = _values(table, score, control)
-        return float(rows["value"][0]) if len(rows) else None
-    return late_mean(curve_of(table, score, layer, control))
 
 
 def _layers(table: pl.DataFrame, score: Score, control: str) -> dict[int, float]:
     """layer -> level."""
-    rows = _values(table, score, "none" if control == "untrained" else control).drop_nulls(["epoch", "layer"])
+    rows = pick(table, score, "none" if control == "untrained" else control).drop_nulls(["epoch", "layer"])
     curves: dict[int, dict[int, float]] = {}
     for epoch, layer, value in rows.iter_rows():
         curves.setdefault(layer, {})[epoch] = value
@@ -313,22 +261,16 @@ def best_epoch_to_saturation(table: pl.DataFrame, control: str = "none") -> floa
     saturation, late = saturation_epoch(curve), late_mean(curve)
     if best is None or saturation is None or late is None:
         return None
-    if best > LATE * max(curve) or late < 0.95 * _at(curve, best):
+    if best.epoch > LATE * max(curve) or late < 0.95 * _at(curve, best.epoch):
         return 1.0
-    return abs(best - saturation) / max(curve)
-
-
-def best_epoch(table: pl.DataFrame) -> int | None:
-    """The earliest epoch of the highest validation accuracy, after at least one epoch of training."""
-    curve = {epoch: value for epoch, value in curve_of(table, ACCURACY["validation"], None).items() if epoch > 0}
-    return _first(curve, max(curve.values())) if curve else None
+    return abs(best.epoch - saturation) / max(curve)
 
 
 def growth_after_best(table: pl.DataFrame) -> float | None:
     """Last-layer F1 (validation) late in training, less that at the best epoch."""
     curve, best = curve_of(table, f1("validation")), best_epoch(table)
     late = late_mean(curve)
-    return None if best is None or late is None else late - _at(curve, best)
+    return None if best is None or late is None else late - _at(curve, best.epoch)
 
 
 def _at(curve: Mapping[int, float], epoch: int) -> float:
@@ -442,7 +384,7 @@ def chosen_model(table: pl.DataFrame, arm: str, measure: str) -> float | None:
 
 
 def _single(table: pl.DataFrame, score: Score) -> float | None:
-    rows = _values(table, score, "none").filter(pl.col("epoch").is_null())
+    rows = pick(table, score, "none").filter(pl.col("epoch").is_null())
     return float(rows["value"][0]) if len(rows) else None
 
 

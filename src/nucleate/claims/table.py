@@ -13,10 +13,21 @@ from typing import Literal
 import polars as pl
 
 from nucleate.claims import quantities
+from nucleate.long_table import (
+    ACCURACY,
+    BEST_OF,
+    FIRST,
+    LOSS,
+    METHODS,
+    Score,
+    best_epoch,
+    curve_of,
+    f1,
+    late_mean,
+    level_of,
+)
 
-Quantity = Callable[
-    [pl.DataFrame, str], float | None
-]  # of a run's long table and a control; see measures/quantities.py
+Quantity = Callable[[pl.DataFrame, str], float | None]  # of a long table and a control
 
 
 @dataclass(frozen=True)
@@ -90,10 +101,10 @@ CLAIMS: tuple[Claim, ...] = (
         note="The threshold is the paper's own number, reached with its own choice of the better of raw states and "
         "t-SNE; the controls choose likewise. Averaged: one point per instruction, free of the input word.",
         beside={
-            "F1, raw": partial(quantities.level_of, score=quantities.f1("subset", ("raw",))),
-            "F1, t-SNE": partial(quantities.level_of, score=quantities.f1("subset", ("tsne",))),
-            "F1, averaged": partial(quantities.level_of, score=quantities.f1("subset", ("averaged",))),
-            "ARI": partial(quantities.level_of, score=quantities.Score("ari", "subset", "task", quantities.BEST_OF)),
+            "F1, raw": partial(level_of, score=f1("subset", ("raw",))),
+            "F1, t-SNE": partial(level_of, score=f1("subset", ("tsne",))),
+            "F1, averaged": partial(level_of, score=f1("subset", ("averaged",))),
+            "ARI": partial(level_of, score=Score("ari", "subset", "task", BEST_OF)),
         },
     ),
     Claim(
@@ -109,9 +120,7 @@ CLAIMS: tuple[Claim, ...] = (
         controls=("shuffled",),
         note="Saturation: the first epoch at 95 % of the mean of the last ten measured. 0.8 for 'strong trend'.",
         beside={
-            "saturation epoch": lambda table: quantities.saturation_epoch(
-                quantities.curve_of(table, quantities.f1("subset"))
-            ),
+            "saturation epoch": lambda table: quantities.saturation_epoch(curve_of(table, f1("subset"))),
             "rise from epoch 0 to late": lambda table: quantities.less(
                 quantities.late_f1_subset(table), quantities.late_f1_subset(table, "untrained")
             ),
@@ -132,9 +141,9 @@ CLAIMS: tuple[Claim, ...] = (
         "Regrouped labels, whose slope stands beside, were not made a control before the judged runs and are none.",
         beside={
             "the same of regrouped labels": partial(quantities.f1_gain_per_layer, control="regrouped"),
-            "late F1 in layer 0": partial(quantities.level_of, score=quantities.f1("subset"), layer=quantities.FIRST),
-            "late F1 in layer 1": partial(quantities.level_of, score=quantities.f1("subset"), layer=1),
-            "late F1 in the last": partial(quantities.level_of, score=quantities.f1("subset")),
+            "late F1 in layer 0": partial(level_of, score=f1("subset"), layer=FIRST),
+            "late F1 in layer 1": partial(level_of, score=f1("subset"), layer=1),
+            "late F1 in the last": partial(level_of, score=f1("subset")),
         },
     ),
     Claim(
@@ -164,11 +173,9 @@ CLAIMS: tuple[Claim, ...] = (
         note="The paper gives no number here, only 'high values across different data splits'; 0.887 is the lowest F1 "
         "that it calls high elsewhere (Table 1).",
         beside={
-            "F1, validation": partial(quantities.level_of, score=quantities.f1("validation")),
-            "F1, test": partial(quantities.level_of, score=quantities.f1("test")),
-            "ARI, test": partial(
-                quantities.level_of, score=quantities.Score("ari", "test", "task", quantities.BEST_OF)
-            ),
+            "F1, validation": partial(level_of, score=f1("validation")),
+            "F1, test": partial(level_of, score=f1("test")),
+            "ARI, test": partial(level_of, score=Score("ari", "test", "task", BEST_OF)),
         },
     ),
     Claim(
@@ -220,8 +227,8 @@ CLAIMS: tuple[Claim, ...] = (
             "ARI of distributions within tasks": partial(quantities.ari_within, labels="distribution"),
             "ARI of distribution-mappings within tasks": partial(quantities.ari_within, labels="distribution_mapping"),
             "F1 of distribution-mappings": partial(
-                quantities.level_of,
-                score=quantities.Score("f1", "validation", "distribution_mapping", quantities.BEST_OF),
+                level_of,
+                score=Score("f1", "validation", "distribution_mapping", BEST_OF),
             ),
         },
     ),
@@ -238,12 +245,10 @@ CLAIMS: tuple[Claim, ...] = (
         controls=(),
         note="The threshold is the most that a straight rise from the first epoch can give.",
         beside={
-            "accuracy, validation": partial(quantities.level_of, score=quantities.ACCURACY["validation"], layer=None),
+            "accuracy, validation": partial(level_of, score=ACCURACY["validation"], layer=None),
             "first epoch at 5 %, validation": partial(quantities.accuracy_epoch, split="validation", share=0.05),
             "first epoch at 50 %, validation": partial(quantities.accuracy_epoch, split="validation", share=0.5),
-            "trend of the training loss": lambda table: quantities.trend(
-                quantities.curve_of(table, quantities.LOSS, None)
-            ),
+            "trend of the training loss": lambda table: quantities.trend(curve_of(table, LOSS, None)),
         },
     ),
     Claim(
@@ -259,15 +264,13 @@ CLAIMS: tuple[Claim, ...] = (
         controls=(),
         note="The comparison is inside the quantity.",
         beside={
-            "accuracy, validation": partial(quantities.level_of, score=quantities.ACCURACY["validation"], layer=None),
+            "accuracy, validation": partial(level_of, score=ACCURACY["validation"], layer=None),
             "accuracy half risen": lambda table: quantities.half_rise_epoch(
-                quantities.curve_of(table, quantities.ACCURACY["validation"], None)
+                curve_of(table, ACCURACY["validation"], None)
             ),
-            "clustering half risen": lambda table: quantities.half_rise_epoch(
-                quantities.curve_of(table, quantities.f1("validation"))
-            ),
+            "clustering half risen": lambda table: quantities.half_rise_epoch(curve_of(table, f1("validation"))),
             "clustering at half of its late level": lambda table: quantities.half_level_epoch(
-                quantities.curve_of(table, quantities.f1("validation"))
+                curve_of(table, f1("validation"))
             ),
         },
     ),
@@ -285,10 +288,8 @@ CLAIMS: tuple[Claim, ...] = (
         note="Near: within a tenth of the training, 20 of 200 epochs. The paper's best epoch was its 51st. Persists: "
         "at least 95 % of the level there. Growth is shown beside, not judged.",
         beside={
-            "best epoch": quantities.best_epoch,
-            "saturation epoch": lambda table: quantities.saturation_epoch(
-                quantities.curve_of(table, quantities.f1("validation"))
-            ),
+            "best epoch": lambda table: None if (best := best_epoch(table)) is None else best.epoch,
+            "saturation epoch": lambda table: quantities.saturation_epoch(curve_of(table, f1("validation"))),
             "F1 gained after the best epoch": quantities.growth_after_best,
         },
     ),
@@ -306,9 +307,9 @@ CLAIMS: tuple[Claim, ...] = (
         note="Most of the nearest. The text alone finds many too: an unseen instruction comes from a distribution that "
         "training has seen.",
         beside={
-            "test": partial(quantities.level_of, score=quantities.Score("knn_share", "test")),
-            "K = 1": partial(quantities.level_of, score=quantities.Score("knn_share_k1", "validation")),
-            "K = 20": partial(quantities.level_of, score=quantities.Score("knn_share_k20", "validation")),
+            "test": partial(level_of, score=Score("knn_share", "test")),
+            "K = 1": partial(level_of, score=Score("knn_share_k1", "validation")),
+            "K = 20": partial(level_of, score=Score("knn_share_k20", "validation")),
         },
     ),
     Claim(
@@ -325,10 +326,8 @@ CLAIMS: tuple[Claim, ...] = (
         note="With epochs: above the untrained network. With layers: above layer 0. The paper gives no number for "
         "'high'; 0.8 is ours.",
         beside={
-            "test": partial(quantities.level_of, score=quantities.Score("knn_accuracy", "test")),
-            "the network's own accuracy": lambda table: quantities.late_mean(
-                quantities.curve_of(table, quantities.ACCURACY["validation"], None)
-            ),
+            "test": partial(level_of, score=Score("knn_accuracy", "test")),
+            "the network's own accuracy": lambda table: late_mean(curve_of(table, ACCURACY["validation"], None)),
         },
     ),
     Claim(
@@ -417,7 +416,7 @@ CLAIMS: tuple[Claim, ...] = (
         beside={
             f"{measure}, {arm}": partial(quantities.chosen_model, arm=arm, measure=measure)
             for measure in ("source_accuracy", "accuracy_drop")
-            for arm in quantities.METHODS
+            for arm in METHODS
         },
     ),
 )

@@ -16,8 +16,9 @@ import polars as pl
 from nucleate.claims.table import CLAIMS, LAW, Claim
 from nucleate.config import SIZES, configure
 from nucleate.intervals import t_interval
+from nucleate.long_table import settings_but_seed
 from nucleate.refusal import Refused
-from nucleate.runs import NO_MATTER, Run, flat
+from nucleate.runs import Run, flat
 
 Verdict = Literal["holds", "fails", "undecided"]
 
@@ -244,15 +245,15 @@ def _changes(config: Mapping[str, Any], size: str) -> tuple[tuple[str, str], ...
     if size not in SIZES:
         return ()
     usual = flat(asdict(configure(size)))
-    here = {key: value for key, value in flat(config).items() if key in usual and key not in NO_MATTER}
-    return tuple((key, str(value)) for key, value in sorted(here.items()) if value != usual[key])
+    here = settings_but_seed(config)
+    return tuple((key, str(here[key])) for key in sorted(here.keys() & usual.keys()) if here[key] != usual[key])
 
 
 def _asked(config: Mapping[str, Any], size: str) -> tuple[tuple[str, str], ...]:
     """All settings of a run on a user's data or model, which has no size to compare with."""
     if size in SIZES:
         return ()
-    return tuple((key, str(value)) for key, value in sorted(flat(config).items()) if key not in NO_MATTER)
+    return tuple((key, str(value)) for key, value in sorted(settings_but_seed(config).items()))
 
 
 def _command(group: _Group, seeds: Sequence[int]) -> str:

@@ -41,6 +41,7 @@ from nucleate.experiments.trainings import (
     steps_of_an_epoch,
     with_weights,
 )
+from nucleate.long_table import METHODS
 from nucleate.model.networks import load_network, save_network
 from nucleate.model.states import read_groups
 from nucleate.model.switch import Head, Pace, Switch, learn_head, learn_switch
@@ -50,7 +51,6 @@ from nucleate.refusal import Refused
 from nucleate.runs import RunWriter
 from nucleate.streams import stream
 
-METHODS = ("direct", "head", "linear_switch", "mlp_switch")
 EXAMPLES = (1, 2, 5, 10)  # of each other task; the first is the paper's
 _BASE = 0.5  # of the time goes into the network before any correction, about
 _LONGEST = 60  # symbols: one more, an input and an output still have a position

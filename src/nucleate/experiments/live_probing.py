@@ -21,7 +21,8 @@ from nucleate.experiments.probe_parts import join, note_seconds, part_of, probe_
 from nucleate.experiments.probe_result import ProbeResult, load_probe
 from nucleate.experiments.probe_study import Study, settings_of
 from nucleate.files import write_whole
-from nucleate.measures.findings import best_layer_of, deciding_measure, main_read, separate_at_best, value_of
+from nucleate.long_table import best_layer_of, deciding_measure, main_read, value_of
+from nucleate.measures.findings import separate_at_best
 from nucleate.model.prefix_tree import where_it_runs
 from nucleate.model.subjects import Subject
 from nucleate.progress import Progress

@@ -19,8 +19,9 @@ from nucleate.data.prompts import Prompts
 from nucleate.experiments.probe_result import TABLES, load_probe
 from nucleate.experiments.probe_study import Study
 from nucleate.files import write_whole
+from nucleate.long_table import best_layer_of, deciding_measure
 from nucleate.measures.baselines import surface_features
-from nucleate.measures.findings import best_layer_of, deciding_measure, difference, mislabelled
+from nucleate.measures.findings import difference, mislabelled
 from nucleate.measures.panel import (
     MOST_SHOWN,
     Panel,

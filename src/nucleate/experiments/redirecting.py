@@ -36,6 +36,7 @@ from nucleate.experiments.redirect_study import (
     study_of,
 )
 from nucleate.files import write_whole
+from nucleate.long_table import HEADS, METHODS
 from nucleate.model.estimate import estimate
 from nucleate.model.networks import load_network, tokenizer_of
 from nucleate.model.series import located
@@ -47,12 +48,7 @@ from nucleate.progress import Progress, silent
 from nucleate.runs import RunWriter, open_run
 from nucleate.streams import stream
 
-METHODS = {
-    "direct": "whole head",
-    "head": "low-rank head",
-    "linear_switch": "linear switch",
-    "mlp_switch": "MLP switch",
-}
+_NAMES = METHODS | HEADS  # of a real model the head alone is tuned
 _SWITCHED = {f"{kind}_switch": kind for kind in KINDS}
 _AFFORDABLE = 40_000_000  # weights of a whole head: above that, teaching it takes longer than all the rest
 
@@ -211,7 +207,7 @@ def _teach(
         ranks["direct"] = None
     best: dict[str, tuple[tuple[float, int, float], _Attempt]] = {}
     for number, (arm, rank, rate) in enumerate((a, k, r) for a, k in ranks.items() for r in settings.rates):
-        progress(f"teaching the {METHODS[arm]} at {rate:g}", 0.6 + 0.4 * number / len(ranks) / len(settings.rates))
+        progress(f"teaching the {_NAMES[arm]} at {rate:g}", 0.6 + 0.4 * number / len(ranks) / len(settings.rates))
         lesson = partial(_lesson, study, sides, others, arm, rank, rate)
         tensors, told = shelf.part(f"{arm}-{rate:g}", "train", lesson)
         for name, (epoch, curve) in told.items():
@@ -346,7 +342,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """A row per measure, a column for the network as it was and one per method, for the card; the header first."""
     found = {(row["arm"], row["measure"]): row["value"] for row in rows if row.get("epoch") is None}
     arms = [arm for arm in ("main", *METHODS) if (arm, "source_accuracy") in found]
-    table = [["on what none has learnt from", "before", *(METHODS[arm] for arm in arms[1:])]]
+    table = [["on what none has learnt from", "before", *(_NAMES[arm] for arm in arms[1:])]]
     for measure in dict.fromkeys(measure for _, measure in found):
         values = [found.get((arm, measure)) for arm in arms]
         table.append([measure.replace("_", " "), *("" if value is None else f"{value:.3g}" for value in values)])
@@ -363,7 +359,7 @@ def _card(study: Study, model: str, table: Sequence[Sequence[str]], told: pl.Dat
         model=Path(model).name,
         source=settings.source,
         answers=f"as `{settings.target}` does" if settings.target else "with the outputs listed in `switched.json`",
-        parts=f"a switch ({METHODS[arm]}) and a second head of rank {settings.rank}",
+        parts=f"a switch ({_NAMES[arm]}) and a second head of rank {settings.rank}",
         taught=f"{study.dealt.describe()} (data: {study.dealt.prompts.name}, seed {settings.seed})",
         form=f"`{form}`{', as the user turn of a chat' if settings.chat else ''}",
         table=table,

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 import polars as pl
 
+from nucleate.long_table import best_layer_of, best_layers, deciding_measure, main_read, value_of
 from nucleate.measures.separation import MISLABELLED, by_task, mean_interval
 
 _MOST_NAMED = 4  # tasks in a sentence
@@ -17,33 +18,6 @@ _WHO = {
     "knn_share_other_inputs": "neighbours: prompts of other instructions with other inputs",
 }
 _CONTROLS = ("untrained", "surface_instruction", "surface_prompt")
-
-
-def value_of(metrics: pl.DataFrame, measure: str, **wanted: object) -> float | None:
-    """One number of the long table; rows have control none unless another is named. None where there is no such row."""
-    rows = metrics.filter(pl.col("measure") == measure)
-    for column, value in {"control": "none", **wanted}.items():
-        rows = rows.filter(pl.col(column).eq_missing(value))
-    return rows["value"][0] if len(rows) else None
-
-
-def main_read(metrics: pl.DataFrame) -> pl.DataFrame:
-    """The rows of the token by which the best layer was chosen, and those of no token."""
-    reads = metrics.filter(pl.col("measure") == "best_layer")["read"]
-    return metrics.filter(pl.col("read").is_null() | pl.col("read").is_in(reads.unique().to_list()))
-
-
-def best_layer_of(metrics: pl.DataFrame, model: str) -> int:
-    """The layer that was chosen on validation."""
-    chosen = value_of(metrics, "best_layer", model=model)
-    assert chosen is not None
-    return int(chosen)
-
-
-def deciding_measure(metrics: pl.DataFrame) -> str:
-    """Whichever share of neighbours the verdict goes by: the one that has an interval beside its margin."""
-    others = metrics.filter(pl.col("measure") == "knn_share_other_inputs_low")
-    return "knn_share" if others.is_empty() else "knn_share_other_inputs"
 
 
 def separated_tasks(tasks: pl.DataFrame, layer: int) -> tuple[list[str], list[str]]:
@@ -179,7 +153,7 @@ def summary_lines(metrics: pl.DataFrame) -> list[tuple[str, ...]]:
     header = ("model", "best layer", "same-task neighbours", "95 %", *against, "of all: best F1", "t-SNE", "accuracy")
     lines: list[tuple[str, ...]] = [header]
     metrics = main_read(metrics)
-    models = metrics.filter(pl.col("measure") == "best_layer", pl.col("control") == "none")["model"].to_list()
+    models = list(best_layers(metrics))
     for model in models:
         best = best_layer_of(metrics, model)
         place = {"split": "test", "space": "raw", "labels": "task"}

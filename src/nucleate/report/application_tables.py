@@ -15,6 +15,7 @@ import polars as pl
 
 from nucleate.files import write_whole
 from nucleate.intervals import t_interval
+from nucleate.long_table import HEADS, METHODS, late_mean
 from nucleate.report.markdown import escaped, markdown_table
 from nucleate.report.seeds import Series
 from nucleate.report.tables import Table
@@ -90,7 +91,6 @@ def _arm(run: Run, arm: str) -> dict[str, Any]:
     if not len(validation):
         return {}
     single = {row["measure"]: row["value"] for row in _rows(run, arm).filter(pl.col("epoch").is_null()).to_dicts()}
-    late = (pl.col("epoch") > 0.9 * pl.col("epoch").max()) | (pl.col("epoch") == pl.col("epoch").max())
     epoch = run.manifest.get("chosen_epochs", {}).get(arm)
     named = _rows(run, arm, "task_id_accuracy", "validation", read="task_token")
     at = named.filter(pl.col("epoch").eq_missing(epoch))["value"].to_list()
@@ -98,11 +98,15 @@ def _arm(run: Run, arm: str) -> dict[str, Any]:
         "epochs": validation["epoch"].max(),
         **{name: int(single[name]) if name in single else None for name in _SPEEDS[1:]},
         _SPEEDS[0]: single.get(_SPEEDS[0]),
-        "final validation": validation.filter(late)["value"].mean(),
-        "final test": test.filter(late)["value"].mean(),
+        "final validation": _late(validation),
+        "final test": _late(test),
         "pre-trained to epoch": epoch,
         "task named": at[0] if at else None,
     }
+
+
+def _late(curve: pl.DataFrame) -> float | None:
+    return late_mean(dict(curve.iter_rows()))
 
 
 def accuracy(run: Run, arm: str, split: str) -> pl.DataFrame:
@@ -122,13 +126,6 @@ def _rows(
 
 # --- alignment (Table 2) ---------------------------------------------------------------------------------------------
 
-HEADS = {"direct": "whole head", "head": "low-rank head"}  # what is tuned of a real model
-METHODS = {
-    "direct": "direct fine-tuning",
-    "head": "language head",
-    "linear_switch": "linear switch",
-    "mlp_switch": "MLP switch",
-}
 ALIGNMENT = {  # measure -> what it is; the first two are Table 2
     "source_accuracy": "source tasks: accuracy",
     "accuracy_drop": "all other tasks: accuracy drop",

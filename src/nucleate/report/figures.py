@@ -14,13 +14,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from nucleate.long_table import Score, best_epoch, pick
 from nucleate.report.application_figures import alignment_figure, drops_figure, pretraining_figure
 from nucleate.report.dataset_figure import dataset_figure
 from nucleate.report.layer_figures import MEASURES, clustering_figure, neighbours_figure
 from nucleate.report.pens import LINE, WIDTH, draw_curve, encoded, layer_colour, layer_name, save, style, task_colour
 from nucleate.report.probe_figures import probe_figures
 from nucleate.report.seeds import curve_over, spread_note
-from nucleate.report.tables import best_epoch, pick
 from nucleate.runs import Run
 
 Runs = Run | Sequence[Run]  # one, or several that differ in their seed alone
@@ -85,13 +85,13 @@ def _learning(runs: Sequence[Run]) -> Figure | None:
         "validation accuracy": ("accuracy", "validation"),
     }
     curves = {
-        words: curve_over([pick(run, measure=measure, split=split) for run in runs])
+        words: curve_over([pick(run.metrics, Score(measure, split, None, (), experiment="learn")) for run in runs])
         for words, (measure, split) in wanted.items()
     }
     curves = {words: curve for words, curve in curves.items() if len(curve.epochs)}
     if not curves:
         return None
-    best = [found for run in runs if (found := best_epoch(run)) is not None]
+    best = [found for run in runs if (found := best_epoch(run.metrics)) is not None]
     figure = Figure(figsize=(WIDTH, 2.7), layout="constrained")
     axes = figure.subplots(1, len(curves), sharex=True, squeeze=False)[0]
     for place, (axis, (words, curve)) in enumerate(zip(axes, curves.items(), strict=True)):

@@ -10,11 +10,11 @@ from matplotlib.font_manager import FontProperties, findfont
 from PIL import Image, ImageDraw, ImageFont
 
 from nucleate.files import write_whole
+from nucleate.long_table import Score, by_layer, pick
 from nucleate.refusal import Refused
 from nucleate.report.pack import turned
 from nucleate.report.pens import layer_name, task_colour
 from nucleate.report.scenes import recorded
-from nucleate.report.tables import by_layer, pick
 from nucleate.runs import Run
 
 PANEL, HEAD, FOOT = 300, 56, 34  # pixels: the edge of a panel, the lines above it, the time below
@@ -66,7 +66,7 @@ def _fitted(points: np.ndarray) -> np.ndarray:
 
 def _shares(run: Run, layer: int) -> tuple[list[int], list[float]] | None:
     """Epochs and the share of same-task neighbours of unseen instances in one layer."""
-    picked = pick(run, measure="knn_share", split="validation", labels="task", spaces=("raw",)).drop_nulls("epoch")
+    picked = pick(run.metrics, Score("knn_share", "validation", experiment="learn")).drop_nulls("epoch")
     own = [(epoch, by_layer(rows).get(layer)) for (epoch,), rows in picked.group_by("epoch", maintain_order=True)]
     known = [(epoch, value) for epoch, value in own if value is not None]
     return ([epoch for epoch, _ in known], [value for _, value in known]) if known else None

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from nucleate.long_table import Score, pick
 from nucleate.report.pens import LINE, WIDTH, draw_curve, layer_colour, layer_name
 from nucleate.report.seeds import Curve, curve_over, spread_note
-from nucleate.report.tables import pick
 from nucleate.runs import Run
 
 SPLITS = {"subset": "training subset", "validation": "validation"}
@@ -91,12 +91,19 @@ class _Panel:
     """What one small plot shows: a curve per layer, the controls beside it. False where no layer was measured."""
 
     def __init__(
-        self, runs: Sequence[Run], *, measure: str, split: str, labels: str, spaces: Sequence[str] = ("raw",), **of: str
+        self,
+        runs: Sequence[Run],
+        *,
+        measure: str,
+        split: str,
+        labels: str,
+        spaces: tuple[str, ...] = ("raw",),
+        **of: str,
     ) -> None:
-        where: dict[str, Any] = {"measure": measure, "split": split, "labels": labels, "spaces": spaces, **of}
+        score = Score(measure, split, labels, spaces, **{"experiment": "learn", "arm": "main", **of})
 
         def picked(control: str) -> list[pl.DataFrame]:
-            return [pick(run, control=control, **where) for run in runs]
+            return [pick(run.metrics, score, control) for run in runs]
 
         self.layers = _curves(picked("none"))
         self.bands = {control: _band(pl.concat(picked(control))) for control in _BANDS}

@@ -5,8 +5,8 @@ from typing import Any
 
 import polars as pl
 
+from nucleate.long_table import main_read
 from nucleate.report.application_tables import alignment_table, pretraining_table
-from nucleate.report.probe_figures import main_read
 from nucleate.report.tables import Table
 from nucleate.runs import Run
 

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from nucleate.long_table import best_layers, deciding_measure, main_read
 from nucleate.report.pens import WIDTH, plain, style, task_colour
 from nucleate.runs import Run
 
@@ -43,7 +44,7 @@ def probe_figures(run: Run) -> dict[str, Callable[[], Figure | None]]:
 
 def layers_figure(metrics: pl.DataFrame) -> Figure:
     """Neighbours and F1 by layer, on held-out instructions: a colour per model, the first one's controls beside it."""
-    measure, best = _deciding(metrics), _best_layers(metrics)
+    measure, best = deciding_measure(metrics), best_layers(metrics)
     models = list(best)
     with style():
         lines = len(models) + 5  # of the legend, in three columns
@@ -71,7 +72,7 @@ def layers_figure(metrics: pl.DataFrame) -> Figure:
 def tasks_figure(metrics: pl.DataFrame, tasks: pl.DataFrame) -> Figure | None:
     """Each task's share at the best layer with its interval: filled where it is beyond the controls, open where not, a
     cross where there are too few instructions to tell."""
-    measure, best = _deciding(metrics), _best_layers(metrics)
+    measure, best = deciding_measure(metrics), best_layers(metrics)
     first, at = next(iter(best.items()))
     own = tasks.filter(pl.col("model") == first, pl.col("layer") == at, pl.col("measure") == measure)
     everybody = tasks["task"].unique().to_list()
@@ -105,7 +106,7 @@ def tasks_figure(metrics: pl.DataFrame, tasks: pl.DataFrame) -> Figure | None:
 
 def confusion_figure(metrics: pl.DataFrame, confusion: pl.DataFrame) -> Figure | None:
     """Whose neighbours each task has, at the best layer of the first model, or of the last in a series."""
-    best = _best_layers(metrics)
+    best = best_layers(metrics)
     age = _age(metrics)
     last = None if age is None else metrics.drop_nulls(age).sort(age)["model"][-1]
     model = last or next(iter(best))
@@ -135,7 +136,7 @@ def confusion_figure(metrics: pl.DataFrame, confusion: pl.DataFrame) -> Figure |
 
 def series_figure(metrics: pl.DataFrame) -> Figure | None:
     """Along a series of checkpoints: the share at each one's best layer, and the accuracy. None without a series."""
-    measure, best = _deciding(metrics), _best_layers(metrics)
+    measure, best = deciding_measure(metrics), best_layers(metrics)
     age = _age(metrics)
     if age is None:
         return None
@@ -171,22 +172,6 @@ def _age(metrics: pl.DataFrame) -> str | None:
     """What orders the models, where they are a series."""
     rows = metrics.filter(pl.col("measure") == "best_layer", pl.col("control") == "none")
     return next((age for age in ("step", "epoch") if rows[age].n_unique() > 1 and rows[age].null_count() == 0), None)
-
-
-def _best_layers(metrics: pl.DataFrame) -> dict[str, int]:
-    rows = metrics.filter(pl.col("measure") == "best_layer", pl.col("control") == "none")
-    return {row["model"]: int(row["value"]) for row in rows.iter_rows(named=True)}
-
-
-def main_read(metrics: pl.DataFrame) -> pl.DataFrame:
-    """The rows of the token by which the best layer was chosen, and those of no token."""
-    reads = metrics.filter(pl.col("measure") == "best_layer")["read"].unique().to_list()
-    return metrics.filter(pl.col("read").is_null() | pl.col("read").is_in(reads))
-
-
-def _deciding(metrics: pl.DataFrame) -> str:
-    others = metrics.filter(pl.col("measure") == "knn_share_other_inputs_low")
-    return "knn_share" if others.is_empty() else "knn_share_other_inputs"
 
 
 def _rows(metrics: pl.DataFrame, measure: str, split: str) -> pl.DataFrame:

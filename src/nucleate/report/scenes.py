@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from nucleate.long_table import best_epoch
 from nucleate.report.pack import VALUE, Shelf, levelled, turned
-from nucleate.report.tables import best_epoch
 from nucleate.runs import Run
 
 LONGEST_TEXT = 500  # characters of an instruction or answer that travel with a point
@@ -45,7 +45,7 @@ def scenes_of(run: Run, shelf: Shelf) -> list[dict[str, Any]]:
             scene["curves"] = shelf.json(curves)
         if (run.folder / "confusion.parquet").is_file():
             scene |= _confusion(pl.read_parquet(run.folder / "confusion.parquet"), actor, shelf)
-        best = best_epoch(run)
+        best = best_epoch(run.metrics)
         probed = {"shown": "*"} if run.config.get("verb") == "probe" else {}  # of a probe, every prompt comes first
         scene["unit"] = _unit(run)
         scenes.append(scene | probed | ({"best": best.epoch} if best else {}))

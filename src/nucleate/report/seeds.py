@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from nucleate.runs import NO_MATTER, Run, flat
+from nucleate.long_table import settings_but_seed
+from nucleate.runs import Run
 
 
 class Series(NamedTuple):
@@ -26,7 +27,9 @@ def series_of(runs: Sequence[Run]) -> list[Series]:
     groups: dict[str, list[Run]] = {}
     for number, run in enumerate(runs):
         is_ours = "model" in run.config and run.manifest["status"] == "done"
-        groups.setdefault(json.dumps(_settings(run), sort_keys=True) if is_ours else str(number), []).append(run)
+        groups.setdefault(
+            json.dumps(settings_but_seed(run.config), sort_keys=True) if is_ours else str(number), []
+        ).append(run)
     parted: list[list[Run]] = []
     for group in groups.values():
         apart = len({run.config["seed"] for run in group}) == len(group)
@@ -46,13 +49,10 @@ def series_of(runs: Sequence[Run]) -> list[Series]:
 
 def _apart(run: Run, others: Sequence[Run]) -> list[str]:
     """`packing=rows`: the settings in which it differs from others of its verb and size."""
-    own = _settings(run)
-    alike = [other for other in map(_settings, others) if all(other.get(k) == own.get(k) for k in ("verb", "size"))]
+    own = settings_but_seed(run.config)
+    every = (settings_but_seed(other.config) for other in others)
+    alike = [one for one in every if all(one.get(key) == own.get(key) for key in ("verb", "size"))]
     return [f"{key.split('.')[-1]}={own[key]}" for key in own if any(other.get(key) != own[key] for other in alike)]
-
-
-def _settings(run: Run) -> dict[str, object]:
-    return {key: value for key, value in flat(run.config).items() if key not in NO_MATTER}
 
 
 def spread_note(runs: Sequence[Run]) -> str | None:

@@ -1,14 +1,14 @@
 """A run in rows of plain values: what `nucleate` prints at the end and what the page shows. No drawing here.
 
-`summary_table` comes first; figures and the page pick their rows of the long table with `pick`.
+`summary_table` comes first.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import polars as pl
 
+from nucleate.long_table import ANY, Score, best_epoch, by_layer, pick
 from nucleate.runs import Run, flat
 
 Cell = str | int | float | bool | None
@@ -49,12 +49,12 @@ def summary_table(run: Run) -> Table:
     if split is None:
         return Table(header, rows)
     for measure, space in MAIN_MEASURES:
-        wanted: dict[str, Any] = {"measure": measure, "split": split, "labels": "task", "spaces": (space,)}
-        trained = by_layer(pick(run, epoch=last, **wanted))
-        controls = [by_layer(pick(run, epoch=0, **wanted)) if last != 0 else {}]
+        wanted = Score(measure, split, "task", (space,), experiment="learn")
+        trained = by_layer(pick(run.metrics, wanted, epoch=last))
+        controls = [by_layer(pick(run.metrics, wanted, epoch=0)) if last != 0 else {}]
         for control in CONTROLS:
             epoch = ANY if control.startswith("surface") else last
-            controls.append(by_layer(pick(run, control=control, epoch=epoch, **wanted)))
+            controls.append(by_layer(pick(run.metrics, wanted, control, epoch=epoch)))
         for layer, value in sorted(trained.items(), key=lambda item: -1 if item[0] is None else item[0]):
             beside = [found.get(layer, found.get(None)) for found in controls]
             measured = [number for number in beside if number is not None]
@@ -81,7 +81,7 @@ def headlines(run: Run) -> list[str]:
             relation = "above every control" if last["margin"] > 0 else "NOT above every control"
             text += f"; {relation} (highest: {_CONTROL_WORDS[highest]}, {controls[highest]:.2f})"
         sentences.append(text + ".")
-    best = best_epoch(run)
+    best = best_epoch(run.metrics)
     if best is not None:
         sentences.append(f"Best epoch by validation accuracy: {best.epoch} ({best.accuracy:.2f}).")
     return sentences
@@ -101,23 +101,6 @@ _CONTROL_WORDS = {
 }
 
 
-@dataclass(frozen=True)
-class BestEpoch:
-    """The earliest epoch of the highest validation accuracy, and that accuracy in [0, 1]."""
-
-    epoch: int
-    accuracy: float
-
-
-def best_epoch(run: Run) -> BestEpoch | None:
-    """None where validation accuracy was not measured."""
-    curve = pick(run, measure="accuracy", split="validation").filter(pl.col("epoch").is_not_null())
-    if curve.is_empty():
-        return None
-    row = curve.sort(["value", "epoch"], descending=[True, False]).row(0, named=True)
-    return BestEpoch(row["epoch"], row["value"])
-
-
 def last_measured_epoch(run: Run) -> int | None:
     """The last epoch at which hidden states were measured; loss and accuracy may go further."""
     return _states(run)["epoch"].max()  # type: ignore[return-value]
@@ -132,44 +115,6 @@ def summary_split(run: Run) -> str | None:
 def _states(run: Run) -> pl.DataFrame:
     rows = run.metrics
     return rows.filter(pl.col("experiment").eq("learn") & pl.col("control").eq("none") & pl.col("layer").is_not_null())
-
-
-ANY = -1  # an epoch that `pick` does not look at
-
-
-def pick(
-    run: Run,
-    *,
-    measure: str,
-    split: str,
-    control: str = "none",
-    labels: str | None = None,
-    spaces: Sequence[str] | None = None,
-    epoch: int | None = ANY,
-    experiment: str = "learn",
-    arm: str = "main",
-    read: str = "input",
-) -> pl.DataFrame:
-    """epoch, layer, value of one measure, in this order: of a learning run at the input token unless it is said.
-
-    With several spaces, each place takes the highest value among them: the paper's "best of raw and t-SNE".
-    """
-    same = pl.col("experiment").eq(experiment) & pl.col("measure").eq(measure)
-    same &= pl.col("split").eq(split) & pl.col("control").eq(control)
-    same &= pl.col("arm").is_null() | pl.col("arm").eq(arm)
-    same &= pl.col("read").is_null() | pl.col("read").eq(read)
-    same &= pl.col("labels").is_null() if labels is None else pl.col("labels").eq(labels)
-    if spaces is not None:  # the surface of a text has no hidden states and may have no space either
-        same &= pl.col("space").is_null() | pl.col("space").is_in(list(spaces))
-    if epoch != ANY:
-        same &= pl.col("epoch").eq_missing(epoch)
-    places = run.metrics.filter(same).group_by("epoch", "layer").agg(pl.col("value").max())
-    return places.sort(["epoch", "layer"], nulls_last=False)
-
-
-def by_layer(picked: pl.DataFrame) -> dict[int | None, float]:
-    """layer -> value; None is the layer of what has none."""
-    return {row["layer"]: row["value"] for row in picked.iter_rows(named=True)}
 
 
 def settings_table(run: Run) -> Table:
