@@ -15,10 +15,10 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, Traini
 
 import nucleate
 from nucleate.cli import main
-from nucleate.experiments import live_probing
-from nucleate.experiments.probing import probe_into
-from nucleate.integrations.callback import ProbeCallback
 from nucleate.model.networks import gpt2, save_network, word_tokenizer
+from nucleate.probing import live
+from nucleate.probing.callback import ProbeCallback
+from nucleate.probing.probe import probe_into
 from nucleate.refusal import Refused
 from nucleate.report.pack import Shelf
 from nucleate.report.scenes import scenes_of
@@ -125,7 +125,7 @@ def test_a_look_is_a_probe_of_the_checkpoint_saved_at_the_same_step(watched, tmp
     saved = [str(out / f"checkpoint-{step}") for step in (0, 3, 6, STEPS)]
     same = {"loading": {"attn_implementation": "eager"}, **QUICK}  # as the network that was trained
     assert probe_into(tmp_path / "run", saved, rows(), base=saved[0], **same)
-    expected = nucleate.experiments.probe_result.load_probe(tmp_path / "run")
+    expected = nucleate.probing.result.load_probe(tmp_path / "run")
     assert callback.result.models == ("step-0", "step-3", "step-6", "step-8")
     for table in ("metrics", "tasks", "confusion", "suspicious", "coordinates", "dropped"):
         here, there = (told(getattr(one, table)) for one in (callback.result, expected))
@@ -301,14 +301,14 @@ def test_a_share_of_the_steps_can_be_asked_for(tmp_path):
 
 
 def test_a_look_that_fails_ends_no_training(tmp_path, monkeypatch, capsys):
-    original = live_probing.probe_one
+    original = live.probe_one
 
     def fails(study, subject, *rest):
         if subject.step == 2:
             raise RuntimeError("a hidden state is not finite")
         original(study, subject, *rest)
 
-    monkeypatch.setattr(live_probing, "probe_one", fails)
+    monkeypatch.setattr(live, "probe_one", fails)
     callback = ProbeCallback(rows(), every=2, **QUICK)
     trained = trainer(tmp_path / "out", callback, max_steps=4)
     trained.train()
@@ -324,7 +324,7 @@ def test_a_first_look_that_fails_is_refused_before_the_first_step_and_stands_in_
         raise RuntimeError("a hidden state is not finite")
 
     with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="not finite"):
-        patched.setattr(live_probing, "probe_one", fails)
+        patched.setattr(live, "probe_one", fails)
         trainer(tmp_path / "out", ProbeCallback(rows(), **QUICK), max_steps=2).train()
     callback = ProbeCallback(rows(), every=2, **QUICK)
     trainer(tmp_path / "out", callback, max_steps=2).train()

@@ -15,8 +15,9 @@ import torch
 import nucleate
 from nucleate.cli import main
 from nucleate.data.prompts import read_prompts
-from nucleate.experiments import probe_study, probing
 from nucleate.model.networks import gpt2, save_network, word_tokenizer
+from nucleate.probing import probe as door
+from nucleate.probing import study
 from nucleate.refusal import Refused
 from nucleate.runs import METRICS
 
@@ -80,8 +81,8 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def result(folder) -> nucleate.experiments.probe_result.ProbeResult:
-    return probing.load_probe(folder / "run")
+def result(folder) -> nucleate.probing.result.ProbeResult:
+    return door.load_probe(folder / "run")
 
 
 def test_the_command_answers_in_words_and_leaves_every_table_and_figure(folder, result, capsys):
@@ -203,7 +204,7 @@ def test_a_wrong_template_layer_or_tokenizer_is_refused_before_a_folder_is_made(
         ({"tokenizer": object()}, "tells no offsets"),
     ):
         with pytest.raises(Refused, match=why):
-            probing.probe_into(tmp_path / "run", folder / "tuned", rows(), **{**QUICK, **options})
+            door.probe_into(tmp_path / "run", folder / "tuned", rows(), **{**QUICK, **options})
     assert not (tmp_path / "run").exists()
 
 
@@ -219,22 +220,22 @@ def test_what_transformers_is_told_when_it_loads_is_passed_on_and_kept(folder, t
 def test_a_probe_killed_after_its_first_model_and_resumed_gives_the_same_bytes(folder, monkeypatch, tmp_path):
     models = [str(folder / "tuned"), str(folder / "base")]
     asked = {"data": folder / "prompts.jsonl", "columns": {"task": "label"}, **QUICK}
-    probing.probe_into(tmp_path / "whole", models, **asked)
-    loaded = probing.Subject.load
+    door.probe_into(tmp_path / "whole", models, **asked)
+    loaded = door.Subject.load
 
     def killed(self):
         if self.name == "base":
             raise KeyboardInterrupt
         return loaded(self)
 
-    monkeypatch.setattr(probing.Subject, "load", killed)
+    monkeypatch.setattr(door.Subject, "load", killed)
     with pytest.raises(KeyboardInterrupt):
-        probing.probe_into(tmp_path / "killed", models, **asked)
+        door.probe_into(tmp_path / "killed", models, **asked)
     monkeypatch.setattr(
-        probing.Subject, "load", lambda self: pytest.fail("read again") if self.name == "tuned" else loaded(self)
+        door.Subject, "load", lambda self: pytest.fail("read again") if self.name == "tuned" else loaded(self)
     )
-    monkeypatch.setattr(probe_study, "_memory", lambda: 0)  # and with the states on disk
-    assert probing.probe_into(tmp_path / "killed", models, resume=True, **asked)
+    monkeypatch.setattr(study, "_memory", lambda: 0)  # and with the states on disk
+    assert door.probe_into(tmp_path / "killed", models, resume=True, **asked)
     assert not (tmp_path / "killed" / "spill").exists()
     for name in ("metrics", "tasks", "confusion", "suspicious", "coordinates"):
         whole, again = (pl.read_parquet(tmp_path / one / f"{name}.parquet") for one in ("whole", "killed"))
@@ -291,7 +292,7 @@ def test_prompts_with_inputs_are_judged_among_other_inputs_and_get_their_control
     assert "with other inputs" in str(seen) and str(seen).splitlines()[2].startswith(seen.models[0])
     assert len(seen.plot().axes) == 2
     kept = seen.save(tmp_path / "kept")
-    assert probing.load_probe(kept).verdict == seen.verdict
+    assert door.load_probe(kept).verdict == seen.verdict
     with pytest.raises(Refused, match="exists; name a new folder"):
         seen.save(tmp_path / "kept")
 
@@ -343,22 +344,22 @@ def test_a_split_that_cannot_be_used_as_it_is_is_told():
         for k in range(8)
         for word in words
     ]
-    assert "halved anew" in probing.Study.of(probing.read_prompts(rows), probing.settings_of({})).notes[0]
+    assert "halved anew" in study.Study.of(door.read_prompts(rows), door.settings_of({})).notes[0]
 
 
 def test_a_probe_that_was_killed_can_be_reported_as_far_as_it_got(folder, tmp_path, monkeypatch, capsys):
-    loaded = probing.Subject.load
-    monkeypatch.setattr(probing.Subject, "load", lambda self: loaded(self) if self.name == "tuned" else 1 / 0)
+    loaded = door.Subject.load
+    monkeypatch.setattr(door.Subject, "load", lambda self: loaded(self) if self.name == "tuned" else 1 / 0)
     models = [str(folder / "tuned"), str(folder / "base")]
     with pytest.raises(ZeroDivisionError):
-        probing.probe_into(tmp_path / "run", models, folder / "prompts.jsonl", columns={"task": "label"}, **QUICK)
+        door.probe_into(tmp_path / "run", models, folder / "prompts.jsonl", columns={"task": "label"}, **QUICK)
     assert main(["report", str(tmp_path / "run")]) == 0
     assert "page:" in capsys.readouterr().out
 
 
 def test_layers_may_be_an_array(folder, tmp_path):
     asked = {"columns": {"task": "label"}, "layers": np.arange(2, 3), **QUICK}
-    probing.probe_into(tmp_path / "run", folder / "tuned", folder / "prompts.jsonl", **asked)
+    door.probe_into(tmp_path / "run", folder / "tuned", folder / "prompts.jsonl", **asked)
     assert "layers = [2]" in (tmp_path / "run" / "config.toml").read_text(encoding="utf-8")
 
 
@@ -370,4 +371,4 @@ def test_where_no_layer_could_be_chosen_the_data_are_refused():
         for given in ("x1", "x2", "x3")
     ]
     with pytest.raises(Refused, match=r"no layer can be chosen.*second instruction: give at least four of each task"):
-        probe_study.Study.of(read_prompts(rows), probe_study.settings_of({}))
+        study.Study.of(read_prompts(rows), study.settings_of({}))

@@ -12,9 +12,9 @@ from scipy import stats
 
 import fake_run
 from nucleate.cli import main
-from nucleate.experiments import probing
 from nucleate.experiments.redirecting import METHODS
 from nucleate.model.networks import gpt2, save_network, word_tokenizer
+from nucleate.probing import probe as door
 from nucleate.report.application_tables import PAPER, over_seeds
 from nucleate.report.figures import draw_svg, figures_of
 from nucleate.report.page import _caption
@@ -71,7 +71,7 @@ def test_resume_makes_what_is_missing_adds_a_model_and_leaves_the_rest_as_it_was
     tokenizer = word_tokenizer(["capital", "of", "Japan", "France"])
     shape = {"width": 16, "feed_forward": 32, "layers": 1, "heads": 2, "positions": 64, "dropout": 0, "pad": 0}
     save_network(gpt2(vocabulary=len(tokenizer), seed=0, **shape), tokenizer, tmp_path / "model")
-    monkeypatch.setattr(probing, "probe_into", partial(probing.probe_into, limit=64))
+    monkeypatch.setattr(door, "probe_into", partial(door.probe_into, limit=64))
     words = [*COMMAND, "--out", str(again), "--resume", "--model"]
     assert main([*words, str(tmp_path / "nothing")]) == 2
     assert not (again / "align").exists()

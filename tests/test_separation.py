@@ -4,12 +4,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from nucleate.measures.findings import change, difference, mislabelled, separated_tasks, span_of_layers
-from nucleate.measures.held_out import Side, deciding_search, held_out_units, sides_of, some_units
 from nucleate.measures.neighbours import Labels
-from nucleate.measures.panel import GAIN, Effort, Panel, margins, sweep
 from nucleate.measures.scores import cluster_scores
-from nucleate.measures.separation import (
+from nucleate.measures.shares import Surroundings, TaskDeals, look_around
+from nucleate.measures.survey import Cohort, cast, survey
+from nucleate.probing.findings import change, difference, mislabelled, separated_tasks, span_of_layers
+from nucleate.probing.halves import Side, deciding_search, held_out_units, sides_of, some_units
+from nucleate.probing.panel import GAIN, Effort, Panel, margins, sweep
+from nucleate.probing.separation import (
     MISLABELLED,
     best_cluster_f1,
     by_task,
@@ -19,8 +21,6 @@ from nucleate.measures.separation import (
     f1_of,
     mean_interval,
 )
-from nucleate.measures.shares import Surroundings, TaskDeals, look_around
-from nucleate.measures.survey import Cohort, cast, survey
 from nucleate.runs import metrics_frame
 
 TASKS, WIDTH = 4, 16

@@ -139,7 +139,7 @@ def _redirect(asked: argparse.Namespace) -> None:
 
 
 def _probe(asked: argparse.Namespace) -> None:
-    from nucleate.experiments.probing import budget, probe_into
+    from nucleate.probing.probe import budget, probe_into
 
     options: dict[str, Any] = {
         "columns": columns(asked.columns),
@@ -177,7 +177,7 @@ def _rooms() -> dict[str, Any]:
 
 def _reproduce(asked: argparse.Namespace) -> None:
     """A run folder per experiment, then one ledger and one page; what is newer than the page is drawn again."""
-    from nucleate.experiments import probing
+    from nucleate.probing import probe
     from nucleate.report.figures import draw_figures
     from nucleate.runs import load_run
 
@@ -188,8 +188,8 @@ def _reproduce(asked: argparse.Namespace) -> None:
     }
     if asked.model is not None:
         of_model: dict[str, Any] = {"seed": config.seed, "device": config.device, "dtype": config.dtype}
-        probing.check([asked.model], "natural", **of_model)
-        experiments["probe"] = lambda folder, **again: probing.probe_into(
+        probe.check([asked.model], "natural", **of_model)
+        experiments["probe"] = lambda folder, **again: probe.probe_into(
             folder, [asked.model], "natural", **of_model, **again
         )
     for room in rooms.values():  # refused before the first experiment has taken its hours

@@ -14,7 +14,7 @@ def print_summary(run: Any) -> None:
     if run.config["verb"] == "probe":
         import polars as pl
 
-        from nucleate.measures.findings import in_columns, in_full, summary_lines
+        from nucleate.probing.findings import in_columns, in_full, summary_lines
 
         if not (run.folder / "dropped.parquet").is_file():  # not finished, or made by an earlier version
             print(f"\n{in_columns(summary_lines(run.metrics))}\n")

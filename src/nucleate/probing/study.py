@@ -12,14 +12,14 @@ import numpy as np
 from nucleate.config import flat_toml
 from nucleate.data.dataset import Instance
 from nucleate.data.prompts import Prompts
-from nucleate.measures.held_out import held_out_units, sides_of
 from nucleate.measures.neighbours import Labels
-from nucleate.measures.panel import Effort, Panel, Sweep
-from nucleate.measures.separation import FEWEST
 from nucleate.measures.shares import TaskDeals
 from nucleate.model.prompts import PromptReading, read_prompts_states
 from nucleate.model.subjects import Subject
 from nucleate.model.texts import PLAIN_CHATS, prompts_of
+from nucleate.probing.halves import held_out_units, sides_of
+from nucleate.probing.panel import Effort, Panel, Sweep
+from nucleate.probing.separation import FEWEST
 from nucleate.progress import Progress
 from nucleate.refusal import Refused, nearest
 from nucleate.threads import thread_count

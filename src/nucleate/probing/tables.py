@@ -10,8 +10,8 @@ import numpy as np
 import polars as pl
 from scipy.linalg import eigh
 
-from nucleate.measures.panel import Closer, Panel, Sweep
-from nucleate.measures.separation import MISLABELLED, Doubts
+from nucleate.probing.panel import Closer, Panel, Sweep
+from nucleate.probing.separation import MISLABELLED, Doubts
 
 LISTED = 10  # prompts of each task, beside all that look mislabelled
 

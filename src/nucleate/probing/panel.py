@@ -14,9 +14,10 @@ import polars as pl
 
 from nucleate.intervals import Interval
 from nucleate.measures.clustering import KMeansJob, kmeans_many
-from nucleate.measures.held_out import Side, deciding_search, some_units
 from nucleate.measures.neighbours import Labels
-from nucleate.measures.separation import (
+from nucleate.measures.survey import Cast, Survey, survey
+from nucleate.probing.halves import Side, deciding_search, some_units
+from nucleate.probing.separation import (
     best_cluster_f1,
     by_task,
     confusion,
@@ -24,7 +25,6 @@ from nucleate.measures.separation import (
     f1_of,
     mean_interval,
 )
-from nucleate.measures.survey import Cast, Survey, survey
 from nucleate.streams import stream
 
 GAIN = 0.1  # by which a share has to exceed every control for a task to count as separate

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from nucleate.long_table import best_layer_of
-from nucleate.measures.findings import change, difference, headline, in_full, main_model, separate_at_best
+from nucleate.probing.findings import change, difference, headline, in_full, main_model, separate_at_best
 from nucleate.refusal import Refused, nearest
 from nucleate.runs import load_run
 

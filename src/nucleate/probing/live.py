@@ -17,14 +17,14 @@ import torch
 
 from nucleate.config import differing
 from nucleate.data.prompts import read_prompts
-from nucleate.experiments.probe_parts import join, note_seconds, part_of, probe_one, surface_of
-from nucleate.experiments.probe_result import ProbeResult, load_probe
-from nucleate.experiments.probe_study import Study, settings_of
 from nucleate.files import write_whole
 from nucleate.long_table import best_layer_of, deciding_measure, main_read, value_of
-from nucleate.measures.findings import separate_at_best
 from nucleate.model.prefix_tree import where_it_runs
 from nucleate.model.subjects import Subject
+from nucleate.probing.findings import separate_at_best
+from nucleate.probing.one_model import join, note_seconds, part_of, probe_one, surface_of
+from nucleate.probing.result import ProbeResult, load_probe
+from nucleate.probing.study import Study, settings_of
 from nucleate.progress import Progress
 from nucleate.refusal import Refused
 from nucleate.runs import RunWriter, load_run, open_run

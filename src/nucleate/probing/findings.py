@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from nucleate.long_table import best_layer_of, best_layers, deciding_measure, main_read, value_of
-from nucleate.measures.separation import MISLABELLED, by_task, mean_interval
+from nucleate.probing.separation import MISLABELLED, by_task, mean_interval
 
 _MOST_NAMED = 4  # tasks in a sentence
 _MOST_DOUBTED = 0.1  # of the prompts; beyond, it is the model that errs

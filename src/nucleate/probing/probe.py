@@ -1,7 +1,7 @@
 """Any model, any labelled prompts: at which layer are the tasks separate, which are confused, which labels look wrong?
 
 The paper's realistic setting (§3.4, Table 1) for any network and any prompts. What is written of each model stands in
-`probe_parts.py`; what it comes to in words, in `measures/findings.py`.
+`probe_parts.py`; what it comes to in words, in `probing/findings.py`.
 """
 
 import shutil
@@ -14,13 +14,13 @@ from weakref import finalize
 from nucleate.config import differing
 from nucleate.data.prompts import Prompts, read_prompts
 from nucleate.devices import device_for
-from nucleate.experiments.probe_parts import finish, note_seconds, part_of, probe_one, surface_of
-from nucleate.experiments.probe_result import ProbeResult, load_probe
-from nucleate.experiments.probe_study import ProbeSettings, Study, settings_of
 from nucleate.files import write_whole
 from nucleate.measures.baselines import MOST_FEATURES
 from nucleate.model.subjects import Subject, all_ready, subjects_of
 from nucleate.model.texts import fill
+from nucleate.probing.one_model import finish, note_seconds, part_of, probe_one, surface_of
+from nucleate.probing.result import ProbeResult, load_probe
+from nucleate.probing.study import ProbeSettings, Study, settings_of
 from nucleate.progress import Progress, silent
 from nucleate.runs import open_run
 from nucleate.threads import thread_count

@@ -16,13 +16,14 @@ import numpy as np
 import polars as pl
 
 from nucleate.data.prompts import Prompts
-from nucleate.experiments.probe_result import TABLES, load_probe
-from nucleate.experiments.probe_study import Study
 from nucleate.files import write_whole
 from nucleate.long_table import best_layer_of, deciding_measure
 from nucleate.measures.baselines import surface_features
-from nucleate.measures.findings import difference, mislabelled
-from nucleate.measures.panel import (
+from nucleate.model.networks import untrained
+from nucleate.model.prompts import PromptReading
+from nucleate.model.subjects import Subject
+from nucleate.probing.findings import difference, mislabelled
+from nucleate.probing.panel import (
     MOST_SHOWN,
     Panel,
     Rows,
@@ -35,11 +36,10 @@ from nucleate.measures.panel import (
     sweep,
     task_frame,
 )
-from nucleate.measures.prompt_tables import coordinate_frame, layout_frame, suspicious_frame
-from nucleate.measures.separation import MISLABELLED, doubts
-from nucleate.model.networks import untrained
-from nucleate.model.prompts import PromptReading
-from nucleate.model.subjects import Subject
+from nucleate.probing.result import TABLES, load_probe
+from nucleate.probing.separation import MISLABELLED, doubts
+from nucleate.probing.study import Study
+from nucleate.probing.tables import coordinate_frame, layout_frame, suspicious_frame
 from nucleate.progress import Progress
 from nucleate.runs import RunWriter
 from nucleate.streams import stream

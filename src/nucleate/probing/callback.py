@@ -15,8 +15,8 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from nucleate.experiments.live_probing import LiveProbe
-from nucleate.experiments.probe_result import ProbeResult
+from nucleate.probing.live import LiveProbe
+from nucleate.probing.result import ProbeResult
 from nucleate.refusal import Refused
 from nucleate.report.figures import draw_figures
 from nucleate.report.page import write_page
