@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from nucleate.cli import main
-from nucleate.experiments.redirect_study import settings_of, study_of
 from nucleate.model.networks import gpt2, save_network, word_tokenizer
+from nucleate.redirecting.study import settings_of, study_of
 from nucleate.runs import load_run
 from test_guides import BLOCK, ROOT
 

@@ -11,11 +11,11 @@ import torch
 
 from killed_run import die_at_file, in_a_child
 from nucleate.cli import main
-from nucleate.experiments import redirect_study, redirecting
-from nucleate.experiments.redirect_study import closing_of, settings_of, study_of
-from nucleate.experiments.redirecting import redirect_into
 from nucleate.model.networks import load_network, save_network
-from nucleate.model.switched import load_switched
+from nucleate.redirecting import redirect, study
+from nucleate.redirecting.redirect import redirect_into
+from nucleate.redirecting.study import closing_of, settings_of, study_of
+from nucleate.redirecting.switched import load_switched
 from nucleate.refusal import Refused
 from nucleate.report.application_tables import alignment_table
 from nucleate.runs import load_run
@@ -111,7 +111,7 @@ def test_the_long_table_keeps_its_contract(run):
 
 def test_the_saved_model_generates_what_the_table_counts_as_right(run, network):
     """Every test prompt, generated and compared with its wished output: the share is the run's own number."""
-    dealt = study(**QUICK)
+    dealt = dealt_out(**QUICK)
     model = load_switched(run / "model")
     for side, name in (("test", ""), ("new_inputs", "_new_inputs")):
         right = []
@@ -124,7 +124,7 @@ def test_the_saved_model_generates_what_the_table_counts_as_right(run, network):
 
 
 def test_others_that_the_table_counts_as_kept_have_their_own_prediction(run, network):
-    dealt = study(**QUICK)
+    dealt = dealt_out(**QUICK)
     model, (plain, tokenizer) = load_switched(run / "model"), load_network(network)
     same = []
     for one in dealt.others:
@@ -159,8 +159,8 @@ def test_a_run_stopped_again_and_again_has_the_bytes_of_an_unbroken_one_and_make
         monkeypatch.setattr(room, name, call)
 
     for room, names in {
-        redirect_study: ("remember", "read_prompts_states"),
-        redirecting: ("learn_switch", "learn_head"),
+        study: ("remember", "read_prompts_states"),
+        redirect: ("learn_switch", "learn_head"),
     }.items():
         for name in names:
             counted(room, name, getattr(room, name))
@@ -253,12 +253,12 @@ def test_an_answer_is_closed_by_the_end_of_a_text_or_else_of_a_line(end, line, c
 # --- what is dealt out -----------------------------------------------------------------------------------------------
 
 
-def study(data=None, **options):
+def dealt_out(data=None, **options):
     return study_of(data or prompts(), settings_of({"source": "first", "target": "second", **options})).dealt
 
 
 def test_nothing_that_is_judged_by_was_learnt_from():
-    found = study()
+    found = dealt_out()
     by = {name: {(i.instruction, i.input) for i in side} for name, side in found.sides.items()}
     instructions = {name: {i for i, _ in pairs} for name, pairs in by.items()}
     assert instructions["test"] == instructions["new_inputs"]
@@ -273,15 +273,15 @@ def test_nothing_that_is_judged_by_was_learnt_from():
 
 def test_the_source_is_asked_for_what_the_target_answers():
     wanted = {one["input"]: one["output"] for one in prompts() if one["task"] == "second"}
-    for side in study().sides.values():
+    for side in dealt_out().sides.values():
         assert all(one.output == wanted[one.input] for one in side)
 
 
 def test_names_are_distributions_where_the_data_have_them_and_tasks_too():
     data = [*prompts(own=True), *({**row, "task": "two", "distribution": "other"} for row in prompts()[:12])]
-    by_distribution = study(data)
+    by_distribution = dealt_out(data)
     assert {one.distribution for one in by_distribution.others} == {"second", "third", "fourth", "other"}
-    by_task = study(data, source="one", target="other")
+    by_task = dealt_out(data, source="one", target="other")
     assert {one.distribution for one in by_task.others} == {"other"}
 
 
@@ -296,14 +296,14 @@ def test_of_few_prompts_every_side_has_some(seed):
 
 def test_one_instruction_with_many_inputs_is_held_out_by_inputs():
     data = [{**row, "instruction": row["instruction"].split()[0]} for row in prompts(instructions=1)]
-    found = study(data)
+    found = dealt_out(data)
     inputs = {name: {one.input for one in side} for name, side in found.sides.items()}
     assert not inputs["lesson"] & inputs["test"] and not inputs["lesson"] & inputs["validation"]
     assert not inputs["new_inputs"] and len(inputs["test"]) == 1
 
 
 def test_the_limit_keeps_whole_instructions_of_every_task():
-    found = study(limit=12)
+    found = dealt_out(limit=12)
     kept = [one for side in found.sides.values() for one in side] + found.others
     for task in TASKS:
         own = [one for one in kept if one.task == task]
@@ -312,7 +312,7 @@ def test_the_limit_keeps_whole_instructions_of_every_task():
 
 
 def test_more_examples_contain_the_fewer():
-    one, two = study(examples=1), study(examples=2)
+    one, two = dealt_out(examples=1), dealt_out(examples=2)
     assert one.examples < two.examples and len(two.examples) == 6
 
 
@@ -335,7 +335,7 @@ def test_more_examples_contain_the_fewer():
 )
 def test_what_cannot_be_meant_is_refused_with_the_remedy(options, message):
     with pytest.raises(Refused, match=message):
-        study(**options)
+        dealt_out(**options)
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused_before_a_folder_is_made(network, tmp_path):
@@ -348,7 +348,7 @@ def test_a_tokenizer_without_a_chat_template_is_refused_before_a_folder_is_made(
 def test_source_and_target_with_different_inputs_are_refused():
     data = [{**row, "input": f"w{n}"} if row["task"] == "second" else row for n, row in enumerate(prompts())]
     with pytest.raises(Refused, match=r"no output for 'x0', an input of 'first' \(and 5 more"):
-        study(data)
+        dealt_out(data)
 
 
 def test_data_without_examples_of_other_tasks_or_with_none_to_judge_by_are_refused(tmp_path):
@@ -357,7 +357,7 @@ def test_data_without_examples_of_other_tasks_or_with_none_to_judge_by_are_refus
     own = [row for row in prompts() if row["task"] == "first"]
     for rest, message in (([], "at least two tasks"), (prompts()[60:61], "give two prompts of each")):
         with pytest.raises(Refused, match=message):
-            study(own + rest, target=None, outputs=str(wished))
+            dealt_out(own + rest, target=None, outputs=str(wished))
 
 
 def test_outputs_of_a_file_are_checked(tmp_path):
@@ -366,11 +366,11 @@ def test_outputs_of_a_file_are_checked(tmp_path):
     def refused(text, message):
         file.write_text(text)
         with pytest.raises(Refused, match=message):
-            study(target=None, outputs=str(file))
+            dealt_out(target=None, outputs=str(file))
 
     whole = "input,output\n" + "".join(f"{given},x29\n" for given in INPUTS)
     file.write_text(whole)
-    assert {one.output for one in study(target=None, outputs=str(file)).sides["test"]} == {"x29"}
+    assert {one.output for one in dealt_out(target=None, outputs=str(file)).sides["test"]} == {"x29"}
     refused(whole.replace("x3,x29\n", ""), "no output for 'x3'")
     refused(whole + "x3,x28\n", "two outputs for 'x3'")
     refused(whole.replace("output", "outputs"), "did you mean 'outputs'")
@@ -378,9 +378,9 @@ def test_outputs_of_a_file_are_checked(tmp_path):
     table = pl.DataFrame({"input": INPUTS, "output": [float("nan"), *[3.0] * (len(INPUTS) - 1)]})
     table.write_parquet(tmp_path / "wished.parquet")
     with pytest.raises(Refused, match="fill it"):
-        study(target=None, outputs=str(tmp_path / "wished.parquet"))
+        dealt_out(target=None, outputs=str(tmp_path / "wished.parquet"))
     table.with_columns(output=pl.lit(True)).write_parquet(tmp_path / "wished.parquet")
-    found = study(target=None, outputs=str(tmp_path / "wished.parquet"))
+    found = dealt_out(target=None, outputs=str(tmp_path / "wished.parquet"))
     assert {one.output for one in found.sides["test"]} == {"true"}, "as the data's own cells are read"
 
 

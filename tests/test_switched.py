@@ -11,7 +11,7 @@ from nucleate.model import series
 from nucleate.model.networks import save_network
 from nucleate.model.prefix_tree import Group
 from nucleate.model.switch import Head, Switch, remember
-from nucleate.model.switched import SwitchedModel, head_logits, load_switched
+from nucleate.redirecting.switched import SwitchedModel, head_logits, load_switched
 from nucleate.refusal import Refused
 from test_families import CAUSAL, tiny, words
 

@@ -116,7 +116,7 @@ def _check_redirect(asked: argparse.Namespace) -> None:
 
 def _redirect(asked: argparse.Namespace) -> None:
     """The same on a ready-made model (--model)."""
-    from nucleate.experiments.redirecting import budget, redirect_into
+    from nucleate.redirecting.redirect import budget, redirect_into
 
     given = {name: value for name in REDIRECT if (value := getattr(asked, name)) is not None}
     barred = next((name for name in ("size", *SHORT, "set") if getattr(asked, name)), None)

@@ -21,9 +21,18 @@ import torch
 from torch import Tensor
 
 from nucleate.config import differing, flat_toml
-from nucleate.data.redirection import SIDES, name_of
 from nucleate.devices import device_for
-from nucleate.experiments.redirect_study import (
+from nucleate.files import write_whole
+from nucleate.long_table import HEADS, METHODS
+from nucleate.model.estimate import estimate
+from nucleate.model.networks import load_network, tokenizer_of
+from nucleate.model.series import located
+from nucleate.model.switch import AT_ONCE, KINDS, Head, Lesson, Pace, Switch, learn_head, learn_switch
+from nucleate.model.texts import PLAIN_CHATS, Prompt
+from nucleate.model.training import weights
+from nucleate.progress import Progress, silent
+from nucleate.redirecting.prompts import SIDES, name_of
+from nucleate.redirecting.study import (
     Others,
     Shelf,
     Study,
@@ -35,16 +44,7 @@ from nucleate.experiments.redirect_study import (
     source_prompts,
     study_of,
 )
-from nucleate.files import write_whole
-from nucleate.long_table import HEADS, METHODS
-from nucleate.model.estimate import estimate
-from nucleate.model.networks import load_network, tokenizer_of
-from nucleate.model.series import located
-from nucleate.model.switch import AT_ONCE, KINDS, Head, Lesson, Pace, Switch, learn_head, learn_switch
-from nucleate.model.switched import SwitchedModel, head_logits, model_card, parts_of
-from nucleate.model.texts import PLAIN_CHATS, Prompt
-from nucleate.model.training import weights
-from nucleate.progress import Progress, silent
+from nucleate.redirecting.switched import SwitchedModel, head_logits, model_card, parts_of
 from nucleate.runs import RunWriter, open_run
 from nucleate.streams import stream
 

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from nucleate.data.dataset import Instance
 from nucleate.data.prompts import read_prompts
-from nucleate.data.redirection import Redirection, redirection
 from nucleate.files import write_whole
 from nucleate.model.batches import share_prefixes
 from nucleate.model.prompts import read_prompts_states
 from nucleate.model.switch import AT_ONCE, KINDS, Lesson, Memory, remember
-from nucleate.model.switched import head_logits
 from nucleate.model.texts import Prompt, prompts_of
+from nucleate.redirecting.prompts import Redirection, redirection
+from nucleate.redirecting.switched import head_logits
 from nucleate.refusal import Refused, nearest
 
 

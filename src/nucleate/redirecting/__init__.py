@@ -1,0 +1,1 @@
+"""One behaviour of a frozen model redirected, and what everything else lost."""
