@@ -51,11 +51,11 @@ from sklearn.metrics.cluster import contingency_matrix  # noqa: E402
 from sklearn.neighbors import NearestNeighbors  # noqa: E402
 
 from nucleate.config import Config, configure  # noqa: E402
-from nucleate.experiments.learning import learn, make_dataset  # noqa: E402
 from nucleate.model.networks import gpt2, word_tokenizer  # noqa: E402
 from nucleate.model.prefix_tree import Group  # noqa: E402
 from nucleate.model.states import instances_as_groups, read_groups  # noqa: E402
 from nucleate.model.training import cosine  # noqa: E402
+from nucleate.paper.learning import learn, make_dataset  # noqa: E402
 from nucleate.runs import load_run  # noqa: E402
 
 KINDS = ("task", "distribution", "distribution_mapping")

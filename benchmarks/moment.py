@@ -20,10 +20,12 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from nucleate.config import configure  # noqa: E402
-from nucleate.experiments import groundwork as ground  # noqa: E402
 from nucleate.measures import survey as surveys  # noqa: E402
 from nucleate.measures.tsne import tsne  # noqa: E402
 from nucleate.model.states import read_groups  # noqa: E402
+from nucleate.paper.instances import MEASURED, Members, places_of  # noqa: E402
+from nucleate.paper.network import make_dataset, make_network  # noqa: E402
+from nucleate.paper.surveys import labels_of, survey_of  # noqa: E402
 
 PARTS = {
     "t-SNE": (surveys, "tsne"),
@@ -40,20 +42,18 @@ def main() -> None:
     parser.add_argument("--size", default="small", choices=("tiny", "small", "paper"))
     config = configure(parser.parse_args().size)
     torch.set_num_threads(1)
-    dataset = ground.make_dataset(config)
-    model, tokenizer = ground.make_network(config, dataset, device="cpu")
-    members = ground.Members.of(
-        tokenizer, [i for split in ("train", "validation", "test") for i in dataset.select(split)]
-    )
+    dataset = make_dataset(config)
+    model, tokenizer = make_network(config, dataset, device="cpu")
+    members = Members.of(tokenizer, [i for split in ("train", "validation", "test") for i in dataset.select(split)])
     read = read_groups(model, members.groups).states
-    states = {s: read[:, ground.places_of(members.instances, s)] for s in (*ground.MEASURED, "train")}
-    cast = ground.labels_of(config, members.instances)
-    ground.survey_of(cast, states, config.measure)  # loads or compiles
+    states = {s: read[:, places_of(members.instances, s)] for s in (*MEASURED, "train")}
+    cast = labels_of(config, members.instances)
+    survey_of(cast, states, config.measure)  # loads or compiles
     spent: dict[str, float] = defaultdict(float)
     for name, (home, function) in PARTS.items():
         setattr(home, function, timed(name, getattr(home, function), spent))
     began = time.perf_counter()
-    ground.survey_of(cast, states, config.measure)
+    survey_of(cast, states, config.measure)
     whole = time.perf_counter() - began
     shown = np.concatenate([states["subset"], states["validation"]], axis=1)
     settings = {"components": 3, "perplexity": config.measure.perplexity, "threads": 1}

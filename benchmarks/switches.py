@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from nucleate.data.dataset import load_dataset
-from nucleate.experiments.corrections import Correction, Network
 from nucleate.model.networks import load_network
 from nucleate.model.switch import Pace, Switch, learn_switch
+from nucleate.paper.corrections import Correction, Network
 from nucleate.report.seeds import interval
 from nucleate.runs import Run, load_run
 from nucleate.streams import stream

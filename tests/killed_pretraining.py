@@ -7,7 +7,7 @@ from pathlib import Path
 
 from killed_run import die_at_file, in_a_child
 from nucleate.config import configure
-from nucleate.experiments.task_id_pretraining import pretrain
+from nucleate.paper.pretraining import pretrain
 
 CHANGES = {
     "training.epochs": "1",

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nucleate.config import configure
-from nucleate.experiments import learning
-from nucleate.experiments.learning import learn
+from nucleate.paper import learning
+from nucleate.paper.learning import learn
 
 MOMENTS = 20
 

@@ -11,10 +11,10 @@ import torch
 from nucleate.claims.quantities import chosen_model, smallest_relief
 from nucleate.cli import main
 from nucleate.config import configure
-from nucleate.experiments import alignment
-from nucleate.experiments.alignment import METHODS, align
-from nucleate.experiments.corrections import Network
-from nucleate.experiments.groundwork import make_dataset, make_network
+from nucleate.paper import alignment
+from nucleate.paper.alignment import METHODS, align
+from nucleate.paper.corrections import Network
+from nucleate.paper.network import make_dataset, make_network
 from nucleate.refusal import Refused
 from nucleate.runs import METRICS, load_run
 

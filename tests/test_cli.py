@@ -123,7 +123,7 @@ def test_what_is_drawn_needs_a_folder_that_can_be_written_into(verb, micro_run, 
 
 
 def test_a_failure_while_running_exits_with_1_and_is_written_into_the_log(tmp_path, capsys, monkeypatch):
-    from nucleate.experiments import learning
+    from nucleate.paper import learning
 
     def broken(*_, **__):
         raise RuntimeError("the loss is no longer finite")

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import nucleate
 from nucleate.config import configure
-from nucleate.experiments.learning import learn
+from nucleate.paper.learning import learn
 from nucleate.refusal import Refused
 from nucleate.runs import METRICS, file_hash, load_run
 

@@ -11,9 +11,10 @@ from transformers import AutoModelForCausalLM
 from nucleate.claims import quantities
 from nucleate.cli import main
 from nucleate.config import configure
-from nucleate.experiments import task_id_pretraining as subject
-from nucleate.experiments.groundwork import Members, make_dataset, make_network, of_splits
-from nucleate.experiments.task_id_pretraining import TASK_TOKEN, pretrain
+from nucleate.paper import pretraining as subject
+from nucleate.paper.instances import Members, of_splits
+from nucleate.paper.network import make_dataset, make_network
+from nucleate.paper.pretraining import TASK_TOKEN, pretrain
 from nucleate.refusal import Refused
 from nucleate.report.application_tables import ARMS, pretraining_table
 from nucleate.report.figures import draw_figures

@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _data(asked: argparse.Namespace) -> None:
-    from nucleate.experiments.groundwork import make_dataset
+    from nucleate.paper.network import make_dataset
     from nucleate.report.dataset_figure import figure_1
     from nucleate.runs import make_folder
 
@@ -84,19 +84,19 @@ def _data(asked: argparse.Namespace) -> None:
 
 
 def _learn(asked: argparse.Namespace) -> None:
-    from nucleate.experiments.learning import learn
+    from nucleate.paper.learning import learn
 
     _run(asked, partial(learn, config_of(asked), Path(asked.out)))
 
 
 def _pretrain(asked: argparse.Namespace) -> None:
-    from nucleate.experiments.task_id_pretraining import pretrain
+    from nucleate.paper.pretraining import pretrain
 
     _run(asked, partial(pretrain, config_of(asked), Path(asked.out)))
 
 
 def _align(asked: argparse.Namespace) -> None:
-    from nucleate.experiments.alignment import align
+    from nucleate.paper.alignment import align
 
     if asked.model is not None:
         _redirect(asked)
@@ -168,11 +168,11 @@ def _run(asked: argparse.Namespace, experiment: Callable[..., bool]) -> None:
     _redraw([out])
 
 
-def _rooms() -> dict[str, Any]:
+def _experiments() -> dict[str, Any]:
     """The experiments on networks of our own, by the verb that runs each; their `dataset_for` refuses at the door."""
-    from nucleate.experiments import alignment, learning, task_id_pretraining
+    from nucleate.paper import alignment, learning, pretraining
 
-    return {"learn": learning, "pretrain": task_id_pretraining, "align": alignment}
+    return {"learn": learning, "pretrain": pretraining, "align": alignment}
 
 
 def _reproduce(asked: argparse.Namespace) -> None:
@@ -182,7 +182,7 @@ def _reproduce(asked: argparse.Namespace) -> None:
     from nucleate.runs import load_run
 
     config, out = config_of(asked), Path(asked.out)
-    rooms = _rooms()
+    rooms = _experiments()
     experiments: dict[str, Callable[..., bool]] = {
         verb: partial(getattr(room, verb), config) for verb, room in rooms.items()
     }
@@ -262,7 +262,7 @@ def _planned(asked: argparse.Namespace, name: str, words: Sequence[str], varying
     _check_redirect(one)
     config = config_of(one)
     device_for(config.device)
-    _rooms()[asked.swept].dataset_for(config)
+    _experiments()[asked.swept].dataset_for(config)
     own = {"verb", "run", "size", *SHORT, "seed", "device", "dtype", "set", "out", "resume", "overwrite"}
     others = {f"option_{key}": str(value) for key, value in vars(one).items() if key not in own and value is not None}
     varied = {key: value for key, value, _ in describe(config) if key in varying}

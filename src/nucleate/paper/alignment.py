@@ -20,32 +20,25 @@ from transformers import PreTrainedModel
 from nucleate.config import Config
 from nucleate.data.dataset import Dataset
 from nucleate.devices import device_for
-from nucleate.experiments.corrections import UNSEEN, Correction, Network
-from nucleate.experiments.groundwork import (
-    Members,
-    answer_rows,
-    check_network,
-    curve_rows,
-    make_dataset,
-    make_network,
-    of_splits,
-    run_of,
-    score_in,
-)
-from nucleate.experiments.trainings import (
-    SECONDS,
-    Book,
-    checkpoint_hashes,
-    epochs_of,
-    optimizer_for,
-    steps_of_an_epoch,
-    with_weights,
-)
 from nucleate.long_table import METHODS
 from nucleate.model.networks import load_network, save_network
 from nucleate.model.states import read_groups
 from nucleate.model.switch import Head, Pace, Switch, learn_head, learn_switch
 from nucleate.model.training import make_optimizer, train, weights
+from nucleate.paper.answers import answer_rows, curve_rows, score_in
+from nucleate.paper.corrections import UNSEEN, Correction, Network
+from nucleate.paper.instances import Members, of_splits
+from nucleate.paper.network import check_network, make_dataset, make_network
+from nucleate.paper.trainings import (
+    SECONDS,
+    Book,
+    checkpoint_hashes,
+    epochs_of,
+    optimizer_for,
+    run_of,
+    steps_of_an_epoch,
+    with_weights,
+)
 from nucleate.progress import Progress, silent
 from nucleate.refusal import Refused
 from nucleate.runs import RunWriter

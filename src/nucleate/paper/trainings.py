@@ -1,11 +1,12 @@
 """A training of one of the paper's networks: its epochs, the book that is carried through them, what is kept.
 
-No experiment itself, so they may all import it; it imports none of them (docs/architecture.md).
+The experiments of this room may all import it; it imports none of them (docs/architecture.md).
 """
 
 import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -13,13 +14,44 @@ from typing import Self
 import torch
 from transformers import PreTrainedModel
 
-from nucleate.config import MeasureSettings, TrainingSettings
+from nucleate.config import Config, MeasureSettings, TrainingSettings, differing, to_toml
+from nucleate.data.dataset import Dataset
 from nucleate.model.prefix_tree import Group
 from nucleate.model.training import Epoch, load_state, make_optimizer, order, save_state, train, weights
-from nucleate.runs import RunWriter, file_hash
+from nucleate.runs import RunWriter, file_hash, open_run
+from nucleate.threads import thread_count
 
 SECONDS = ("train", "read", "measure", "total")
+_NARROW = 128  # widths up to here train as fast on one thread as on two
 _SAVING_SHARE = 0.05  # of the time may go into saving: a kill costs at most twenty times what one saving takes
+
+
+@contextmanager
+def run_of(
+    verb: str, config: Config, dataset: Dataset, device: str, folder: Path, *, resume: bool, overwrite: bool
+) -> Iterator[RunWriter | None]:
+    """The run folder of a network of our own, and the threads it trains best on; None where it is finished already."""
+    opening = open_run(
+        folder,
+        settings=to_toml(config, verb=verb),
+        differing=differing,
+        resume=resume,
+        overwrite=overwrite,
+        facts={"device": device, "seeds": {"root": config.seed}, "data_hash": dataset.content_hash()},
+    )
+    with opening as run, _threads_for(config):
+        yield run
+
+
+@contextmanager
+def _threads_for(config: Config) -> Iterator[None]:
+    """One thread for narrow networks: a second one gains nothing there and waits at every step on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if config.model.width <= _NARROW else thread_count())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def optimizer_for(model: PreTrainedModel, training: TrainingSettings) -> torch.optim.AdamW:

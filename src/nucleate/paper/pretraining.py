@@ -22,38 +22,26 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from nucleate.config import Config, MeasureSettings, TrainingSettings
 from nucleate.data.dataset import Dataset, Instance
 from nucleate.devices import device_for
-from nucleate.experiments.groundwork import (
-    MEASURED,
-    Members,
-    answer_rows,
-    candidates_of,
-    check_network,
-    curve_rows,
-    labels_of,
-    make_dataset,
-    make_network,
-    of_splits,
-    places_of,
-    run_of,
-    score_in,
-    surface_rows,
-    survey_of,
-)
-from nucleate.experiments.trainings import (
+from nucleate.measures.survey import Cast
+from nucleate.model.networks import load_network, save_network
+from nucleate.model.prefix_tree import Group
+from nucleate.model.states import read_groups
+from nucleate.paper.answers import answer_rows, curve_rows, score_in
+from nucleate.paper.instances import MEASURED, Members, candidates_of, of_splits, places_of
+from nucleate.paper.network import check_network, make_dataset, make_network
+from nucleate.paper.surveys import labels_of, surface_rows, survey_of
+from nucleate.paper.trainings import (
     SECONDS,
     Book,
     checkpoint_hashes,
     epochs_of,
     is_measured,
     optimizer_for,
+    run_of,
     seconds_of_an_epoch,
     steps_of_an_epoch,
     with_weights,
 )
-from nucleate.measures.survey import Cast
-from nucleate.model.networks import load_network, save_network
-from nucleate.model.prefix_tree import Group
-from nucleate.model.states import read_groups
 from nucleate.progress import Progress, silent
 from nucleate.refusal import Refused
 from nucleate.runs import RunWriter

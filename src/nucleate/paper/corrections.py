@@ -14,10 +14,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from nucleate.data.dataset import Dataset, Instance
-from nucleate.experiments.groundwork import Members, of_splits
 from nucleate.model.networks import word_tokenizer
 from nucleate.model.states import read_groups
 from nucleate.model.switch import Memory, remember
+from nucleate.paper.instances import Members, of_splits
 from nucleate.streams import stream
 
 UNSEEN = ("validation", "test")

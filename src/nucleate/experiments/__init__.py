@@ -1,1 +1,0 @@
-"""The experiments: the only place where data, model and measures meet."""

@@ -1,0 +1,55 @@
+"""The data and the fresh network that settings ask for."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from nucleate.config import Config, configure
+from nucleate.data.dataset import Dataset
+from nucleate.data.synthetic import generate
+from nucleate.model.networks import gpt2, word_tokenizer
+from nucleate.refusal import Refused
+
+
+def synthetic_dataset(size: str = "paper", seed: int = 100) -> Dataset:
+    """The synthetic dataset of a size."""
+    return make_dataset(configure(size, seed=seed))
+
+
+def make_dataset(config: Config, *, kind: str = "main") -> Dataset:
+    """The dataset of a run: the same for the same data settings and seed, on any machine."""
+    return generate(seed=config.seed, kind=kind, **asdict(config.data))
+
+
+def make_network(
+    config: Config, dataset: Dataset, *, device: str, words: Sequence[str] = (), seed: int | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """A fresh network for the symbols of a dataset and further `words`; equal seeds give equal weights."""
+    tokenizer = word_tokenizer([*dataset.vocabulary["instruction"], *dataset.vocabulary["task"], *words])
+    model = gpt2(
+        vocabulary=len(tokenizer),
+        positions=_positions(dataset),
+        pad=int(tokenizer.pad_token_id),
+        seed=config.seed if seed is None else seed,
+        **asdict(config.model),
+    )
+    torch.nn.Module.to(model, device)
+    if config.measure.last_layer == "plain":
+        model.config.tie_last_hidden_states = False
+    return model, tokenizer
+
+
+def _positions(dataset: Dataset) -> int:
+    """Longest sequence + 4, at most 64."""
+    longest = max(len(f"{i.instruction} {i.input} {i.output}".split()) for i in dataset.instances)
+    return max(longest, min(64, longest + 4))
+
+
+def check_network(config: Config) -> None:
+    """Refuse settings of the network that only fail together."""
+    if config.model.width % config.model.heads:
+        raise Refused(f"model.width={config.model.width} is not a multiple of model.heads={config.model.heads}")
+    if config.model.dropout >= 1:
+        raise Refused(f"model.dropout={config.model.dropout} leaves nothing: it must be below 1")
