@@ -21,8 +21,9 @@ import polars as pl
 import pytest
 
 from nucleate.cli import main
-from nucleate.integrations import engines
-from nucleate.integrations.engines import Job, axis, combinations, run_all
+from nucleate.engines import local, sweep
+from nucleate.engines.axes import axis, combinations
+from nucleate.engines.local import Job, run_all
 from nucleate.refusal import Refused
 from nucleate.runs import METRICS, load_run
 
@@ -162,16 +163,16 @@ def test_a_run_that_fails_is_reported_and_the_others_are_in_the_table(whole, tmp
 
 
 def test_a_job_that_is_refused_or_killed_harms_no_other_and_the_outcomes_keep_the_order(monkeypatch, tmp_path):
-    original = engines._Worker.started
+    original = local._Worker.started
 
-    def started(job: Job) -> engines._Worker:
+    def started(job: Job) -> local._Worker:
         worker = original(job)
         if job.name == "killed":
             os.kill(worker.process.pid, signal.SIGKILL)
         return worker
 
-    monkeypatch.setattr(engines._Worker, "started", started)
-    monkeypatch.setattr(engines, "_TELL", 0.0)
+    monkeypatch.setattr(local._Worker, "started", started)
+    monkeypatch.setattr(local, "_TELL", 0.0)
     told = []
     jobs = [
         Job("killed", ("learn", "--size", "micro", "--out", str(tmp_path / "run"))),
@@ -196,7 +197,7 @@ def test_a_worker_is_as_far_as_its_last_line_says_and_writes_on_where_it_was():
     script = "import sys; say = sys.stderr.write; say('3 %\\n 40%  epoch 4 of 10\\n'); sys.stdin.read(1); say('x')"
     with tempfile.TemporaryFile() as errors:
         with subprocess.Popen([sys.executable, "-uc", script], stdin=subprocess.PIPE, stderr=errors) as process:
-            worker = engines._Worker(Job("one", ()), process, errors, time.monotonic())
+            worker = local._Worker(Job("one", ()), process, errors, time.monotonic())
             while not worker.told():
                 assert process.poll() is None
                 time.sleep(0.01)
@@ -207,7 +208,7 @@ def test_a_worker_is_as_far_as_its_last_line_says_and_writes_on_where_it_was():
 
 
 def test_a_sweep_tells_how_far_its_runs_are_while_they_compute(tmp_path, monkeypatch):
-    monkeypatch.setattr(engines, "_TELL", 0.05)
+    monkeypatch.setattr(local, "_TELL", 0.05)
     told = []
     job = Job("seed7", ("learn", "--size", "micro", "--seed", "7", "--epochs", "2", "--out", str(tmp_path / "seed7")))
     run_all([job], workers=1, progress=lambda text, fraction: told.append((text, fraction)))
@@ -225,27 +226,27 @@ def test_the_time_left_goes_by_what_was_gained_since_the_first_look(monkeypatch)
             return self.share
 
     told, stub, clock = [], Stub(), iter([100.0, 110.0])
-    monkeypatch.setattr(engines.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(local.time, "monotonic", lambda: next(clock))
     seen: list[float] = []
-    engines._tell_all(lambda text, share: told.append((text, share)), [stub], 0, 2, seen)
+    local._tell_all(lambda text, share: told.append((text, share)), [stub], 0, 2, seen)
     stub.share = 0.8
-    engines._tell_all(lambda text, share: told.append((text, share)), [stub], 0, 2, seen)
+    local._tell_all(lambda text, share: told.append((text, share)), [stub], 0, 2, seen)
     assert told == [("0 of 2 runs; seed0 60%", 0.3), ("0 of 2 runs, about 1:00 left; seed0 80%", 0.4)]
 
 
 @pytest.mark.parametrize(("free", "at_once"), [(2**60, 3), (0, 1), (None, 3)])
 def test_no_more_workers_run_than_were_asked_for_or_than_memory_has_room_for(free, at_once, monkeypatch):
-    monkeypatch.setattr(engines, "_free_memory", lambda: free)
-    original, alive, most = engines._Worker.started, [], 0
+    monkeypatch.setattr(local, "_free_memory", lambda: free)
+    original, alive, most = local._Worker.started, [], 0
 
-    def started(job: Job) -> engines._Worker:
+    def started(job: Job) -> local._Worker:
         nonlocal most
         worker = original(job)
         alive.append(worker.process)
         most = max(most, sum(process.returncode is None for process in alive))
         return worker
 
-    monkeypatch.setattr(engines._Worker, "started", started)
+    monkeypatch.setattr(local._Worker, "started", started)
     told = []
     jobs = [Job(f"job {n}", ("settings", "--size", "micro")) for n in range(5)]
     outcomes = run_all(jobs, workers=3, progress=lambda text, fraction: told.append(text))
@@ -255,7 +256,7 @@ def test_no_more_workers_run_than_were_asked_for_or_than_memory_has_room_for(fre
 
 
 def test_the_free_memory_of_this_machine_is_a_sensible_number():
-    free = engines._free_memory()
+    free = local._free_memory()
     assert free is None or 2**26 < free < 2**50
 
 
@@ -366,9 +367,9 @@ def test_overwrite_replaces_the_old_sweep_and_leaves_what_is_not_its_own(whole, 
 
     def run_none(jobs, *, workers, progress):
         asked.extend(jobs)
-        return [engines.Outcome(job.name, "failed", 0.0, "not here") for job in jobs]
+        return [local.Outcome(job.name, "failed", 0.0, "not here") for job in jobs]
 
-    monkeypatch.setattr(engines, "run_all", run_none)
+    monkeypatch.setattr(sweep, "run_all", run_none)
     assert main([*COMMAND, "--seed", "7", "--out", str(folder), "--overwrite"]) == 1
     assert [job.name for job in asked] == ["batch6", "batch12"]
     assert asked[0].arguments[-3:] == ("--out", str(folder / "batch6"), "--resume")
@@ -383,9 +384,9 @@ def test_a_resumed_sweep_may_grow_by_runs_and_computes_only_those(whole, tmp_pat
 
     def run_none(jobs, *, workers, progress):
         asked.extend(job.name for job in jobs)
-        return [engines.Outcome(job.name, "failed", 0.0, "not here") for job in jobs]
+        return [local.Outcome(job.name, "failed", 0.0, "not here") for job in jobs]
 
-    monkeypatch.setattr(engines, "run_all", run_none)
+    monkeypatch.setattr(sweep, "run_all", run_none)
     assert main([*COMMAND, "--seed", "0..2", "--out", str(folder), "--resume"]) == 1
     assert asked == ["seed2-batch6", "seed2-batch12"]
     assert (folder / "metrics.parquet").read_bytes() == (whole / "metrics.parquet").read_bytes()
@@ -393,6 +394,6 @@ def test_a_resumed_sweep_may_grow_by_runs_and_computes_only_those(whole, tmp_pat
 
 def test_a_sweep_that_another_process_holds_is_refused(whole, tmp_path, capsys):
     folder = copy_of(whole, tmp_path / "sweep")
-    with engines._locked(folder):
+    with sweep._locked(folder):
         assert main([*COMMAND, "--out", str(folder), "--resume"]) == 2
     assert "in use by another sweep" in capsys.readouterr().err

@@ -27,7 +27,7 @@ from nucleate.refusal import Refused
 from nucleate.terminal import ProgressBar, print_summary, print_table
 
 if TYPE_CHECKING:
-    from nucleate.integrations.engines import Planned
+    from nucleate.engines.sweep import Planned
 
 _SWEPT = ("learn", "pretrain", "align")  # verbs that write one run folder
 
@@ -218,7 +218,8 @@ def _reproduce(asked: argparse.Namespace) -> None:
 
 
 def _sweep(asked: argparse.Namespace) -> int:
-    from nucleate.integrations.engines import axis, combinations, sweep
+    from nucleate.engines.axes import axis, combinations
+    from nucleate.engines.sweep import sweep
     from nucleate.threads import thread_count
 
     options = {"seed": "seed", **SHORT, "dtype": "dtype"}
@@ -253,7 +254,7 @@ def _sweep(asked: argparse.Namespace) -> int:
 def _planned(asked: argparse.Namespace, name: str, words: Sequence[str], varying: Collection[str]) -> "Planned":
     """One run of a sweep, parsed and configured as its verb will: what is refused there is refused here, before all."""
     from nucleate.devices import device_for
-    from nucleate.integrations.engines import Planned
+    from nucleate.engines.sweep import Planned
 
     arguments = (asked.swept, *asked.passed, *words)
     one = _parser().parse_args([*arguments, "--out", str(Path(asked.out) / name)])

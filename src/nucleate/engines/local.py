@@ -1,0 +1,220 @@
+"""The local engine: commands of `nucleate` in worker processes of this machine.
+
+A worker is the command line in a process of its own, so that a run that crashes, or that the system kills for its
+memory, harms no other; what the verb computes is not this file's affair.
+"""
+
+import os
+import re
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal
+
+from nucleate.progress import Progress
+
+_LOOK = 0.1  # seconds between two looks at the workers
+_TELL = 1.0  # seconds between two looks at how far they are
+_TAIL = 4096  # bytes of what a worker wrote last
+_GRACE = 30.0  # seconds in which an interrupted run may close its folder; then it is killed, which harms it no more
+_FIRST_GUESS = 2**30  # bytes of a worker before any has been seen at work: interpreter and torch alone take 0.8 GiB
+_ONE_THREAD = {
+    name: "1"
+    for name in (
+        "OMP_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "NUMBA_NUM_THREADS",
+        "POLARS_MAX_THREADS",
+    )
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command of `nucleate` to be run."""
+
+    name: str
+    arguments: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended. `error` is the last line that a failed one wrote, or the signal that killed it."""
+
+    name: str
+    state: Literal["done", "failed"]
+    seconds: float
+    error: str | None = None
+
+
+def run_all(jobs: Sequence[Job], *, workers: int, progress: Progress) -> list[Outcome]:
+    """Run every job, at most `workers` at once with one thread each; the outcomes, in the order of the jobs.
+
+    A job that fails stops no other. A further worker starts only where the free memory, less what the running ones may
+    still take, holds the largest that any worker has been so far (1 GiB before that is known; one always runs). On
+    Ctrl-C the workers are interrupted and waited for; when this process dies in any other way, they die with it.
+    """
+    waiting, running, outcomes = deque(jobs), list[_Worker](), dict[str, Outcome]()
+    looked, largest, told, seen = time.monotonic(), _FIRST_GUESS, False, list[float]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                if running and not _room(running, largest):
+                    if not told:
+                        progress(f"free memory allows {len(running)} of {workers} workers for now", None)
+                    told = True
+                    break
+                running.append(_Worker.started(waiting.popleft()))
+            time.sleep(_LOOK)
+            largest = max(largest, *(worker.memory("VmHWM") for worker in running))
+            for worker in [worker for worker in running if worker.process.poll() is not None]:
+                running.remove(worker)
+                outcome = outcomes[worker.job.name] = worker.outcome()
+                _tell(progress, outcome, len(outcomes), len(jobs))
+            if running and time.monotonic() - looked >= _TELL:
+                looked = time.monotonic()
+                _tell_all(progress, running, len(outcomes), len(jobs), seen)
+    except KeyboardInterrupt:
+        for worker in running:
+            worker.process.send_signal(signal.SIGINT)
+        deadline = time.monotonic() + _GRACE
+        while any(worker.process.poll() is None for worker in running) and time.monotonic() < deadline:
+            time.sleep(_LOOK)
+        raise
+    finally:
+        for worker in running:
+            worker.process.kill()
+            worker.outcome()
+    return [outcomes[job.name] for job in jobs]
+
+
+def _tell(progress: Progress, outcome: Outcome, behind: int, total: int) -> None:
+    ended = "done in" if outcome.state == "done" else "FAILED after"
+    why = f": {outcome.error}" if outcome.error else ""
+    progress(f"{behind} of {total}: {outcome.name} {ended} {_clock(outcome.seconds)}{why}", None)
+
+
+def _tell_all(progress: Progress, running: "Sequence[_Worker]", behind: int, total: int, seen: list[float]) -> None:
+    """How far all runs are together, and each of those at work. `seen` keeps the first look, time and share: the time
+    left goes by what was gained since, for runs that are gone on with begin with a share."""
+    shares = {worker.job.name: worker.told() for worker in running}
+    share = min((behind + sum(shares.values())) / total, 0.99)  # 1 is the end
+    now = time.monotonic()
+    if not seen and share:
+        seen += [now, share]
+    known = seen and share > seen[1]
+    left = f", about {_clock((now - seen[0]) / (share - seen[1]) * (1 - share))} left" if known else ""
+    each = ", ".join(f"{name} {own:.0%}" for name, own in shares.items())
+    progress(f"{behind} of {total} runs{left}; {each}", share)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+
+
+@dataclass
+class _Worker:
+    """A process at work on one job."""
+
+    job: Job
+    process: subprocess.Popen[bytes]
+    errors: IO[bytes]
+    began: float
+
+    @classmethod
+    def started(cls, job: Job) -> "_Worker":
+        """In a session of its own: Ctrl-C in the terminal reaches the parent only, which hands it on."""
+        errors = tempfile.TemporaryFile()  # noqa: SIM115 -- closed with the worker
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", __name__, *job.arguments],
+            stdin=subprocess.PIPE,  # never written to: it closes when this process dies
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            start_new_session=True,
+            env={**os.environ, **_ONE_THREAD},
+        )
+        return cls(job, process, errors, time.monotonic())
+
+    def memory(self, name: str) -> int:
+        """Bytes held now (VmRSS) or at most so far (VmHWM); 0 where the system does not say."""
+        try:
+            status = Path(f"/proc/{self.process.pid}/status").read_text()
+        except OSError:
+            return 0
+        found = re.search(rf"^{name}:\s+(\d+) kB", status, flags=re.MULTILINE)
+        return int(found[1]) * 1024 if found else 0
+
+    def told(self) -> float:
+        """How far it says it is: the last share (` 40%  words`) that its bar has written, 0..1."""
+        file = self.errors.fileno()
+        size = os.fstat(file).st_size
+        tail = os.pread(file, _TAIL, max(0, size - _TAIL))  # the place where it goes on writing is shared: no seek
+        found = re.findall(rb"^ *(\d+)%  ", tail, flags=re.MULTILINE)
+        return int(found[-1]) / 100 if found else 0.0
+
+    def outcome(self) -> Outcome:
+        """Wait for the end, and close what is open."""
+        code = self.process.wait()
+        if self.process.stdin:
+            self.process.stdin.close()
+        self.errors.seek(0)
+        lines = self.errors.read().decode("utf-8", errors="replace").split("\n")
+        self.errors.close()
+        seconds = time.monotonic() - self.began
+        if code == 0:
+            return Outcome(self.job.name, "done", seconds)
+        if code < 0:
+            memory = ", as the system does where memory runs out" if code == -signal.SIGKILL else ""
+            return Outcome(self.job.name, "failed", seconds, f"killed by {signal.Signals(-code).name}{memory}")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), f"exit code {code}")
+        return Outcome(self.job.name, "failed", seconds, last.removeprefix("nucleate: "))
+
+
+def _room(running: Sequence[_Worker], largest: int) -> bool:
+    """Whether one more worker of that size fits beside the running ones, once these have grown to it."""
+    free = _free_memory()
+    return free is None or free >= largest + sum(max(0, largest - worker.memory("VmRSS")) for worker in running)
+
+
+def _free_memory() -> int | None:
+    """Bytes that new processes may take from the machine, or from its container where that has less; None: unknown."""
+    try:
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), flags=re.MULTILINE)
+    except OSError:
+        return None
+    free = int(found[1]) * 1024 if found else None
+    try:
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text())  # "max", no number, where there is no limit
+        cached = re.search(r"^inactive_file (\d+)", (group / "memory.stat").read_text(), flags=re.MULTILINE)
+        inside = limit - int((group / "memory.current").read_text()) + (int(cached[1]) if cached else 0)
+    except (OSError, ValueError):
+        return free
+    return inside if free is None else min(free, inside)
+
+
+def _work(arguments: Sequence[str]) -> None:
+    """What a worker does: the command line, under the eye of a thread that ends it when its parent is gone."""
+
+    def watch() -> None:
+        while os.read(0, 1):
+            pass
+        os.kill(os.getpid(), signal.SIGKILL)  # runs are made to survive this; an orphan would hold their locks
+
+    threading.Thread(target=watch, daemon=True).start()
+    sys.argv = ["nucleate", *arguments]
+    runpy.run_module("nucleate.cli", run_name="__main__")
+
+
+if __name__ == "__main__":
+    _work(sys.argv[1:])
