@@ -28,7 +28,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from nucleate.measures.neighbours import Labels  # noqa: E402
-from nucleate.measures.survey import Cast, Cohort, cast, survey  # noqa: E402
+from nucleate.measures.survey import Cohort, Labelling, labelling_of, survey  # noqa: E402
 from nucleate.measures.tsne import tsne  # noqa: E402
 from nucleate.model.networks import gpt2  # noqa: E402
 from nucleate.model.prefix_tree import Group  # noqa: E402
@@ -170,7 +170,7 @@ def tsne_points(size: int) -> Callable[[], Any]:
     return lambda: tsne([points], iterations=500, threads=1)
 
 
-def prompts_and_states(prompts: int, layers: int, width: int) -> tuple[Cast, dict[str, np.ndarray]]:
+def prompts_and_states(prompts: int, layers: int, width: int) -> tuple[Labelling, dict[str, np.ndarray]]:
     """Training prompts of 50 tasks, 144 distributions and five inputs an instruction, and 315 validation prompts."""
     rng = np.random.default_rng(0)
 
@@ -190,7 +190,7 @@ def prompts_and_states(prompts: int, layers: int, width: int) -> tuple[Cast, dic
         states[one.split] = sum(
             (effect[:, getattr(one.labels, name)] for name, effect in effects.items()), noise
         ).astype(np.float32)
-    return cast([cohorts[0]], cohorts[1], seed=0), states
+    return labelling_of([cohorts[0]], cohorts[1], seed=0), states
 
 
 def survey_of(prompts: int, layers: int, width: int) -> Callable[[], Any]:

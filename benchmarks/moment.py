@@ -47,13 +47,13 @@ def main() -> None:
     members = Members.of(tokenizer, [i for split in ("train", "validation", "test") for i in dataset.select(split)])
     read = read_groups(model, members.groups).states
     states = {s: read[:, places_of(members.instances, s)] for s in (*MEASURED, "train")}
-    cast = labels_of(config, members.instances)
-    survey_of(cast, states, config.measure)  # loads or compiles
+    labelling = labels_of(config, members.instances)
+    survey_of(labelling, states, config.measure)  # loads or compiles
     spent: dict[str, float] = defaultdict(float)
     for name, (home, function) in PARTS.items():
         setattr(home, function, timed(name, getattr(home, function), spent))
     began = time.perf_counter()
-    survey_of(cast, states, config.measure)
+    survey_of(labelling, states, config.measure)
     whole = time.perf_counter() - began
     shown = np.concatenate([states["subset"], states["validation"]], axis=1)
     settings = {"components": 3, "perplexity": config.measure.perplexity, "threads": 1}

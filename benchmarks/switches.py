@@ -13,7 +13,7 @@ import torch
 
 from nucleate.data.dataset import load_dataset
 from nucleate.model.networks import load_network
-from nucleate.model.switch import Pace, Switch, learn_switch
+from nucleate.model.switch import Switch, SwitchTraining, learn_switch
 from nucleate.paper.corrections import Correction, Network
 from nucleate.report.seeds import interval
 from nucleate.runs import Run, load_run
@@ -69,7 +69,7 @@ def errors(correction: Correction, run: Run, kind: str, rate: float, count: int)
     """(share of sources missed, share of others switched), on test."""
     seed, grid, training = run.config["seed"], run.config["align"], run.config["training"]
     switch = Switch(correction.memory.states.shape[1], kind, seed=stream(seed, "switch"))
-    pace = Pace(
+    pace = SwitchTraining(
         epochs=grid["epochs"],
         batch=grid["batch"],
         learning_rate=rate,

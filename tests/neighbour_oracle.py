@@ -1,5 +1,5 @@
-"""Neighbours that are kept, all at once, and their measures as plain means: the oracle of `shares.look_around`, which
-keeps none. Search, shares and votes of each query are the package's own; they have tests of their own."""
+"""Neighbours that are kept, all at once, and their measures as plain means: the oracle of `shares.neighbour_shares`,
+which keeps none. Search, shares and votes of each query are the package's own; they have tests of their own."""
 
 import numpy as np
 

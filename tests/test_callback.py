@@ -20,7 +20,7 @@ from nucleate.probing import live
 from nucleate.probing.callback import ProbeCallback
 from nucleate.probing.probe import probe_into
 from nucleate.refusal import Refused
-from nucleate.report.pack import Shelf
+from nucleate.report.pack import Chunks
 from nucleate.report.scenes import scenes_of
 from nucleate.runs import load_run
 
@@ -195,7 +195,7 @@ def test_the_folder_is_a_finished_run_with_figures_and_page(watched, capsys):
 
 def test_looks_within_one_epoch_are_one_scene_told_by_its_steps(watched):
     out, _, _ = watched
-    (scene,) = scenes_of(load_run(probed(out)), Shelf())
+    (scene,) = scenes_of(load_run(probed(out)), Chunks())
     assert (scene["unit"], scene["moments"]) == ("step", [0, 3, 6, 8])
 
 

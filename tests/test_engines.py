@@ -367,7 +367,7 @@ def test_overwrite_replaces_the_old_sweep_and_leaves_what_is_not_its_own(whole, 
 
     def run_none(jobs, *, workers, progress):
         asked.extend(jobs)
-        return [local.Outcome(job.name, "failed", 0.0, "not here") for job in jobs]
+        return [local.JobResult(job.name, "failed", 0.0, "not here") for job in jobs]
 
     monkeypatch.setattr(sweep, "run_all", run_none)
     assert main([*COMMAND, "--seed", "7", "--out", str(folder), "--overwrite"]) == 1
@@ -384,7 +384,7 @@ def test_a_resumed_sweep_may_grow_by_runs_and_computes_only_those(whole, tmp_pat
 
     def run_none(jobs, *, workers, progress):
         asked.extend(job.name for job in jobs)
-        return [local.Outcome(job.name, "failed", 0.0, "not here") for job in jobs]
+        return [local.JobResult(job.name, "failed", 0.0, "not here") for job in jobs]
 
     monkeypatch.setattr(sweep, "run_all", run_none)
     assert main([*COMMAND, "--seed", "0..2", "--out", str(folder), "--resume"]) == 1

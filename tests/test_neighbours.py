@@ -11,14 +11,14 @@ from neighbour_oracle import find_neighbours, hard_shares, knn_accuracy, neighbo
 from nucleate.measures import neighbours as room
 from nucleate.measures.neighbour_kernels import TIE
 from nucleate.measures.neighbours import Labels, neighbour_blocks
-from nucleate.measures.shares import TaskDeals, look_around, mixture, share, vote
+from nucleate.measures.shares import TaskDeals, mixture, neighbour_shares, share, vote
 from nucleate.refusal import Refused
 
 
 def measured(query_states, candidate_states, query, candidate, *, origin_task=None):
     """What the package measures under the true labels; the oracle says the same."""
     origin = np.full(len(query), -1) if origin_task is None else origin_task
-    (seen,) = look_around(
+    (seen,) = neighbour_shares(
         [(query_states, query)],
         candidate_states,
         candidate,
@@ -514,7 +514,7 @@ def test_looking_around_block_by_block_gives_what_the_neighbours_of_all_give(pai
         for _, query in sets
     ]
     origins = [np.where(np.arange(15) % 4, -1, 2), np.full(7, -1)]
-    seen = look_around(sets, near, candidate, deals=deals, origin_task=origins)
+    seen = neighbour_shares(sets, near, candidate, deals=deals, origin_task=origins)
     for (points, query), dealt, origin, one in zip(sets, deals, origins, seen, strict=True):
         found = find_neighbours(points, near, query, candidate)
         true = share_measures(found, dealt["none"]) | knn_accuracy(found[""], query.output, candidate.output)

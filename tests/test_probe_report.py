@@ -6,8 +6,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from nucleate.report.drawing import style
 from nucleate.report.page_tables import table_1
-from nucleate.report.pens import style
 from nucleate.report.probe_figures import confusion_figure, layers_figure, main_read, tasks_figure
 from nucleate.report.scenes import scenes_of
 from nucleate.report.tables import answers_table
@@ -74,7 +74,7 @@ def test_one_layer_alone_is_drawn_with_its_controls_and_its_interval(metrics):
 
 
 def test_a_matrix_of_many_tasks_has_the_most_confused_and_how_many_there_are(sentences, tmp_path):
-    from nucleate.report.pack import Shelf
+    from nucleate.report.pack import Chunks
 
     folder = Path(shutil.copytree(SENTENCES, tmp_path / "run"))
     frame = pl.read_parquet(folder / "confusion.parquet")
@@ -86,9 +86,9 @@ def test_a_matrix_of_many_tasks_has_the_most_confused_and_how_many_there_are(sen
     ]
     pl.DataFrame(rows, schema=frame.schema).write_parquet(folder / "confusion.parquet")
     kept: list[dict] = []
-    shelf = Shelf()
-    shelf.json = lambda content: (kept.append(content), "chunk")[1]  # type: ignore[method-assign, assignment]
-    scenes_of(load_run(folder), shelf)
+    chunks = Chunks()
+    chunks.json = lambda content: (kept.append(content), "chunk")[1]  # type: ignore[method-assign, assignment]
+    scenes_of(load_run(folder), chunks)
     (told,) = (one for one in kept if "count" in one)
     assert told["count"] == MANY and sorted(told["tasks"]) == sorted(f"t{a}" for a in range(80))
     place = told["tasks"].index("t50"), told["tasks"].index("t51")

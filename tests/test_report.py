@@ -19,9 +19,9 @@ import pytest
 from fake_run import build, write_dataset
 from nucleate.long_table import Score, best_epoch, pick
 from nucleate.report.dataset_figure import figure_1
+from nucleate.report.drawing import layer_colour, plain, task_colour
 from nucleate.report.figures import draw_figures, draw_svg, figures_of
 from nucleate.report.page import write_page
-from nucleate.report.pens import layer_colour, plain, task_colour
 from nucleate.report.tables import answers_table, headlines, last_measured_epoch, summary_table
 from nucleate.runs import Run, load_run
 

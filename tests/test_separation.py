@@ -6,11 +6,11 @@ import pytest
 
 from nucleate.measures.neighbours import Labels
 from nucleate.measures.scores import cluster_scores
-from nucleate.measures.shares import Surroundings, TaskDeals, look_around
-from nucleate.measures.survey import Cohort, cast, survey
+from nucleate.measures.shares import NeighbourShares, TaskDeals, neighbour_shares
+from nucleate.measures.survey import Cohort, labelling_of, survey
 from nucleate.probing.findings import change, difference, mislabelled, separated_tasks, span_of_layers
 from nucleate.probing.halves import Side, deciding_search, held_out_units, sides_of, some_units
-from nucleate.probing.panel import GAIN, Effort, Panel, margins, sweep
+from nucleate.probing.layers import GAIN, Design, Effort, margins, measure_layers
 from nucleate.probing.separation import (
     MISLABELLED,
     best_cluster_f1,
@@ -48,9 +48,9 @@ def states(some: Labels, task: np.ndarray | None = None, *, strength: float, see
     return (strength * effect[some.task if task is None else task] + noise).astype(np.float32)
 
 
-def around(some: Labels, points: np.ndarray) -> Surroundings:
+def around(some: Labels, points: np.ndarray) -> NeighbourShares:
     deals, nobody = {"none": TaskDeals.of(some, some)}, np.full(len(some), -1)
-    (seen,) = look_around([(points, some)], points, some, deals=[deals], origin_task=[nobody])
+    (seen,) = neighbour_shares([(points, some)], points, some, deals=[deals], origin_task=[nobody])
     return seen
 
 
@@ -188,7 +188,7 @@ def test_what_is_unknown_has_no_rows_and_no_regrouped_control():
     nothing = np.full(len(some), -1)
     bare = Labels(some.instruction, nothing, nothing, some.task, nothing)
     here = Cohort("test", bare, nothing, np.empty((0, 2), dtype=np.int64))
-    dealt = cast([here], Cohort("train", bare, nothing, here.pairs), seed=0, repeats=2, spaces=("raw",))
+    dealt = labelling_of([here], Cohort("train", bare, nothing, here.pairs), seed=0, repeats=2, spaces=("raw",))
     points = states(some, strength=3)[np.newaxis]
     rows = survey(dealt, {"test": points, "train": points}, layers=[7]).rows
     assert {row.control for row in rows} == {"none", "shuffled"} and {row.layer for row in rows} == {7}
@@ -201,30 +201,30 @@ def test_what_is_unknown_has_no_rows_and_no_regrouped_control():
 
 
 @pytest.fixture(scope="module")
-def panel() -> Panel:
+def design() -> Design:
     some = labels()
     units = [str(one) for one in some.instruction]
     sides = sides_of(units, some.distribution.tolist(), ["test"] * len(some), seed=0)
     mapping = np.full(len(some), -1)
-    return Panel.of(some, mapping, [f"t{n}" for n in range(TASKS)], sides, seed=0, effort=Effort(5, 250, 3, 2))
+    return Design.of(some, mapping, [f"t{n}" for n in range(TASKS)], sides, seed=0, effort=Effort(5, 250, 3, 2))
 
 
-def test_a_layer_is_separate_where_it_exceeds_every_control_and_a_task_that_is_not_separate_is_told(panel):
-    some = panel.labels
+def test_a_layer_is_separate_where_it_exceeds_every_control_and_a_task_that_is_not_separate_is_told(design):
+    some = design.labels
     half = np.where(some.task == 1, 0, some.task)  # tasks 0 and 1 are one
     layers = [states(some, strength=0, seed=1), states(some, half, strength=3), states(some, strength=3)]
-    swept = sweep(panel, np.stack(layers), [0, 4, 8], lambda what, done, of: None)
-    assert swept.best_layer == 8
-    weak = sweep(panel, states(some, strength=0, seed=2)[np.newaxis], [0], lambda what, done, of: None)
+    measured = measure_layers(design, np.stack(layers), [0, 4, 8], lambda what, done, of: None)
+    assert measured.best_layer == 8
+    weak = measure_layers(design, states(some, strength=0, seed=2)[np.newaxis], [0], lambda what, done, of: None)
     controls = {"untrained": weak.shares["test", 0]}
-    assert margins(panel, swept, 0, controls).rows[-1]["value"] == 0
-    middle, last = margins(panel, swept, 4, controls), margins(panel, swept, 8, controls)
+    assert margins(design, measured, 0, controls).rows[-1]["value"] == 0
+    middle, last = margins(design, measured, 4, controls), margins(design, measured, 8, controls)
     assert [task["separated"] for task in last.by_task] == [1, 1, 1, 1]
     assert [task["separated"] for task in middle.by_task][2:] == [1, 1]
     for task in last.by_task:
         assert task["margin"] >= GAIN and task["margin_low"] > 0 and task["margin_low"] < task["margin_high"]
-    controls["surface_prompt"] = swept.shares["test", 8]  # as good as the words: separate no longer
-    found = margins(panel, swept, 8, controls)
+    controls["surface_prompt"] = measured.shares["test", 8]  # as good as the words: separate no longer
+    found = margins(design, measured, 8, controls)
     assert found.rows[-1]["value"] == 0 and all(task["separated"] == 0 for task in found.by_task)
 
 

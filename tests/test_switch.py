@@ -7,10 +7,10 @@ from torch import nn
 
 from nucleate.model.networks import gpt2
 from nucleate.model.prefix_tree import Group, batch_loss, pack
-from nucleate.model.switch import Head, Memory, Pace, Switch, learn_head, learn_switch, remember
+from nucleate.model.switch import Head, Switch, SwitchTraining, TargetStates, learn_head, learn_switch, remember
 from nucleate.refusal import Refused
 
-PACE = Pace(epochs=30, batch=20, learning_rate=3e-2, seed=5)
+PACE = SwitchTraining(epochs=30, batch=20, learning_rate=3e-2, seed=5)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def states_of(ends, others):
     nothing = torch.zeros(len(ends), 1)
     tokens = torch.zeros(len(ends), dtype=torch.long)
     starts = np.arange(len(ends) + 1)
-    return Memory(ends, nothing, tokens, nothing[:, 0], starts, ends, (1,) * len(ends)), others
+    return TargetStates(ends, nothing, tokens, nothing[:, 0], starts, ends, (1,) * len(ends)), others
 
 
 def test_what_is_remembered_gives_the_networks_own_loss_and_states(model, groups):
@@ -75,7 +75,7 @@ def test_a_head_adds_nothing_before_it_has_learnt_and_then_answers_otherwise(mod
     head = Head(16, 30, rank=rank, seed=1)
     assert not head(memory.states).any()
     reached = []
-    for _ in learn_head(head, memory, Pace(epochs=100, batch=4, learning_rate=3e-2, seed=5)):
+    for _ in learn_head(head, memory, SwitchTraining(epochs=100, batch=4, learning_rate=3e-2, seed=5)):
         with torch.no_grad():
             answers = (memory.logits + head(memory.states)).argmax(-1)
         reached.append((answers == memory.tokens).float().mean().item())
@@ -89,7 +89,7 @@ def test_a_head_learns_the_same_bytes_twice_and_others_in_another_order(model, g
 
     def learnt(seed):
         head = Head(16, 30)
-        list(learn_head(head, memory, Pace(epochs=3, batch=2, learning_rate=1e-2, seed=seed)))
+        list(learn_head(head, memory, SwitchTraining(epochs=3, batch=2, learning_rate=1e-2, seed=seed)))
         return head.up.weight
 
     assert torch.equal(learnt(1), learnt(1))

@@ -80,10 +80,10 @@ def metrics_frame(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
     unknown = {name for row in listed for name in row} - set(METRICS)
     if unknown:
         raise ValueError(f"no such column in metrics: {sorted(unknown)}")
-    return _settled(pl.DataFrame(columns, schema=METRICS, strict=False))
+    return _checked_and_sorted(pl.DataFrame(columns, schema=METRICS, strict=False))
 
 
-def _settled(frame: pl.DataFrame) -> pl.DataFrame:
+def _checked_and_sorted(frame: pl.DataFrame) -> pl.DataFrame:
     if not frame["value"].is_finite().all() or frame["value"].null_count():
         raise ValueError("metrics hold a value that is not a finite number; an undefined score has no row")
     if frame.select(_KEYS).is_duplicated().any():
@@ -136,7 +136,7 @@ class RunWriter:
     def finish(self, parts: Sequence[str]) -> None:
         """Join the named parts into `metrics.parquet`."""
         frames = [self.read_part(name) for name in parts]
-        write_whole(self.folder / "metrics.parquet", _settled(pl.concat(frames)).write_parquet)
+        write_whole(self.folder / "metrics.parquet", _checked_and_sorted(pl.concat(frames)).write_parquet)
 
 
 @contextmanager
@@ -300,7 +300,7 @@ class Run:
             return pl.read_parquet(whole)
         parts = sorted((self.folder / "parts").glob("*.parquet"))
         frames = [pl.read_parquet(part) for part in parts]
-        return _settled(pl.concat(frames)) if frames else pl.DataFrame(schema=METRICS)
+        return _checked_and_sorted(pl.concat(frames)) if frames else pl.DataFrame(schema=METRICS)
 
     @cached_property
     def dataset(self) -> pl.DataFrame | None:

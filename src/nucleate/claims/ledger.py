@@ -18,8 +18,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from nucleate.files import write_whole
+from nucleate.report.drawing import WIDTH, plain, save, style
 from nucleate.report.markdown import code_block, escaped, markdown_table
-from nucleate.report.pens import WIDTH, plain, save, style
 
 
 class Judged(Protocol):

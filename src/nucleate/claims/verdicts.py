@@ -114,7 +114,7 @@ def decide(
     return "holds", "all seeds and intervals beyond the threshold" + (" and every control" if ahead else "")
 
 
-def _judgement(claim: Claim, group: "_Group") -> Judgement:
+def _judgement(claim: Claim, group: "_RunGroup") -> Judgement:
     tables = {run.config["seed"]: run.metrics.filter(pl.col("experiment") == group.verb) for run in group.runs}
     found = {seed: claim.primary(table, "none") for seed, table in tables.items()}
     measured = {seed: point for seed, point in found.items() if point is not None}
@@ -194,7 +194,7 @@ def _interval(values: Iterable[float]) -> tuple[float | None, float | None, floa
 # --- which runs belong together ---------------------------------------------------------------------------------------
 
 
-class _Group(NamedTuple):
+class _RunGroup(NamedTuple):
     verb: str
     size: str
     changes: tuple[tuple[str, str], ...]  # settings that the size has otherwise
@@ -209,7 +209,7 @@ class _Group(NamedTuple):
         return ", ".join([self.size, *(f"{key}={value}" for key, value in self.changes)])
 
 
-def _groups(runs: Sequence[Run]) -> list[_Group]:
+def _groups(runs: Sequence[Run]) -> list[_RunGroup]:
     kinds = {claim.experiment for claim in CLAIMS}
     found: dict[tuple[Any, ...], dict[int, Run]] = {}
     for run in runs:
@@ -224,7 +224,7 @@ def _groups(runs: Sequence[Run]) -> list[_Group]:
             raise Refused(f"{members[seed].folder} and {run.folder} are the same run, {size} seed {seed}; give one")
         members[seed] = run
     groups = [
-        _Group(verb, size, changes, models, tuple(run for _, run in sorted(members.items())))
+        _RunGroup(verb, size, changes, models, tuple(run for _, run in sorted(members.items())))
         for (verb, size, changes, models, _), members in found.items()
     ]
     sizes = list(SIZES)
@@ -256,7 +256,7 @@ def _asked(config: Mapping[str, Any], size: str) -> tuple[tuple[str, str], ...]:
     return tuple((key, str(value)) for key, value in sorted(settings_but_seed(config).items()))
 
 
-def _command(group: _Group, seeds: Sequence[int]) -> str:
+def _command(group: _RunGroup, seeds: Sequence[int]) -> str:
     """What makes these runs again and judges them; the same on every machine, so no folders of this one."""
     words = [shlex.quote(one) for one in (*group.models, group.size or "natural")] if group.verb == "probe" else []
     words += [f"--size {shlex.quote(group.size)}"] if group.size and group.verb != "probe" else []
@@ -276,5 +276,5 @@ def _command(group: _Group, seeds: Sequence[int]) -> str:
 def _command_for(claim: Claim) -> str:
     size = (claim.only or claim.sizes or ("",))[0]
     changes = (LAW,) if claim.experiment == "learn" else ()
-    group = _Group(claim.experiment, size, changes, ("MODEL",) if claim.experiment == "probe" else (), ())
+    group = _RunGroup(claim.experiment, size, changes, ("MODEL",) if claim.experiment == "probe" else (), ())
     return _command(group, [0] if claim.experiment == "probe" else JUDGED_SEEDS)

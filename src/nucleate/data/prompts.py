@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 
 from nucleate.data.dataset import SPLITS, Dataset, Instance
-from nucleate.data.sources import Table, as_text, frame_table, open_source
+from nucleate.data.sources import NamedColumns, as_text, frame_table, open_source
 from nucleate.refusal import Refused, nearest
 
 FORMS = ("instruction", "prompt", "text", "messages")  # which column holds the prompt; only `instruction` has inputs
@@ -93,7 +93,7 @@ def read_prompts(
 # --- columns ------------------------------------------------------------------------------------------------------
 
 
-def _choose_columns(table: Table, columns: Mapping[str, str]) -> dict[str, str]:
+def _choose_columns(table: NamedColumns, columns: Mapping[str, str]) -> dict[str, str]:
     """{our name: theirs} of the columns to read. A column asked for under another name is not read under its own."""
     for ours, theirs in columns.items():
         if ours not in NAMES:
@@ -123,7 +123,9 @@ def _choose_columns(table: Table, columns: Mapping[str, str]) -> dict[str, str]:
 # --- rows ---------------------------------------------------------------------------------------------------------
 
 
-def _read_rows(table: Table, names: Mapping[str, str]) -> tuple[list[Instance], dict[int, Chat], list[tuple[int, str]]]:
+def _read_rows(
+    table: NamedColumns, names: Mapping[str, str]
+) -> tuple[list[Instance], dict[int, Chat], list[tuple[int, str]]]:
     """The whole rows (for now `instance` is the row's place), the chats by place, and the rows left out."""
     kept: list[Instance] = []
     chats: dict[int, Chat] = {}
@@ -147,7 +149,7 @@ def _read_rows(table: Table, names: Mapping[str, str]) -> tuple[list[Instance], 
     return kept, chats, dropped
 
 
-def _as_instance(place: int, texts: Mapping[str, str | None], table: Table) -> Instance:
+def _as_instance(place: int, texts: Mapping[str, str | None], table: NamedColumns) -> Instance:
     split = texts.get("split") or "test"
     if split not in SPLITS:
         raise Refused(f"{table.at(place)}: split {split!r} does not exist{nearest(split, SPLITS)}; rename it")
@@ -204,7 +206,7 @@ def _is_turn(turn: Any) -> bool:
 # --- labels -------------------------------------------------------------------------------------------------------
 
 
-def _check_tasks(kept: Sequence[Instance], table: Table, column: str, dropped: Sequence[tuple[int, str]]) -> int:
+def _check_tasks(kept: Sequence[Instance], table: NamedColumns, column: str, dropped: Sequence[tuple[int, str]]) -> int:
     """How many tasks there are; refused where they leave nothing to separate."""
     tasks = {one.task for one in kept}
     if not kept:
@@ -223,7 +225,7 @@ def _check_tasks(kept: Sequence[Instance], table: Table, column: str, dropped: S
     return len(tasks)
 
 
-def _warnings(kept: Sequence[Instance], table: Table, dropped: Sequence[tuple[int, str]]) -> Iterable[str]:
+def _warnings(kept: Sequence[Instance], table: NamedColumns, dropped: Sequence[tuple[int, str]]) -> Iterable[str]:
     """What a user should look at before believing a number."""
     if dropped:
         places: dict[str, list[int]] = defaultdict(list)

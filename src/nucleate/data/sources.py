@@ -22,7 +22,7 @@ _READABLE = (
 
 
 @dataclass(frozen=True)
-class Table:
+class NamedColumns:
     """Named columns of any source; a cell is still whatever the source holds."""
 
     title: str  # what a refusal calls it
@@ -35,7 +35,7 @@ class Table:
         return f"{self.title}, {self.unit} {place}"
 
 
-def open_source(source: Any) -> tuple[str, Dataset | Table]:
+def open_source(source: Any) -> tuple[str, Dataset | NamedColumns]:
     """The name of the data, and the data: as a dataset where it is one of ours."""
     if isinstance(source, str) and source in GROUPS:
         return source, natural_dataset(source)
@@ -53,7 +53,7 @@ def open_source(source: Any) -> tuple[str, Dataset | Table]:
     return "prompts", _row_table(rows, range(len(rows)), "the list of prompts", "row")
 
 
-def _open_path(path: Path) -> tuple[str, Dataset | Table]:
+def _open_path(path: Path) -> tuple[str, Dataset | NamedColumns]:
     name = path.name if path.is_file() else f"{path.resolve().name}/"  # no name that our own data have
     if not path.exists():
         raise Refused(f"{path} does not exist; mend the path: {_READABLE}")
@@ -75,11 +75,11 @@ def _open_path(path: Path) -> tuple[str, Dataset | Table]:
     raise Refused(f"{path} has the unknown extension {path.suffix!r}; {_READABLE}")
 
 
-def frame_table(frame: pl.DataFrame, title: str) -> Table:
-    return Table(title, tuple(frame.columns), range(frame.height), lambda column: frame[column].to_list())
+def frame_table(frame: pl.DataFrame, title: str) -> NamedColumns:
+    return NamedColumns(title, tuple(frame.columns), range(frame.height), lambda column: frame[column].to_list())
 
 
-def _row_table(rows: Sequence[Any], places: Sequence[int], title: str, unit: str) -> Table:
+def _row_table(rows: Sequence[Any], places: Sequence[int], title: str, unit: str) -> NamedColumns:
     for place, row in zip(places, rows, strict=True):
         if not isinstance(row, Mapping):
             raise Refused(f"{title}, {unit} {place}: no object with named columns; give each prompt as one")
@@ -87,7 +87,7 @@ def _row_table(rows: Sequence[Any], places: Sequence[int], title: str, unit: str
     stray = next((column for column in columns if not isinstance(column, str)), "")
     if stray != "":
         raise Refused(f"{title}: a column is called {stray!r}, which is no text; give every column a name")
-    return Table(title, columns, places, lambda column: [row.get(column) for row in rows], unit)
+    return NamedColumns(title, columns, places, lambda column: [row.get(column) for row in rows], unit)
 
 
 def as_text(value: Any, where: str) -> str | None:
@@ -114,7 +114,7 @@ def _read_text(path: Path) -> str:
         ) from None
 
 
-def _read_jsonl(path: Path) -> Table:
+def _read_jsonl(path: Path) -> NamedColumns:
     rows, lines = [], []
     for line, text in enumerate(_read_text(path).split("\n"), start=1):
         if not text.strip():
@@ -128,7 +128,7 @@ def _read_jsonl(path: Path) -> Table:
     return _row_table(rows, lines, str(path), "line")
 
 
-def _read_csv(path: Path) -> Table:
+def _read_csv(path: Path) -> NamedColumns:
     text = _read_text(path)
     head = next((line for line in text.splitlines() if line.strip()), "")
     parted = max(",;\t|", key=head.count)  # as spreadsheets of other countries write it; commas where there is none

@@ -47,7 +47,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class JobResult:
     """How a job ended. `error` is the last line that a failed one wrote, or the signal that killed it."""
 
     name: str
@@ -56,14 +56,14 @@ class Outcome:
     error: str | None = None
 
 
-def run_all(jobs: Sequence[Job], *, workers: int, progress: Progress) -> list[Outcome]:
+def run_all(jobs: Sequence[Job], *, workers: int, progress: Progress) -> list[JobResult]:
     """Run every job, at most `workers` at once with one thread each; the outcomes, in the order of the jobs.
 
     A job that fails stops no other. A further worker starts only where the free memory, less what the running ones may
     still take, holds the largest that any worker has been so far (1 GiB before that is known; one always runs). On
     Ctrl-C the workers are interrupted and waited for; when this process dies in any other way, they die with it.
     """
-    waiting, running, outcomes = deque(jobs), list[_Worker](), dict[str, Outcome]()
+    waiting, running, outcomes = deque(jobs), list[_Worker](), dict[str, JobResult]()
     looked, largest, told, seen = time.monotonic(), _FIRST_GUESS, False, list[float]()
     try:
         while waiting or running:
@@ -97,7 +97,7 @@ def run_all(jobs: Sequence[Job], *, workers: int, progress: Progress) -> list[Ou
     return [outcomes[job.name] for job in jobs]
 
 
-def _tell(progress: Progress, outcome: Outcome, behind: int, total: int) -> None:
+def _tell(progress: Progress, outcome: JobResult, behind: int, total: int) -> None:
     ended = "done in" if outcome.state == "done" else "FAILED after"
     why = f": {outcome.error}" if outcome.error else ""
     progress(f"{behind} of {total}: {outcome.name} {ended} {_clock(outcome.seconds)}{why}", None)
@@ -162,7 +162,7 @@ class _Worker:
         found = re.findall(rb"^ *(\d+)%  ", tail, flags=re.MULTILINE)
         return int(found[-1]) / 100 if found else 0.0
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> JobResult:
         """Wait for the end, and close what is open."""
         code = self.process.wait()
         if self.process.stdin:
@@ -172,12 +172,12 @@ class _Worker:
         self.errors.close()
         seconds = time.monotonic() - self.began
         if code == 0:
-            return Outcome(self.job.name, "done", seconds)
+            return JobResult(self.job.name, "done", seconds)
         if code < 0:
             memory = ", as the system does where memory runs out" if code == -signal.SIGKILL else ""
-            return Outcome(self.job.name, "failed", seconds, f"killed by {signal.Signals(-code).name}{memory}")
+            return JobResult(self.job.name, "failed", seconds, f"killed by {signal.Signals(-code).name}{memory}")
         last = next((line.strip() for line in reversed(lines) if line.strip()), f"exit code {code}")
-        return Outcome(self.job.name, "failed", seconds, last.removeprefix("nucleate: "))
+        return JobResult(self.job.name, "failed", seconds, last.removeprefix("nucleate: "))
 
 
 def _room(running: Sequence[_Worker], largest: int) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 import polars as pl
 
 from nucleate.config import differing
-from nucleate.engines.local import Job, Outcome, run_all
+from nucleate.engines.local import Job, JobResult, run_all
 from nucleate.files import write_whole
 from nucleate.progress import Progress
 from nucleate.refusal import Refused
@@ -45,7 +45,7 @@ def sweep(
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress,
-) -> list[Outcome]:
+) -> list[JobResult]:
     """Compute the runs that are not finished; write the tables of all; the outcomes of those computed now.
 
     With `resume` finished runs are skipped, killed ones go on, failed ones are tried again, and runs that the sweep did

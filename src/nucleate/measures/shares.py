@@ -1,6 +1,6 @@
 """What tasks and outputs the neighbours have (§3.3): shares, votes, whom hard examples lie beside, who is mixed up.
 
-`look_around` searches the states once and reads off everything, so that true, shuffled and regrouped labels
+`neighbour_shares` searches the states once and reads off everything, so that true, shuffled and regrouped labels
 (`TaskDeals`) cost one search together.
 """
 
@@ -162,7 +162,7 @@ def _offers(
 
 
 @dataclass(frozen=True, eq=False)
-class Surroundings:
+class NeighbourShares:
     """What the neighbours of some queries come to; who they are is not kept."""
 
     measures: dict[str, dict[str, float]]  # control -> measure -> value; accuracy and hard examples under `none`
@@ -170,14 +170,14 @@ class Surroundings:
     mixed: dict[str, np.ndarray]  # search -> (task, other) whose the neighbours of a task are, summed over queries
 
 
-def look_around(
+def neighbour_shares(
     queries: Sequence[tuple[Any, Labels]],
     candidate_states: Any,
     candidate: Labels,
     *,
     deals: Sequence[Mapping[str, TaskDeals]],
     origin_task: Sequence[np.ndarray],
-) -> list[Surroundings]:
+) -> list[NeighbourShares]:
     """For each set of queries every measure of its neighbours, 0..1, block by block.
 
     Under each of its deals (control -> deals, `none` the true ones) `knn_share`, `knn_share_other_inputs`,
@@ -226,7 +226,7 @@ class _Collected:
             shares = share(near, both, np.stack([candidate.task, candidate.task]))
             self._hard.append(shares[:, near.ks.index(BARE)])
 
-    def whole(self, query: Labels, deals: Mapping[str, TaskDeals], origin_task: np.ndarray) -> Surroundings:
+    def whole(self, query: Labels, deals: Mapping[str, TaskDeals], origin_task: np.ndarray) -> NeighbourShares:
         measures: dict[str, dict[str, float]] = {control: {} for control in deals}
         own = {}
         for (control, search), parts in self._shares.items():
@@ -238,7 +238,7 @@ class _Collected:
             measures["none"] |= _right(list(np.concatenate(self._votes, axis=1)), KS, query.output)
         if self._hard:
             measures["none"] |= _hard(np.concatenate(self._hard, axis=1), origin_task >= 0)
-        return Surroundings(measures, own, self._mixed)
+        return NeighbourShares(measures, own, self._mixed)
 
 
 def mixture(

@@ -25,7 +25,7 @@ from nucleate.measures.baselines import (
 from nucleate.measures.clustering import KMeansJob, kmeans_many
 from nucleate.measures.neighbours import Labels
 from nucleate.measures.scores import ClusterScores, ari_within, cluster_scores_many
-from nucleate.measures.shares import Surroundings, TaskDeals, look_around
+from nucleate.measures.shares import NeighbourShares, TaskDeals, neighbour_shares
 from nucleate.measures.tsne import Embedding, tsne
 from nucleate.streams import stream
 
@@ -92,7 +92,7 @@ class Placing:
 
 
 @dataclass(frozen=True)
-class Cast:
+class Labelling:
     """The splits to measure, their training set, and all that depends on labels alone: made once a run."""
 
     cohorts: tuple[Cohort, ...]
@@ -104,14 +104,14 @@ class Cast:
     probed: frozenset[str]  # splits without any instruction of the training set: only for them is there a linear probe
 
 
-def cast(
+def labelling_of(
     cohorts: Sequence[Cohort],
     reference: Cohort,
     *,
     seed: int,
     repeats: int = 20,
     spaces: Collection[str] = SPACES,
-) -> Cast:
+) -> Labelling:
     """Deal the labels of the controls. Shuffled: between instructions, each side for itself. Regrouped: distributions
     to tasks at random, the same deal on both sides, sizes kept; not where some instance's distribution is unknown.
     Only `spaces` will be looked at."""
@@ -152,7 +152,7 @@ def cast(
     known = reference.labels.instruction
     probed = frozenset(one.split for one in cohorts if not np.isin(one.labels.instruction, known).any())
     kept = _shared_inputs(reference.labels, reference.labels)
-    return Cast(tuple(cohorts), reference, seed, deals, places, kept, probed)
+    return Labelling(tuple(cohorts), reference, seed, deals, places, kept, probed)
 
 
 def _places(cohort: Cohort, reference: Cohort, *, seed: int, repeats: int) -> Iterator[tuple[str, Placing]]:
@@ -188,12 +188,12 @@ class Survey:
 
     rows: list[Row]
     embeddings: dict[tuple[str, int], Embedding]  # (split, layer): the t-SNE that was scored
-    surroundings: dict[tuple[str, int, str], Surroundings]  # (split, layer, space)
+    neighbours_of: dict[tuple[str, int, str], NeighbourShares]  # (split, layer, space)
     clusters: dict[tuple[str, int, str, str], np.ndarray]  # (split, layer, space, kind of labels) -> (point,)
 
 
 def survey(
-    cast: Cast,
+    labelling: Labelling,
     states: Mapping[str, np.ndarray],  # split -> (layer, instance, width), the training set among them
     *,
     layers: Sequence[int] | None = None,  # their numbers in the rows; None: 0, 1, ...
@@ -207,13 +207,13 @@ def survey(
 
     The same rows in the same order for any number of threads."""
     if layers is None:
-        layers = range(len(states[cast.reference.split]))
+        layers = range(len(states[labelling.reference.split]))
     by_layer = [{split: some[place] for split, some in states.items()} for place in range(len(layers))]
     shown = [
         (cohort, layer, here[cohort.split])
         for layer, here in zip(layers, by_layer, strict=True)
-        for cohort in cast.cohorts
-        if (cohort.split, "tsne") in cast.places
+        for cohort in labelling.cohorts
+        if (cohort.split, "tsne") in labelling.places
     ]
     # The last bits of a matrix product depend on BLAS's threads; ours are put to whole layers instead.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
@@ -222,40 +222,42 @@ def survey(
             components=components,
             perplexity=perplexity,
             iterations=iterations,
-            seed=stream(cast.seed, "tsne"),
+            seed=stream(labelling.seed, "tsne"),
             threads=threads,
         )
         embeddings = {(cohort.split, layer): one for (cohort, layer, _), one in zip(shown, embedded, strict=True)}
         looks = [
-            pool.submit(look, cast, layer, here)
+            pool.submit(look, labelling, layer, here)
             for layer, here in zip(layers, by_layer, strict=True)
             for look in (_look_at_raw, _look_at_centred)
         ]
         rows: list[Row] = []
-        views: list[_View] = []
-        surroundings: dict[tuple[str, int, str], Surroundings] = {}
+        clouds: list[_PointCloud] = []
+        neighbours_of: dict[tuple[str, int, str], NeighbourShares] = {}
         for layer, raw, centred in zip(layers, looks[::2], looks[1::2], strict=True):
-            for cohort in cast.cohorts:
+            for cohort in labelling.cohorts:
                 place = (cohort.split, layer)
-                embedding = [_View(cohort, layer, "tsne", embeddings[place].embedding)] if place in embeddings else []
+                embedding = (
+                    [_PointCloud(cohort, layer, "tsne", embeddings[place].embedding)] if place in embeddings else []
+                )
                 for found in (
                     raw.result().get(cohort.split),
-                    _Looked(embedding, [], {}),
+                    _Unclustered(embedding, [], {}),
                     centred.result().get(cohort.split),
                 ):
                     if found is not None:
                         rows += found.rows
-                        views += found.views
-                        surroundings |= {(*place, space): one for space, one in found.surroundings.items()}
-        scored, clusters = _cluster_rows(cast, views, initialisations=initialisations, threads=threads, pool=pool)
-    return Survey(rows + scored, embeddings, surroundings, clusters)
+                        clouds += found.clouds
+                        neighbours_of |= {(*place, space): one for space, one in found.neighbours_of.items()}
+        scored, clusters = _cluster_rows(labelling, clouds, initialisations=initialisations, threads=threads, pool=pool)
+    return Survey(rows + scored, embeddings, neighbours_of, clusters)
 
 
 # --- spaces ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
-class _View:
+class _PointCloud:
     """One split's points in one layer and one space."""
 
     cohort: Cohort
@@ -268,58 +270,58 @@ class _View:
 
 
 @dataclass(frozen=True)
-class _Looked:
+class _Unclustered:
     """What was found out about one split in one layer before anything is clustered."""
 
-    views: list[_View]
+    clouds: list[_PointCloud]
     rows: list[Row]
-    surroundings: dict[str, Surroundings]  # by space
+    neighbours_of: dict[str, NeighbourShares]  # by space
 
 
-def _look_at_raw(cast: Cast, layer: int, states: Mapping[str, np.ndarray]) -> dict[str, _Looked]:
+def _look_at_raw(labelling: Labelling, layer: int, states: Mapping[str, np.ndarray]) -> dict[str, _Unclustered]:
     """Neighbours, linear probe and explained variances of the states as they are, by split."""
-    cohorts = [cohort for cohort in cast.cohorts if (cohort.split, "raw") in cast.places]
+    cohorts = [cohort for cohort in labelling.cohorts if (cohort.split, "raw") in labelling.places]
     if not cohorts:
         return {}
-    known = cast.reference
-    views = [_View(cohort, layer, "raw", states[cohort.split]) for cohort in cohorts]
-    neighbours = _neighbour_rows(cast, views, states[known.split], np.arange(len(known.labels)))
-    probe = LinearProbe.fit(states[known.split], known.labels.task) if cast.probed else None
+    known = labelling.reference
+    clouds = [_PointCloud(cohort, layer, "raw", states[cohort.split]) for cohort in cohorts]
+    neighbours = _neighbour_rows(labelling, clouds, states[known.split], np.arange(len(known.labels)))
+    probe = LinearProbe.fit(states[known.split], known.labels.task) if labelling.probed else None
     looked = {}
-    for view, (rows, found) in zip(views, neighbours, strict=True):
-        rows = _variance_rows(view) + rows
-        if probe is not None and view.cohort.split in cast.probed:
-            accuracy = probe.accuracy(view.points, view.cohort.labels.task)
-            rows.append(view.row("task", "none", "linear_accuracy", accuracy))
-        looked[view.cohort.split] = _Looked([view], rows, {"raw": found})
+    for cloud, (rows, found) in zip(clouds, neighbours, strict=True):
+        rows = _variance_rows(cloud) + rows
+        if probe is not None and cloud.cohort.split in labelling.probed:
+            accuracy = probe.accuracy(cloud.points, cloud.cohort.labels.task)
+            rows.append(cloud.row("task", "none", "linear_accuracy", accuracy))
+        looked[cloud.cohort.split] = _Unclustered([cloud], rows, {"raw": found})
     return looked
 
 
-def _look_at_centred(cast: Cast, layer: int, states: Mapping[str, np.ndarray]) -> dict[str, _Looked]:
+def _look_at_centred(labelling: Labelling, layer: int, states: Mapping[str, np.ndarray]) -> dict[str, _Unclustered]:
     """Neighbours of the states less what their inputs alone say, by split; splits without a shared input are left out.
 
-    The view `averaged` comes along: the mean of these over the inputs of an instruction."""
-    cohorts = [cohort for cohort in cast.cohorts if (cohort.split, "centred") in cast.places]
+    The cloud `averaged` comes along: the mean of these over the inputs of an instruction."""
+    cohorts = [cohort for cohort in labelling.cohorts if (cohort.split, "centred") in labelling.places]
     if not cohorts:
         return {}
-    known, place = cast.reference, np.flatnonzero(cast.kept)
+    known, place = labelling.reference, np.flatnonzero(labelling.kept)
     means = InputMeans.of(states[known.split], known.labels.input, known.labels.task)
     reference, _ = means.taken_from(states[known.split][place], known.labels.input[place])
-    views, averages = [], []
+    clouds, averages = [], []
     for cohort in cohorts:
-        members = cast.places[cohort.split, "centred"].members
+        members = labelling.places[cohort.split, "centred"].members
         points, _ = means.taken_from(states[cohort.split][members], cohort.labels.input[members])
-        views.append(_View(cohort, layer, "centred", points))
+        clouds.append(_PointCloud(cohort, layer, "centred", points))
         points, _ = averaged(points, cohort.labels.instruction[members])
-        averages.append(_View(cohort, layer, "averaged", points))
+        averages.append(_PointCloud(cohort, layer, "averaged", points))
     looked = {}
-    neighbours = _neighbour_rows(cast, views, reference, place)
-    for view, average, (rows, found) in zip(views, averages, neighbours, strict=True):
-        split = view.cohort.split
-        kept = float((cast.places[split, "centred"].point_of >= 0).mean())
-        rows = [view.row(None, "none", "centred_kept", kept), *rows]
-        here = [one for one in (view, average) if (split, one.space) in cast.places]
-        looked[split] = _Looked(here, rows, {"centred": found})
+    neighbours = _neighbour_rows(labelling, clouds, reference, place)
+    for cloud, average, (rows, found) in zip(clouds, averages, neighbours, strict=True):
+        split = cloud.cohort.split
+        kept = float((labelling.places[split, "centred"].point_of >= 0).mean())
+        rows = [cloud.row(None, "none", "centred_kept", kept), *rows]
+        here = [one for one in (cloud, average) if (split, one.space) in labelling.places]
+        looked[split] = _Unclustered(here, rows, {"centred": found})
     return looked
 
 
@@ -327,46 +329,52 @@ def _look_at_centred(cast: Cast, layer: int, states: Mapping[str, np.ndarray]) -
 
 
 def _cluster_rows(
-    cast: Cast, views: Sequence[_View], *, initialisations: int, threads: int, pool: ThreadPoolExecutor
+    labelling: Labelling,
+    clouds: Sequence[_PointCloud],
+    *,
+    initialisations: int,
+    threads: int,
+    pool: ThreadPoolExecutor,
 ) -> tuple[list[Row], dict[tuple[str, int, str, str], np.ndarray]]:
     """k-means with as many clusters as there are classes, scored against true, shuffled and regrouped labels."""
-    tried = [(view, kind) for view in views for kind in cast.places[view.cohort.split, view.space].deals]
+    tried = [(cloud, kind) for cloud in clouds for kind in labelling.places[cloud.cohort.split, cloud.space].deals]
     jobs = []
-    for view, kind in tried:
-        (classes,) = cast.places[view.cohort.split, view.space].deals[kind]["none"]
-        seed = stream(cast.seed, view.cohort.split, view.layer, view.space, kind)
-        jobs.append(KMeansJob(view.points, len(np.unique(classes)), seed))
+    for cloud, kind in tried:
+        (classes,) = labelling.places[cloud.cohort.split, cloud.space].deals[kind]["none"]
+        seed = stream(labelling.seed, cloud.cohort.split, cloud.layer, cloud.space, kind)
+        jobs.append(KMeansJob(cloud.points, len(np.unique(classes)), seed))
     found = kmeans_many(jobs, initialisations=initialisations, threads=threads)
     scored = [
-        pool.submit(_score_rows, cast, view, kind, one.clusters) for (view, kind), one in zip(tried, found, strict=True)
+        pool.submit(_score_rows, labelling, cloud, kind, one.clusters)
+        for (cloud, kind), one in zip(tried, found, strict=True)
     ]
     clusters = {
-        (view.cohort.split, view.layer, view.space, kind): one.clusters
-        for (view, kind), one in zip(tried, found, strict=True)
+        (cloud.cohort.split, cloud.layer, cloud.space, kind): one.clusters
+        for (cloud, kind), one in zip(tried, found, strict=True)
     }
     return [row for rows in scored for row in rows.result()], clusters
 
 
-def _score_rows(cast: Cast, view: _View, kind: str, clusters: np.ndarray) -> list[Row]:
-    place, labels = cast.places[view.cohort.split, view.space], view.cohort.labels
+def _score_rows(labelling: Labelling, cloud: _PointCloud, kind: str, clusters: np.ndarray) -> list[Row]:
+    place, labels = labelling.places[cloud.cohort.split, cloud.space], cloud.cohort.labels
     deals = place.deals[kind]
     scores = cluster_scores_many(np.concatenate(list(deals.values())), clusters)  # equal sizes share their chance level
     table = np.array([_all_scores(one) for one in scores]).T.copy()  # (measure, deal)
     rows, first = [], 0
     for control, dealt in deals.items():
         means = table[:, first : first + len(dealt)].mean(axis=1).tolist()
-        rows += [view.row(kind, control, measure, mean) for measure, mean in zip(_SCORES, means, strict=True)]
+        rows += [cloud.row(kind, control, measure, mean) for measure, mean in zip(_SCORES, means, strict=True)]
         first += len(dealt)
     if kind == "task":
-        hard, original = place.point_of[view.cohort.pairs].reshape(-1, 2).T
+        hard, original = place.point_of[cloud.cohort.pairs].reshape(-1, 2).T
         both = (hard >= 0) & (original >= 0)
         if both.any():
             apart = float((clusters[hard[both]] != clusters[original[both]]).mean())
-            rows.append(view.row(kind, "none", "hard_separated", apart))
+            rows.append(cloud.row(kind, "none", "hard_separated", apart))
     else:
         within = ari_within(deals["none"][0], clusters, labels.task[place.members])
         if within is not None:
-            rows.append(view.row(kind, "none", "ari_within_tasks", within))
+            rows.append(cloud.row(kind, "none", "ari_within_tasks", within))
     return rows
 
 
@@ -374,38 +382,40 @@ def _score_rows(cast: Cast, view: _View, kind: str, clusters: np.ndarray) -> lis
 
 
 def _neighbour_rows(
-    cast: Cast, views: Sequence[_View], reference: np.ndarray, reference_members: np.ndarray
-) -> list[tuple[list[Row], Surroundings]]:
-    """Whose neighbours the points of each view are among the training instances in the same space: one search for all
+    labelling: Labelling, clouds: Sequence[_PointCloud], reference: np.ndarray, reference_members: np.ndarray
+) -> list[tuple[list[Row], NeighbourShares]]:
+    """Whose neighbours the points of each cloud are among the training instances in the same space: one search for all
     splits and controls."""
     queries, deals, origins = [], [], []
-    for view in views:
-        labels, pairs = view.cohort.labels, view.cohort.pairs
+    for cloud in clouds:
+        labels, pairs = cloud.cohort.labels, cloud.cohort.pairs
         origin = np.full(len(labels), -1)
         origin[pairs[:, 0]] = labels.task[pairs[:, 1]]
-        some = cast.places[view.cohort.split, view.space].members
-        queries.append((view.points, labels[some]))
-        deals.append(cast.deals[view.cohort.split, view.space])
+        some = labelling.places[cloud.cohort.split, cloud.space].members
+        queries.append((cloud.points, labels[some]))
+        deals.append(labelling.deals[cloud.cohort.split, cloud.space])
         origins.append(origin[some])
-    found = look_around(queries, reference, cast.reference.labels[reference_members], deals=deals, origin_task=origins)
+    found = neighbour_shares(
+        queries, reference, labelling.reference.labels[reference_members], deals=deals, origin_task=origins
+    )
     return [
         (
             [
-                view.row("task", control, measure, value)
+                cloud.row("task", control, measure, value)
                 for control, measures in one.measures.items()
                 for measure, value in measures.items()
             ],
             one,
         )
-        for view, one in zip(views, found, strict=True)
+        for cloud, one in zip(clouds, found, strict=True)
     ]
 
 
-def _variance_rows(view: _View) -> list[Row]:
-    labels = view.cohort.labels
+def _variance_rows(cloud: _PointCloud) -> list[Row]:
+    labels = cloud.cohort.labels
     shares = {
-        name: explained_variance(view.points, codes)
+        name: explained_variance(cloud.points, codes)
         for name, codes in {"input": labels.input, "task": labels.task, "output": labels.output}.items()
         if (codes >= 0).all()
     }
-    return [view.row(None, "none", f"variance_{name}", share) for name, share in shares.items() if share is not None]
+    return [cloud.row(None, "none", f"variance_{name}", share) for name, share in shares.items() if share is not None]

@@ -85,7 +85,7 @@ def read_prompts_states(
         unknown = None  # it says something else
     distinct = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
     owners = _Owners(np.array([distinct[prompt] for prompt in prompts]))
-    book = _Book(layers, prompts, [instances[i].task for i in kept], spill, speaks)
+    readings = _Readings(layers, prompts, [instances[i].task for i in kept], spill, speaks)
     budget, note = tokens_per_batch or batch_budget(network, any(layers.values())), None
     if speaks:
         batches, note = _read_shared(network, list(distinct), hidden=any(layers.values()), budget=budget)
@@ -95,11 +95,11 @@ def read_prompts_states(
     with at_rest(network):
         for batch in batches:
             progress("reading the prompts", done / len(distinct))
-            book.enter(batch, *owners.of(batch.numbers))
+            readings.enter(batch, *owners.of(batch.numbers))
             done += len(batch.numbers)
     progress("reading the prompts", 1.0)
     return PromptReading(
-        **book.close(tokenizer),
+        **readings.close(tokenizer),
         kept=kept,
         dropped=tuple(dropped),
         unknown_words=0 if unknown is None else sum(prompt.tokens.count(unknown) for prompt in prompts),
@@ -182,7 +182,7 @@ class _Owners:
         return np.concatenate(own), np.repeat(np.arange(len(numbers)), [len(x) for x in own])
 
 
-class _Book:
+class _Readings:
     """Takes batch after batch and keeps what was asked for, instance by instance."""
 
     def __init__(

@@ -78,7 +78,7 @@ class Head(nn.Module):
 
 
 @dataclass(frozen=True)
-class Memory:
+class TargetStates:
     """Last-layer states of a frozen network where it predicts something, and what shall follow there."""
 
     states: Tensor  # (target, width) float32
@@ -91,7 +91,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Pace:
+class SwitchTraining:
     """How head and switch are taught: a step, its size and their number, as in any other training."""
 
     epochs: int
@@ -102,7 +102,7 @@ class Pace:
     max_gradient_norm: float = 1.0
 
 
-def remember(model: nn.Module, groups: Sequence[Group], *, answers_only: bool) -> Memory:
+def remember(model: nn.Module, groups: Sequence[Group], *, answers_only: bool) -> TargetStates:
     """Compute once what a head learns from: all that is predicted, or the targets of the groups alone."""
     check_positions(model, groups)
     device, dtype = where_it_runs(model)
@@ -126,7 +126,7 @@ def remember(model: nn.Module, groups: Sequence[Group], *, answers_only: bool) -
         model.train(was_training)
     starts = np.cumsum([0, *map(len, columns[2])])
     states, logits, tokens, weights, ends = map(torch.cat, columns)
-    return Memory(states, logits, tokens, weights, starts, ends, tuple(len(group.branches) for group in groups))
+    return TargetStates(states, logits, tokens, weights, starts, ends, tuple(len(group.branches) for group in groups))
 
 
 def _answers(group: Group, target_instance: np.ndarray) -> np.ndarray:
@@ -136,10 +136,10 @@ def _answers(group: Group, target_instance: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TeachingSet:
     """Prompts with what shall follow them: what a head learns from, or is asked about."""
 
-    memory: Memory
+    memory: TargetStates
     first: np.ndarray  # (instance,) where its targets begin
     closing: np.ndarray  # (target,) bool: the token that ends an answer
     allowed: np.ndarray  # the first tokens of all answers
@@ -161,7 +161,7 @@ class Lesson:
         return whole, np.logical_and.reduceat(right, self.first), restricted[self.first]
 
 
-def learn_head(head: Head, memory: Memory, pace: Pace) -> Iterator[int]:
+def learn_head(head: Head, memory: TargetStates, pace: SwitchTraining) -> Iterator[int]:
     """Teach the second head what shall follow, yielding the number of each epoch that is behind it."""
 
     def loss(groups: np.ndarray) -> Tensor:
@@ -173,7 +173,7 @@ def learn_head(head: Head, memory: Memory, pace: Pace) -> Iterator[int]:
     return _teach(head, memory.branches, loss, pace)
 
 
-def learn_switch(switch: Switch, memory: Memory, others: Tensor, pace: Pace) -> None:
+def learn_switch(switch: Switch, memory: TargetStates, others: Tensor, pace: SwitchTraining) -> None:
     """Teach the switch to tell the states of `memory` from a few `others` (example, width).
 
     Each step sees all the others beside its share of the states, and both sides weigh the same, in the loss and in the
@@ -191,7 +191,7 @@ def learn_switch(switch: Switch, memory: Memory, others: Tensor, pace: Pace) -> 
 
 
 def _teach(
-    module: nn.Module, branches: Sequence[int], loss: Callable[[np.ndarray], Tensor], pace: Pace
+    module: nn.Module, branches: Sequence[int], loss: Callable[[np.ndarray], Tensor], pace: SwitchTraining
 ) -> Iterator[int]:
     """AdamW in whole instructions, in the order and under the cosine of every other training."""
     optimizer = make_optimizer(module, learning_rate=pace.learning_rate, weight_decay=pace.weight_decay)

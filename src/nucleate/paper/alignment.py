@@ -23,7 +23,7 @@ from nucleate.devices import device_for
 from nucleate.long_table import METHODS
 from nucleate.model.networks import load_network, save_network
 from nucleate.model.states import read_groups
-from nucleate.model.switch import Head, Pace, Switch, learn_head, learn_switch
+from nucleate.model.switch import Head, Switch, SwitchTraining, learn_head, learn_switch
 from nucleate.model.training import make_optimizer, train, weights
 from nucleate.paper.answers import answer_rows, curve_rows, score_in
 from nucleate.paper.corrections import UNSEEN, Correction, Network
@@ -31,7 +31,7 @@ from nucleate.paper.instances import Members, of_splits
 from nucleate.paper.network import check_network, make_dataset, make_network
 from nucleate.paper.trainings import (
     SECONDS,
-    Book,
+    TrainingRecord,
     checkpoint_hashes,
     epochs_of,
     optimizer_for,
@@ -62,11 +62,11 @@ def align(
     with run_of("align", config, dataset, device, folder, resume=resume, overwrite=overwrite) as run:
         if run is None:
             return False
-        _align(_Study(config, dataset, run, device), progress)
+        _align(_Alignment(config, dataset, run, device), progress)
     return True
 
 
-def _align(study: "_Study", progress: Progress) -> None:
+def _align(study: "_Alignment", progress: Progress) -> None:
     run = study.run
     study.dataset.save(run.folder / "data")
     if not _is_there(run, "base"):
@@ -83,7 +83,7 @@ def _align(study: "_Study", progress: Progress) -> None:
 
 
 @dataclass(frozen=True)
-class _Study:
+class _Alignment:
     """What a run is about."""
 
     config: Config
@@ -106,7 +106,7 @@ class _Study:
 # --- the network before any correction -------------------------------------------------------------------------------
 
 
-def _train_base(study: _Study, progress: Progress) -> None:
+def _train_base(study: _Alignment, progress: Progress) -> None:
     """On all tasks, as in the main experiment; the best epoch on validation is the network that is redirected."""
     config, run = study.config, study.run
     normed = replace(config, measure=replace(config.measure, last_layer="normed"))  # the state that a head is handed
@@ -117,20 +117,20 @@ def _train_base(study: _Study, progress: Progress) -> None:
     }
     optimizer = optimizer_for(model, config.training)
     state_file, last = run.folder / "resume.safetensors", config.training.epochs
-    book = Book.opened(state_file, model, optimizer)
+    record = TrainingRecord.opened(state_file, model, optimizer)
 
     def moment(epoch: int, training_loss: float | None) -> None:
-        book.tick()
+        record.tick()
         reading = read_groups(model, members["unseen"].groups, layers=[])
         rows = answer_rows(tokenizer, members["unseen"].instances, reading, UNSEEN)
         if training_loss is not None:  # the one trained on, dropout and all
             rows.append({"split": "train", "measure": "loss", "value": training_loss})
         step = epoch * steps_of_an_epoch(members["train"].groups, config.training)
         run.write_part(f"base-{epoch:04d}", [study.row({**row, "step": step}, "main", epoch) for row in rows])
-        book.read += book.tick()
-        book.turn(epoch, score_in(rows), model)
+        record.read += record.tick()
+        record.turn(epoch, score_in(rows), model)
 
-    if book.epoch < 0:
+    if record.epoch < 0:
         moment(0, None)
     for epoch in epochs_of(
         model,
@@ -139,15 +139,15 @@ def _train_base(study: _Study, progress: Progress) -> None:
         config.training,
         seed=config.seed,
         dtype=config.dtype,
-        first_epoch=book.epoch + 1,
+        first_epoch=record.epoch + 1,
     ):
-        book.train += epoch.seconds
+        record.train += epoch.seconds
         moment(epoch.number, epoch.loss)
-        if book.saving_is_due():
-            book.save(state_file, model, optimizer)
-        progress(f"epoch {epoch.number} of {last}, validation {book.score:.2f}", _BASE * epoch.number / last)
-    save_network(with_weights(model, book.best), tokenizer, _base(run))
-    run.record(best_epoch=book.best_epoch, seconds={name: round(getattr(book, name), 3) for name in SECONDS})
+        if record.saving_is_due():
+            record.save(state_file, model, optimizer)
+        progress(f"epoch {epoch.number} of {last}, validation {record.score:.2f}", _BASE * epoch.number / last)
+    save_network(with_weights(model, record.best), tokenizer, _base(run))
+    run.record(best_epoch=record.best_epoch, seconds={name: round(getattr(record, name), 3) for name in SECONDS})
     rows = curve_rows(run.read_part(f"base-{epoch:04d}") for epoch in range(1, last + 1))
     run.write_part("base", [study.row(row, "main") for row in rows])
     state_file.unlink(missing_ok=True)
@@ -165,7 +165,7 @@ def _is_there(run: RunWriter, part: str) -> bool:
 
 
 @dataclass(frozen=True)
-class _Outcome:
+class _EpochAnswers:
     """The unseen instances after one epoch of one attempt."""
 
     epoch: int
@@ -182,8 +182,8 @@ def _attempt(
     config: Config,
     *,
     examples: int = 1,
-    earlier: _Outcome | None = None,
-) -> Iterator[_Outcome]:
+    earlier: _EpochAnswers | None = None,
+) -> Iterator[_EpochAnswers]:
     """One method at one learning rate, epoch by epoch; on top of what an `earlier` correction of the same has left.
 
     The switch is taught before the head, through all of its epochs. Both may learn at once (they share nothing), but a
@@ -209,12 +209,12 @@ def _attempt(
         with torch.no_grad():
             new = (logits + head(states)).argmax(-1).numpy()
         switched = None if method == "head" else on
-        yield _Outcome(epoch, rate, np.where(on, new, answers), switched, weights(head))
+        yield _EpochAnswers(epoch, rate, np.where(on, new, answers), switched, weights(head))
 
 
 def _attempt_directly(
-    correction: Correction, rate: float, config: Config, earlier: _Outcome | None
-) -> Iterator[_Outcome]:
+    correction: Correction, rate: float, config: Config, earlier: _EpochAnswers | None
+) -> Iterator[_EpochAnswers]:
     """All weights learn, on the same loss; the head stays tied to the embedding."""
     pace = _pace(config, rate)
     model = with_weights(correction.network.model, earlier.taught if earlier else {})
@@ -231,11 +231,11 @@ def _attempt_directly(
     )
     for epoch in epochs:
         answers = read_groups(model, correction.asked.groups, layers=[]).predicted
-        yield _Outcome(epoch.number, rate, answers, None, weights(model))
+        yield _EpochAnswers(epoch.number, rate, answers, None, weights(model))
 
 
-def _pace(config: Config, rate: float) -> Pace:
-    return Pace(
+def _pace(config: Config, rate: float) -> SwitchTraining:
+    return SwitchTraining(
         epochs=config.align.epochs,
         batch=config.align.batch,
         learning_rate=rate,
@@ -254,7 +254,7 @@ def _first_logits(model: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
 
 def _best(
     correction: Correction, method: str, rates: Sequence[float], config: Config, **options: Any
-) -> tuple[_Outcome, Iterator[tuple[int, np.ndarray]]]:
+) -> tuple[_EpochAnswers, Iterator[tuple[int, np.ndarray]]]:
     """The outcome of the highest source accuracy on validation; ties: the earliest epoch, then the lowest rate. And
     the answers of its attempt, epoch by epoch, to the end for whoever asks for them.
 
@@ -277,7 +277,7 @@ def _best(
     return chosen, curve
 
 
-def _all_of(heard: dict[int, np.ndarray], attempt: Iterator[_Outcome]) -> Iterator[tuple[int, np.ndarray]]:
+def _all_of(heard: dict[int, np.ndarray], attempt: Iterator[_EpochAnswers]) -> Iterator[tuple[int, np.ndarray]]:
     """Epochs that are behind an attempt, and then those to come."""
     yield from heard.items()
     yield from ((outcome.epoch, outcome.answers) for outcome in attempt)
@@ -321,7 +321,7 @@ _HARDER = ("source_accuracy", "accuracy_drop_others")
 
 
 def _told(
-    correction: Correction, outcome: _Outcome, split: str, measures: Sequence[str] | None = None, name: str = "{}"
+    correction: Correction, outcome: _EpochAnswers, split: str, measures: Sequence[str] | None = None, name: str = "{}"
 ) -> Iterator[dict[str, Any]]:
     """Rows of these scores, or of all."""
     for measure, value in _scores(correction, outcome, split).items():
@@ -329,7 +329,7 @@ def _told(
             yield {"split": split, "measure": name.format(measure), "value": value}
 
 
-def _scores(correction: Correction, outcome: _Outcome, split: str) -> dict[str, float]:
+def _scores(correction: Correction, outcome: _EpochAnswers, split: str) -> dict[str, float]:
     """What is right after a correction, by measure.
 
     `accuracy_drop` is the paper's: of all tasks but the corrected ones, before less after. `accuracy_drop_others`

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from nucleate.data.dataset import Dataset, Instance
 from nucleate.model.networks import word_tokenizer
 from nucleate.model.states import read_groups
-from nucleate.model.switch import Memory, remember
+from nucleate.model.switch import TargetStates, remember
 from nucleate.paper.instances import Members, of_splits
 from nucleate.streams import stream
 
@@ -87,7 +87,7 @@ class Correction:
         return self.answers_and_states[0]
 
     @cached_property
-    def memory(self) -> Memory:
+    def memory(self) -> TargetStates:
         return remember(self.network.model, self.lesson.groups, answers_only=False)
 
     def examples(self, count: int) -> torch.Tensor:

@@ -22,7 +22,7 @@ from nucleate.data.dataset import Dataset, Instance
 from nucleate.devices import device_for
 from nucleate.files import write_whole
 from nucleate.measures.baselines import MOST_FEATURES
-from nucleate.measures.survey import Cast, Row, Survey
+from nucleate.measures.survey import Labelling, Row, Survey
 from nucleate.measures.tsne import tsne
 from nucleate.model.networks import save_network
 from nucleate.model.states import Reading, read_groups
@@ -32,7 +32,7 @@ from nucleate.paper.network import check_network, make_dataset, make_network
 from nucleate.paper.surveys import labels_of, surface_rows, survey_of
 from nucleate.paper.trainings import (
     SECONDS,
-    Book,
+    TrainingRecord,
     checkpoint_hashes,
     epochs_of,
     is_measured,
@@ -70,17 +70,17 @@ def learn(
     return True
 
 
-def _learn(study: "_Study", progress: Progress) -> None:
+def _learn(study: "_Learning", progress: Progress) -> None:
     training = study.config.training
     study.dataset.save(study.run.folder / "data")
     optimizer = optimizer_for(study.model, training)
-    book = Book.opened(_state_file(study.run), study.model, optimizer)
+    record = TrainingRecord.opened(_state_file(study.run), study.model, optimizer)
     progress(_announcement(study), None)
-    if book.epoch < 0:
-        _moment(study, book, 0)
+    if record.epoch < 0:
+        _moment(study, record, 0)
         study.run.write_part("surface", _surface_rows(study))
-        _save(study, optimizer, book)
-    progress(f"about {_seconds_needed(study, book) / 60:.1f} minutes to go", None)
+        _save(study, optimizer, record)
+    progress(f"about {_seconds_needed(study, record) / 60:.1f} minutes to go", None)
     for epoch in epochs_of(
         study.model,
         optimizer,
@@ -88,18 +88,18 @@ def _learn(study: "_Study", progress: Progress) -> None:
         training,
         seed=study.config.seed,
         dtype=study.config.dtype,
-        first_epoch=book.epoch + 1,
+        first_epoch=record.epoch + 1,
     ):
-        book.train += epoch.seconds
-        _moment(study, book, epoch.number, training_loss=epoch.loss)
-        if epoch.number == training.epochs or book.saving_is_due():
-            _save(study, optimizer, book)
-        progress(f"epoch {epoch.number} of {training.epochs}, validation {book.score:.2f}", _fraction(study, book))
-    _finish(study, book)
+        record.train += epoch.seconds
+        _moment(study, record, epoch.number, training_loss=epoch.loss)
+        if epoch.number == training.epochs or record.saving_is_due():
+            _save(study, optimizer, record)
+        progress(f"epoch {epoch.number} of {training.epochs}, validation {record.score:.2f}", _fraction(study, record))
+    _finish(study, record)
 
 
 @dataclass(frozen=True)
-class _Study:
+class _Learning:
     """What stays the same from epoch to epoch."""
 
     config: Config
@@ -108,21 +108,23 @@ class _Study:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     members: dict[str, Members]  # train; measured (subset, validation, test); all (train, validation, test)
-    cast: Cast  # labels and the controls' deals of labels
+    labelling: Labelling  # labels and the controls' deals of labels
     steps: int  # optimiser steps of an epoch
 
 
-def _prepare(config: Config, dataset: Dataset, device: str, run: RunWriter) -> _Study:
+def _prepare(config: Config, dataset: Dataset, device: str, run: RunWriter) -> _Learning:
     model, tokenizer = make_network(config, dataset, device=device)
     chosen = {"train": ("train",), "measured": MEASURED, "all": ("train", "validation", "test")}
     members = {name: Members.of(tokenizer, of_splits(dataset, splits)) for name, splits in chosen.items()}
     steps = steps_of_an_epoch(members["train"].groups, config.training)
-    return _Study(config, dataset, run, model, tokenizer, members, labels_of(config, members["all"].instances), steps)
+    return _Learning(
+        config, dataset, run, model, tokenizer, members, labels_of(config, members["all"].instances), steps
+    )
 
 
-def _moment(study: _Study, book: Book, epoch: int, *, training_loss: float | None = None) -> None:
-    """Score one epoch border, write its rows, and turn the page of the book."""
-    book.tick()
+def _moment(study: _Learning, record: TrainingRecord, epoch: int, *, training_loss: float | None = None) -> None:
+    """Score one epoch border, write its rows, and turn the page of the record."""
+    record.tick()
     measured = _is_measured(study.config, epoch)
     name = "all" if measured else "measured"
     members = study.members[name].instances
@@ -132,20 +134,20 @@ def _moment(study: _Study, book: Book, epoch: int, *, training_loss: float | Non
         layers=None if measured else [],
         candidates=candidates_of(study.tokenizer, study.dataset.mappings, members),
     )
-    book.read += book.tick()
+    record.read += record.tick()
     rows = answer_rows(study.tokenizer, members, reading, (*MEASURED, "train") if measured else MEASURED)
     if training_loss is not None:  # the one trained on, dropout and all, as in Figure 3a; the others' are without
         rows.append({"split": "train", "measure": "loss", "value": training_loss})
     if measured:
         states = {split: reading.states[:, places_of(members, split)] for split in (*MEASURED, "train")}
-        surveyed = survey_of(study.cast, states, study.config.measure)
+        surveyed = survey_of(study.labelling, states, study.config.measure)
         rows += [_row(row, read="input") for row in surveyed.rows]
         _write_layouts(study, epoch, states, surveyed)
         _write_predictions(study, epoch, members, reading)
-    study.run.write_part(f"epoch-{epoch:04d}", [_settled(study, row, epoch) for row in rows])
-    book.measure += book.tick()
+    study.run.write_part(f"epoch-{epoch:04d}", [_complete(study, row, epoch) for row in rows])
+    record.measure += record.tick()
 
-    book.turn(epoch, score_in(rows), study.model)
+    record.turn(epoch, score_in(rows), study.model)
     if epoch % max(1, study.config.training.epochs // 10) == 0:
         save_network(study.model, study.tokenizer, study.run.folder / "checkpoints" / f"epoch-{epoch:04d}")
 
@@ -153,26 +155,26 @@ def _moment(study: _Study, book: Book, epoch: int, *, training_loss: float | Non
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
-def _surface_rows(study: _Study) -> list[dict[str, Any]]:
+def _surface_rows(study: _Learning) -> list[dict[str, Any]]:
     texts = {
         "surface_instruction": lambda instance: instance.instruction,
         "surface_prompt": lambda instance: f"{instance.instruction} {instance.input}",
     }
-    found = surface_rows(study.cast, study.members["all"].instances, texts, study.config.measure)
-    return [_settled(study, _row(row, read=None), None) for row in found]
+    found = surface_rows(study.labelling, study.members["all"].instances, texts, study.config.measure)
+    return [_complete(study, _row(row, read=None), None) for row in found]
 
 
-def _curve_rows(study: _Study) -> list[dict[str, Any]]:
+def _curve_rows(study: _Learning) -> list[dict[str, Any]]:
     epochs = range(1, study.config.training.epochs + 1)
     rows = curve_rows(study.run.read_part(f"epoch-{epoch:04d}") for epoch in epochs)
-    return [_settled(study, row, None) for row in rows]
+    return [_complete(study, row, None) for row in rows]
 
 
 def _row(row: Row, *, read: str | None) -> dict[str, Any]:
     return {**row._asdict(), "read": read}
 
 
-def _settled(study: _Study, row: dict[str, Any], epoch: int | None) -> dict[str, Any]:
+def _complete(study: _Learning, row: dict[str, Any], epoch: int | None) -> dict[str, Any]:
     """A row with the columns that a whole moment shares."""
     step = None if epoch is None else epoch * study.steps
     shared = {"experiment": "learn", "arm": "main", "control": "none", "seed": study.config.seed}
@@ -182,7 +184,7 @@ def _settled(study: _Study, row: dict[str, Any], epoch: int | None) -> dict[str,
 # --- layouts ---------------------------------------------------------------------------------------------------------
 
 
-def _write_layouts(study: _Study, epoch: int, states: dict[str, np.ndarray], surveyed: Survey) -> None:
+def _write_layouts(study: _Learning, epoch: int, states: dict[str, np.ndarray], surveyed: Survey) -> None:
     """View `tsne` holds the embeddings that were scored, split by split; `display` shows the two splits together.
 
     The display layout starts from the previous measured epoch's, so that points stay where the eye expects them; it is
@@ -225,7 +227,7 @@ def _layout(view: str, layer: int, instances: np.ndarray, points: np.ndarray) ->
     )
 
 
-def _add_fixed_view(study: _Study) -> None:
+def _add_fixed_view(study: _Learning) -> None:
     """View `pca`: every epoch on the three main axes of the last epoch's states, layer by layer."""
     folder = study.run.folder / "states"
     epochs = [e for e in range(study.config.training.epochs + 1) if _is_measured(study.config, e)]
@@ -256,7 +258,7 @@ def _main_axes(centred: np.ndarray) -> np.ndarray:
     return axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
 
 
-def _write_predictions(study: _Study, epoch: int, members: Sequence[Instance], reading: Reading) -> None:
+def _write_predictions(study: _Learning, epoch: int, members: Sequence[Instance], reading: Reading) -> None:
     places = np.unique(np.concatenate([places_of(members, split) for split in MEASURED]))
     answers = study.tokenizer.convert_ids_to_tokens(reading.predicted[places].tolist())
     study.run.write_predictions(epoch, [members[place].instance for place in places], answers)
@@ -265,28 +267,28 @@ def _write_predictions(study: _Study, epoch: int, members: Sequence[Instance], r
 # --- saving ----------------------------------------------------------------------------------------------------------
 
 
-def _save(study: _Study, optimizer: torch.optim.Optimizer, book: Book) -> None:
+def _save(study: _Learning, optimizer: torch.optim.Optimizer, record: TrainingRecord) -> None:
     """What a resumed run needs, and the checkpoints that others may read."""
     checkpoints = study.run.folder / "checkpoints"
 
     def networks() -> None:
         save_network(study.model, study.tokenizer, checkpoints / "last")
-        if book.best:
-            save_network(with_weights(study.model, book.best), study.tokenizer, checkpoints / "best")
+        if record.best:
+            save_network(with_weights(study.model, record.best), study.tokenizer, checkpoints / "best")
 
-    book.save(_state_file(study.run), study.model, optimizer, beside=networks)
+    record.save(_state_file(study.run), study.model, optimizer, beside=networks)
 
 
-def _finish(study: _Study, book: Book) -> None:
+def _finish(study: _Learning, record: TrainingRecord) -> None:
     run, epochs = study.run, study.config.training.epochs
     _add_fixed_view(study)
     run.write_part("curve", _curve_rows(study))
     run.finish(["curve", "surface", *(f"epoch-{epoch:04d}" for epoch in range(epochs + 1))])
-    book.tick()
+    record.tick()
     run.record(
-        best_epoch=book.best_epoch,
+        best_epoch=record.best_epoch,
         checkpoints=checkpoint_hashes(run),
-        seconds={name: round(getattr(book, name), 3) for name in SECONDS},
+        seconds={name: round(getattr(record, name), 3) for name in SECONDS},
     )
 
 
@@ -297,7 +299,7 @@ def _state_file(run: RunWriter) -> Path:
 # --- how long, how large ---------------------------------------------------------------------------------------------
 
 
-def _announcement(study: _Study) -> str:
+def _announcement(study: _Learning) -> str:
     config, millions = study.config, study.model.num_parameters() / 1e6
     moments = sum(_is_measured(config, epoch) for epoch in range(config.training.epochs + 1))
     return (
@@ -307,7 +309,7 @@ def _announcement(study: _Study) -> str:
     )
 
 
-def _memory_needed(study: _Study) -> int:
+def _memory_needed(study: _Learning) -> int:
     """What is taken already; weights with gradients, moments and best; then whichever is larger, the n-grams of the
     text or the states, each with the copies that neighbours and probes make (`benchmarks/memory.py` compares)."""
     count, layers = len(study.members["all"].instances), study.config.model.layers + 1
@@ -316,7 +318,7 @@ def _memory_needed(study: _Study) -> int:
     return taken + 5 * 4 * study.model.num_parameters() + 4 * count * max(states, texts) + _COMPILED
 
 
-def _bytes_needed(study: _Study) -> int:
+def _bytes_needed(study: _Learning) -> int:
     """Thirteen checkpoints, the saved state (weights, two moments, best weights), layouts, kept states and rows."""
     config = study.config
     shown = sum(len(_numbers(study, split)) for split in SHOWN) * (config.model.layers + 1)
@@ -325,24 +327,24 @@ def _bytes_needed(study: _Study) -> int:
     return 4 * study.model.num_parameters() * (13 + 4) + moments * per_moment
 
 
-def _seconds_needed(study: _Study, book: Book) -> float:
+def _seconds_needed(study: _Learning, record: TrainingRecord) -> float:
     """From the epochs behind us; before the first, from a few steps of a copy of the network."""
     config = study.config
-    left = range(book.epoch + 1, config.training.epochs + 1)
-    moments_behind = max(1, sum(_is_measured(config, epoch) for epoch in range(book.epoch + 1)))
-    per_moment = (book.read + book.measure) / moments_behind
+    left = range(record.epoch + 1, config.training.epochs + 1)
+    moments_behind = max(1, sum(_is_measured(config, epoch) for epoch in range(record.epoch + 1)))
+    per_moment = (record.read + record.measure) / moments_behind
     train = study.members["train"].groups
     per_epoch = (
-        book.train / book.epoch
-        if book.epoch > 0
+        record.train / record.epoch
+        if record.epoch > 0
         else seconds_of_an_epoch(study.model, train, config.training, dtype=config.dtype)
     )
     return len(left) * per_epoch + sum(_is_measured(config, epoch) for epoch in left) * per_moment
 
 
-def _fraction(study: _Study, book: Book) -> float:
-    left = _seconds_needed(study, book)
-    return book.total / (book.total + left) if left else 1.0
+def _fraction(study: _Learning, record: TrainingRecord) -> float:
+    left = _seconds_needed(study, record)
+    return record.total / (record.total + left) if left else 1.0
 
 
 # --- at the door -----------------------------------------------------------------------------------------------------
@@ -374,6 +376,6 @@ def _epochs_before(config: Config, epoch: int) -> int | None:
     return next((before for before in range(epoch - 1, -1, -1) if _is_measured(config, before)), None)
 
 
-def _numbers(study: _Study, split: str) -> np.ndarray:
+def _numbers(study: _Learning, split: str) -> np.ndarray:
     instances = study.members["all"].instances
     return np.array([instance.instance for instance in instances if in_split(instance, split)], dtype=np.int32)

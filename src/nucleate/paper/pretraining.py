@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from nucleate.config import Config, MeasureSettings, TrainingSettings
 from nucleate.data.dataset import Dataset, Instance
 from nucleate.devices import device_for
-from nucleate.measures.survey import Cast
+from nucleate.measures.survey import Labelling
 from nucleate.model.networks import load_network, save_network
 from nucleate.model.prefix_tree import Group
 from nucleate.model.states import read_groups
@@ -32,7 +32,7 @@ from nucleate.paper.network import check_network, make_dataset, make_network
 from nucleate.paper.surveys import labels_of, surface_rows, survey_of
 from nucleate.paper.trainings import (
     SECONDS,
-    Book,
+    TrainingRecord,
     checkpoint_hashes,
     epochs_of,
     is_measured,
@@ -66,11 +66,11 @@ def pretrain(
     with run_of("pretrain", config, dataset, device, folder, resume=resume, overwrite=overwrite) as run:
         if run is None:
             return False
-        _pretrain(_Study(config, dataset, run, device), progress)
+        _pretrain(_Pretraining(config, dataset, run, device), progress)
     return True
 
 
-def _pretrain(study: "_Study", progress: Progress) -> None:
+def _pretrain(study: "_Pretraining", progress: Progress) -> None:
     study.dataset.save(study.run.folder / "data")
     stages = list(_stages(study))
     progress(_announcement(study, stages), None)
@@ -82,7 +82,7 @@ def _pretrain(study: "_Study", progress: Progress) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class _Study:
+class _Pretraining:
     """What all trainings of a run share."""
 
     config: Config
@@ -101,14 +101,14 @@ class _Study:
 
 
 @dataclass(frozen=True, eq=False)
-class _Lesson:
+class _TaughtForm:
     """Instances in the form in which they are taught."""
 
     dataset: Dataset
     members: dict[str, Members]  # train; measured (subset, validation, test); all (train, validation, test)
 
     @classmethod
-    def of(cls, study: _Study, dataset: Dataset, form: Callable[..., Members]) -> Self:
+    def of(cls, study: _Pretraining, dataset: Dataset, form: Callable[..., Members]) -> Self:
         chosen = {"train": ("train",), "measured": MEASURED, "all": ("train", "validation", "test")}
         return cls(dataset, {name: form(study.tokenizer, of_splits(dataset, some)) for name, some in chosen.items()})
 
@@ -117,10 +117,10 @@ class _Lesson:
 class _Stage:
     """One training: a pre-training or a fine-tuning of one arm."""
 
-    study: _Study
+    study: _Pretraining
     arm: str
     kind: str  # pretraining, finetuning
-    lesson: _Lesson
+    lesson: _TaughtForm
     training: TrainingSettings
 
     @property
@@ -138,7 +138,7 @@ class _Stage:
         return steps_of_an_epoch(self.lesson.members["train"].groups, self.training)
 
     @cached_property
-    def labels(self) -> Cast | None:
+    def labels(self) -> Labelling | None:
         """Of the instructions, where the states at the special token are measured (Figure 5a); else None."""
         if self.name != "task_id-pretraining":
             return None
@@ -176,7 +176,7 @@ class _Stage:
         return {**shared, "seed": self.study.config.seed, "epoch": epoch, "step": step, **row}
 
 
-def _stages(study: _Study) -> Iterator[_Stage]:
+def _stages(study: _Pretraining) -> Iterator[_Stage]:
     """In the order in which they run: a pre-training comes before the fine-tuning that begins with it."""
     config, whole = study.config, study.dataset
     sides = {"": (whole, whole)}
@@ -188,10 +188,10 @@ def _stages(study: _Study) -> Iterator[_Stage]:
     for ending, (before, after) in sides.items():
         named = _named(before)
         earlier = [
-            _Stage(study, arm + ending, "pretraining", _Lesson.of(study, named, form), first)
+            _Stage(study, arm + ending, "pretraining", _TaughtForm.of(study, named, form), first)
             for arm, form in forms.items()
         ]
-        lesson = _Lesson.of(study, after, Members.of)
+        lesson = _TaughtForm.of(study, after, Members.of)
         later = _Stage(study, "none" + ending, "finetuning", lesson, replace(config.training, epochs=epochs))
         longer = replace(later.training, epochs=epochs + math.ceil(earlier[0].steps * first.epochs / later.steps))
         yield from earlier
@@ -202,13 +202,13 @@ def _stages(study: _Study) -> Iterator[_Stage]:
 # --- one training ----------------------------------------------------------------------------------------------------
 
 
-def _train(stage: _Stage, tell: Callable[[int, Book], None]) -> None:
+def _train(stage: _Stage, tell: Callable[[int, TrainingRecord], None]) -> None:
     model = _beginning(stage)
     optimizer = optimizer_for(model, stage.training)
-    book = Book.opened(stage.state_file, model, optimizer)
-    if book.epoch < 0:
-        _moment(stage, model, book, 0)
-        book.save(stage.state_file, model, optimizer)
+    record = TrainingRecord.opened(stage.state_file, model, optimizer)
+    if record.epoch < 0:
+        _moment(stage, model, record, 0)
+        record.save(stage.state_file, model, optimizer)
     for epoch in epochs_of(
         model,
         optimizer,
@@ -216,14 +216,14 @@ def _train(stage: _Stage, tell: Callable[[int, Book], None]) -> None:
         stage.training,
         seed=stream(stage.study.config.seed, stage.kind),
         dtype=stage.study.config.dtype,
-        first_epoch=book.epoch + 1,
+        first_epoch=record.epoch + 1,
     ):
-        book.train += epoch.seconds
-        _moment(stage, model, book, epoch.number, training_loss=epoch.loss)
-        if book.saving_is_due():
-            book.save(stage.state_file, model, optimizer)
-        tell(epoch.number, book)
-    _end(stage, model, book)
+        record.train += epoch.seconds
+        _moment(stage, model, record, epoch.number, training_loss=epoch.loss)
+        if record.saving_is_due():
+            record.save(stage.state_file, model, optimizer)
+        tell(epoch.number, record)
+    _end(stage, model, record)
 
 
 def _beginning(stage: _Stage) -> PreTrainedModel:
@@ -235,10 +235,10 @@ def _beginning(stage: _Stage) -> PreTrainedModel:
 
 
 def _moment(
-    stage: _Stage, model: PreTrainedModel, book: Book, epoch: int, *, training_loss: float | None = None
+    stage: _Stage, model: PreTrainedModel, record: TrainingRecord, epoch: int, *, training_loss: float | None = None
 ) -> None:
-    """Score one epoch border, write its rows, and turn the page of the book."""
-    book.tick()
+    """Score one epoch border, write its rows, and turn the page of the record."""
+    record.tick()
     measure, tokenizer, dataset = stage.study.config.measure, stage.study.tokenizer, stage.lesson.dataset
     labels = stage.labels if is_measured(measure, epoch, stage.training.epochs) else None
     members = stage.lesson.members["measured" if labels is None else "all"]
@@ -248,7 +248,7 @@ def _moment(
         layers=[] if labels is None else None,
         candidates=candidates_of(tokenizer, dataset.mappings, members.instances),
     )
-    book.read += book.tick()
+    record.read += record.tick()
     splits = [split for split in MEASURED if dataset.select(split)]  # half of the tasks may have no hard examples
     rows = answer_rows(tokenizer, members.instances, reading, splits if labels is None else [*splits, "train"])
     if training_loss is not None:  # the one trained on, dropout and all
@@ -261,8 +261,8 @@ def _moment(
         states = {split: reading.states[:, places_of(members.instances, split)] for split in (*MEASURED, "train")}
         rows += [row._asdict() for row in survey_of(labels, states, _fitting(measure, dataset)).rows]
     stage.study.run.write_part(stage.parts[epoch], [stage.row(row, epoch) for row in rows])
-    book.measure += book.tick()
-    book.turn(epoch, -score if stage.scored_by == "loss" else score, model)
+    record.measure += record.tick()
+    record.turn(epoch, -score if stage.scored_by == "loss" else score, model)
 
 
 _FIRST_STAGE = {
@@ -277,7 +277,7 @@ def _fitting(measure: MeasureSettings, dataset: Dataset) -> MeasureSettings:
     return replace(measure, perplexity=min(measure.perplexity, (fewest - 1) / 3))
 
 
-def _end(stage: _Stage, model: PreTrainedModel, book: Book) -> None:
+def _end(stage: _Stage, model: PreTrainedModel, record: TrainingRecord) -> None:
     """Keep the network; then the last part, which says that all of this is behind us."""
     run = stage.study.run
     rows: list[dict[str, Any]] = []
@@ -285,18 +285,18 @@ def _end(stage: _Stage, model: PreTrainedModel, book: Book) -> None:
         save_network(model, stage.study.tokenizer, stage.checkpoint)
         rows += curve_rows(run.read_part(name) for name in stage.parts[1:-1])
     else:
-        save_network(with_weights(model, book.best), stage.study.tokenizer, stage.checkpoint)
+        save_network(with_weights(model, record.best), stage.study.tokenizer, stage.checkpoint)
     if stage.labels is not None:
         texts = {"surface_instruction": lambda instance: instance.instruction}
         measure = _fitting(stage.study.config.measure, stage.lesson.dataset)
         found = surface_rows(stage.labels, stage.lesson.members["all"].instances, texts, measure)
         rows += [row._asdict() for row in found]
-    book.tick()
+    record.tick()
     before = run.manifest.get("seconds", {})
-    chosen = {stage.arm: book.best_epoch} if stage.kind == "pretraining" else {}
+    chosen = {stage.arm: record.best_epoch} if stage.kind == "pretraining" else {}
     run.record(
         chosen_epochs={**run.manifest.get("chosen_epochs", {}), **chosen},
-        seconds={name: round(before.get(name, 0) + getattr(book, name), 3) for name in SECONDS},
+        seconds={name: round(before.get(name, 0) + getattr(record, name), 3) for name in SECONDS},
     )
     run.write_part(stage.parts[-1], [stage.row(row, None) for row in rows])
     stage.state_file.unlink(missing_ok=True)
@@ -381,7 +381,7 @@ def dataset_for(config: Config) -> Dataset:
     return dataset
 
 
-def _announcement(study: _Study, stages: Sequence[_Stage]) -> str:
+def _announcement(study: _Pretraining, stages: Sequence[_Stage]) -> str:
     model = study.network()[0]
     seconds, of_a_step = 0.0, dict[str, float]()
     for stage in stages:
@@ -397,14 +397,14 @@ def _announcement(study: _Study, stages: Sequence[_Stage]) -> str:
     )
 
 
-def _telling(stages: Sequence[_Stage], now: _Stage, progress: Progress) -> Callable[[int, Book], None]:
+def _telling(stages: Sequence[_Stage], now: _Stage, progress: Progress) -> Callable[[int, TrainingRecord], None]:
     """Progress by steps over all trainings."""
     before = sum(stage.steps * stage.training.epochs for stage in stages[: stages.index(now)])
     whole = sum(stage.steps * stage.training.epochs for stage in stages)
 
-    def tell(epoch: int, book: Book) -> None:
+    def tell(epoch: int, record: TrainingRecord) -> None:
         words = f"{now.name}: epoch {epoch} of {now.training.epochs}"
-        score = f"validation {now.scored_by} {abs(book.score):.2f}"
+        score = f"validation {now.scored_by} {abs(record.score):.2f}"
         progress(f"{words}, {score}", (before + epoch * now.steps) / whole)
 
     return tell

@@ -8,15 +8,15 @@ from nucleate.config import Config, MeasureSettings
 from nucleate.data.dataset import Instance
 from nucleate.measures.baselines import surface_features
 from nucleate.measures.neighbours import Labels
-from nucleate.measures.survey import Cast, Cohort, Row, Survey, cast, survey
+from nucleate.measures.survey import Cohort, Labelling, Row, Survey, labelling_of, survey
 from nucleate.paper.instances import MEASURED, in_split, places_of
 from nucleate.threads import thread_count
 
 LABELS = ("instruction", "input", "output", "task", "distribution", "mapping")
 
 
-def labels_of(config: Config, members: Sequence[Instance], known: Sequence[str] = LABELS) -> Cast:
-    """The labels of all splits under one code book, and the controls' deals of them. What is not `known` stays out of
+def labels_of(config: Config, members: Sequence[Instance], known: Sequence[str] = LABELS) -> Labelling:
+    """The labels of all splits under one code record, and the controls' deals of them. What is not `known` stays out of
     every measure."""
     (labels,) = Labels.coded({name: [getattr(i, name) for i in members] for name in known if name != "mapping"})
     mapping = np.full(len(members), -1)
@@ -32,11 +32,13 @@ def labels_of(config: Config, members: Sequence[Instance], known: Sequence[str] 
         found = [(number, place_of[origin]) for number, origin in hard if origin in place_of]
         return Cohort(split, labels[here], mapping[here], np.array(found, dtype=np.int64).reshape(-1, 2))
 
-    return cast([cohort(s) for s in MEASURED], cohort("train"), seed=config.seed, repeats=config.measure.repeats)
+    return labelling_of(
+        [cohort(s) for s in MEASURED], cohort("train"), seed=config.seed, repeats=config.measure.repeats
+    )
 
 
 def surface_rows(
-    labels: Cast,
+    labels: Labelling,
     members: Sequence[Instance],
     texts: Mapping[str, Callable[[Instance], str]],
     measure: MeasureSettings,
@@ -55,7 +57,7 @@ def surface_rows(
     return rows
 
 
-def survey_of(labels: Cast, states: Mapping[str, np.ndarray], measure: MeasureSettings) -> Survey:
+def survey_of(labels: Labelling, states: Mapping[str, np.ndarray], measure: MeasureSettings) -> Survey:
     """All measures of one moment's states, which are given by split."""
     return survey(
         labels,

@@ -1,4 +1,4 @@
-"""A training of one of the paper's networks: its epochs, the book that is carried through them, what is kept.
+"""A training of one of the paper's networks: its epochs, the record that is carried through them, what is kept.
 
 The experiments of this room may all import it; it imports none of them (docs/architecture.md).
 """
@@ -118,7 +118,7 @@ def is_measured(measure: MeasureSettings, epoch: int, last: int) -> bool:
 
 
 @dataclass
-class Book:
+class TrainingRecord:
     """What is carried from epoch to epoch of one training, and saved with its weights."""
 
     epoch: int = -1  # the last moment behind us
@@ -136,7 +136,7 @@ class Book:
 
     @classmethod
     def opened(cls, file: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> Self:
-        """Where the last saving left off, network and optimiser included; an empty book at a fresh start."""
+        """Where the last saving left off, network and optimiser included; an empty record at a fresh start."""
         return cls(**load_state(file, model, optimizer)) if file.is_file() else cls()
 
     def tick(self) -> float:

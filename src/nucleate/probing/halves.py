@@ -15,7 +15,7 @@ import numpy as np
 
 from nucleate.measures.neighbours import Labels
 from nucleate.measures.shares import TaskDeals
-from nucleate.measures.survey import Cast, Cohort, cast
+from nucleate.measures.survey import Cohort, Labelling, labelling_of
 
 AGAINST = "against"  # the name of a side's other half among its states
 
@@ -39,16 +39,16 @@ class Side:
         """(layer, instance, width) as `survey` wants them."""
         return {self.split: states[:, self.members], AGAINST: states[:, self.against]}
 
-    def cast(
+    def labelling(
         self, labels: Labels, mapping: np.ndarray, *, seed: int, repeats: int, spaces: Collection[str] = ("raw",)
-    ) -> Cast:
+    ) -> Labelling:
         """The labels of this side, true and dealt, under the codes of all instances."""
         none = np.empty((0, 2), dtype=np.int64)
         here, there = (
             Cohort(name, labels[some], mapping[some], none)
             for name, some in ((self.split, self.members), (AGAINST, self.against))
         )
-        return cast([here], there, seed=seed, repeats=repeats, spaces=spaces)
+        return labelling_of([here], there, seed=seed, repeats=repeats, spaces=spaces)
 
 
 def held_out_units(instructions: Sequence[str], inputs: Sequence[str], tasks: Sequence[str]) -> tuple[list[str], bool]:

@@ -24,7 +24,7 @@ from nucleate.model.subjects import Subject
 from nucleate.probing.findings import separate_at_best
 from nucleate.probing.one_model import join, note_seconds, part_of, probe_one, surface_of
 from nucleate.probing.result import ProbeResult, load_probe
-from nucleate.probing.study import Study, settings_of
+from nucleate.probing.study import ProbeStudy, settings_of
 from nucleate.progress import Progress
 from nucleate.refusal import Refused
 from nucleate.runs import RunWriter, load_run, open_run
@@ -46,7 +46,7 @@ class Look:
 class LiveProbe:
     """The looks at one training, in one folder."""
 
-    study: Study
+    study: ProbeStudy
     folder: Path
     source: Any  # of the prompts
     looks: list[Subject] = field(default_factory=list)  # by rising step; their networks have moved on since
@@ -59,7 +59,9 @@ class LiveProbe:
         barred = next((name for name in _LOADED if name in options), None)
         if barred is not None:
             raise Refused(f"a network that is learning is probed as it is: leave {barred} out")
-        return cls(Study.of(read_prompts(data, columns=settings.columns, limit=settings.limit), settings), folder, data)
+        return cls(
+            ProbeStudy.of(read_prompts(data, columns=settings.columns, limit=settings.limit), settings), folder, data
+        )
 
     def begin(
         self, network: Any, tokenizer: Any, step: int, *, resume: bool, overwrite: bool, progress: Progress

@@ -23,22 +23,22 @@ from nucleate.model.networks import untrained
 from nucleate.model.prompts import PromptReading
 from nucleate.model.subjects import Subject
 from nucleate.probing.findings import difference, mislabelled
-from nucleate.probing.panel import (
+from nucleate.probing.layers import (
     MOST_SHOWN,
-    Panel,
+    Design,
+    LayerMeasures,
     Rows,
-    Sweep,
     Tell,
     confusion_frame,
     interval_rows,
     look_closer,
     margins,
-    sweep,
+    measure_layers,
     task_frame,
 )
 from nucleate.probing.result import TABLES, load_probe
 from nucleate.probing.separation import MISLABELLED, doubts
-from nucleate.probing.study import Study
+from nucleate.probing.study import ProbeStudy
 from nucleate.probing.tables import coordinate_frame, layout_frame, suspicious_frame
 from nucleate.progress import Progress
 from nucleate.runs import RunWriter
@@ -50,7 +50,7 @@ _Frames = dict[str, pl.DataFrame]
 
 
 def probe_one(
-    study: Study, subject: Subject, run: RunWriter, surface: Mapping[str, np.ndarray], progress: Progress
+    study: ProbeStudy, subject: Subject, run: RunWriter, surface: Mapping[str, np.ndarray], progress: Progress
 ) -> None:
     """One model, from its weights to its tables."""
     network, tokenizer = subject.load()
@@ -60,33 +60,33 @@ def probe_one(
     spill = run.folder / "spill"
     reads = {main: layers, **{read: deep for read in study.other_reads}}
     reading = study.read(network, tokenizer, study.prompts, reads, _named(progress, subject.name), spill=spill)
-    panel, states = study.panel.only(reading.kept), reading.states[main]
+    design, states = study.design.only(reading.kept), reading.states[main]
 
-    swept = sweep(panel, states, layers, told)
-    best = swept.best_layer
+    measured = measure_layers(design, states, layers, told)
+    best = measured.best_layer
     at_best = np.array(states[layers.index(best)])
     closer = sorted({*deep, best})
-    near = look_closer(panel, states[[layers.index(layer) for layer in closer]], closer, told)
-    rows = _settled(swept.rows + interval_rows(panel, swept, at_best) + near.rows, read=main)
+    near = look_closer(design, states[[layers.index(layer) for layer in closer]], closer, told)
+    rows = _with(measured.rows + interval_rows(design, measured, at_best) + near.rows, read=main)
     for read in study.other_reads:
-        rows += _settled(sweep(panel, reading.states[read], deep, told).rows, read=read)
+        rows += _with(measure_layers(design, reading.states[read], deep, told).rows, read=read)
     if study.prompts.has_inputs:
         neutral = _named(progress, f"{subject.name}, neutral instruction")
-        rows += _settled(_neutral(study, panel, network, tokenizer, deep, neutral), read=main, control="neutral")
-    fresh = _untrained(study, panel, network, tokenizer, deep, _named(progress, f"{subject.name}, untrained"))
-    rows += _settled([*fresh.rows, _best_row(fresh)], read=main, control="untrained")
-    rows += _settled(_answer_rows(panel, reading))
+        rows += _with(_neutral(study, design, network, tokenizer, deep, neutral), read=main, control="neutral")
+    fresh = _untrained(study, design, network, tokenizer, deep, _named(progress, f"{subject.name}, untrained"))
+    rows += _with([*fresh.rows, _best_row(fresh)], read=main, control="untrained")
+    rows += _with(_answer_rows(design, reading))
 
     controls = {"untrained": fresh.shares["test", fresh.best_layer], **surface}
-    found = {layer: margins(panel, swept, layer, controls) for layer in layers}
-    rows += _settled([row for one in found.values() for row in one.rows], read=main)
+    found = {layer: margins(design, measured, layer, controls) for layer in layers}
+    rows += _with([row for one in found.values() for row in one.rows], read=main)
     texts = _texts(study, reading.kept)
-    doubted = doubts(at_best, panel.labels.task, texts["prompt"].to_numpy(), seed=panel.seed_of("doubts"))
+    doubted = doubts(at_best, design.labels.task, texts["prompt"].to_numpy(), seed=design.seed_of("doubts"))
     frames = {
-        "tasks": task_frame(panel, swept, found, _right(reading)),
-        "confusion": confusion_frame(panel, swept, closer),
-        "suspicious": suspicious_frame(panel, texts, doubted, best),
-        "coordinates": coordinate_frame(panel, texts, swept, at_best, near, doubted),
+        "tasks": task_frame(design, measured, found, _right(reading)),
+        "confusion": confusion_frame(design, measured, closer),
+        "suspicious": suspicious_frame(design, texts, doubted, best),
+        "coordinates": coordinate_frame(design, texts, measured, at_best, near, doubted),
         "dropped": _dropped_frame([(study.prompts.places[place], why) for place, why in reading.dropped]),
     }
     facts = (pl.lit(subject.name).alias("model"), *(pl.lit(v, pl.Int32).alias(n) for n, v in subject.age.items()))
@@ -109,7 +109,7 @@ def part_of(subject: Subject) -> str:
     return f"model-{subject.file}"
 
 
-def _texts(study: Study, kept: np.ndarray) -> pl.DataFrame:
+def _texts(study: ProbeStudy, kept: np.ndarray) -> pl.DataFrame:
     """instance, row, prompt (equal numbers for equal prompts) and what a reader wants to see of it."""
     frame = _kept(study.prompts, kept).dataset.frame()
     row = pl.Series("row", [study.prompts.places[place] for place in kept], dtype=pl.Int32)
@@ -133,7 +133,7 @@ def _spread(layers: Sequence[int]) -> list[int]:
     return [layers[n] for n in sorted(set(np.linspace(0, len(layers) - 1, _DEEP).round().astype(int).tolist()))]
 
 
-def _remarks(study: Study, reading: PromptReading) -> list[str]:
+def _remarks(study: ProbeStudy, reading: PromptReading) -> list[str]:
     """What a user has to know about how the prompts were read."""
     remarks = []
     if reading.dropped:
@@ -159,42 +159,42 @@ def _telling(progress: Progress) -> Tell:
 
 
 def _neutral(
-    study: Study, panel: Panel, network: Any, tokenizer: Any, layers: Sequence[int], progress: Progress
+    study: ProbeStudy, design: Design, network: Any, tokenizer: Any, layers: Sequence[int], progress: Progress
 ) -> Rows:
     """The same inputs after an instruction that says nothing: what is left is the input's own doing."""
-    asked = _kept(study.prompts, panel.kept)
+    asked = _kept(study.prompts, design.kept)
     asked = replace(asked, instances=tuple(replace(one, instruction=NEUTRAL) for one in asked.instances))
     reading = study.read(network, tokenizer, asked, {study.main: layers}, progress)
-    return sweep(panel.only(reading.kept), reading.states[study.main], layers, _telling(progress)).rows
+    return measure_layers(design.only(reading.kept), reading.states[study.main], layers, _telling(progress)).rows
 
 
 def _untrained(
-    study: Study, panel: Panel, network: Any, tokenizer: Any, layers: Sequence[int], progress: Progress
-) -> Sweep:
+    study: ProbeStudy, design: Design, network: Any, tokenizer: Any, layers: Sequence[int], progress: Progress
+) -> LayerMeasures:
     """The same architecture with fresh weights; models of one architecture share it."""
     settings = {name: v for name, v in network.config.to_dict().items() if not name.startswith("_")}
     chat = getattr(tokenizer, "chat_template", None) if study.settings.chat else None
     words = sorted(tokenizer.get_vocab().items())
-    key = json.dumps([settings, list(layers), panel.kept.tolist(), chat, words], sort_keys=True, default=str)
+    key = json.dumps([settings, list(layers), design.kept.tolist(), chat, words], sort_keys=True, default=str)
     if key not in study.known:
         fresh = untrained(network, stream(study.settings.seed, "untrained"))
-        reading = study.read(fresh, tokenizer, _kept(study.prompts, panel.kept), {study.main: layers}, progress)
-        study.known[key] = sweep(panel, reading.states[study.main], layers, _telling(progress))
+        reading = study.read(fresh, tokenizer, _kept(study.prompts, design.kept), {study.main: layers}, progress)
+        study.known[key] = measure_layers(design, reading.states[study.main], layers, _telling(progress))
     return study.known[key]
 
 
-def surface_of(study: Study, run: RunWriter, progress: Progress) -> dict[str, np.ndarray]:
+def surface_of(study: ProbeStudy, run: RunWriter, progress: Progress) -> dict[str, np.ndarray]:
     """What the text alone gives, as if its n-grams were states: control -> (prompt,) the deciding share on test."""
     texts = {"surface_prompt": [f"{one.instruction} {one.input}".strip() for one in study.prompts.instances]}
     if study.prompts.has_inputs:
         texts["surface_instruction"] = [one.instruction for one in study.prompts.instances]
     rows, shares = [], {}
     for control, column in texts.items():
-        for side in study.panel.sides:  # the n-grams are those of the other half
+        for side in study.design.sides:  # the n-grams are those of the other half
             features = surface_features([column[place] for place in side.against], column)
-            panel = replace(study.panel, sides=(side,))
-            found = sweep(panel, features[np.newaxis], [0], _telling(_named(progress, control)))
-            rows += _settled([{**row, "layer": None} for row in found.rows], control=control)
+            design = replace(study.design, sides=(side,))
+            found = measure_layers(design, features[np.newaxis], [0], _telling(_named(progress, control)))
+            rows += _with([{**row, "layer": None} for row in found.rows], control=control)
             if side.split == "test":
                 shares[control] = found.shares["test", 0]
     run.write_part("surface", [study.complete(row) for row in rows])
@@ -204,7 +204,7 @@ def surface_of(study: Study, run: RunWriter, progress: Progress) -> dict[str, np
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
-def _settled(rows: Sequence[Mapping[str, Any]], *, read: str | None = None, control: str = "none") -> Rows:
+def _with(rows: Sequence[Mapping[str, Any]], *, read: str | None = None, control: str = "none") -> Rows:
     """Rows with their read; those of a control without shuffled and regrouped labels of its own."""
     kept = [row for row in rows if control == "none" or row.get("control", "none") == "none"]
     return [
@@ -212,9 +212,9 @@ def _settled(rows: Sequence[Mapping[str, Any]], *, read: str | None = None, cont
     ]
 
 
-def _best_row(swept: Sweep) -> dict[str, Any]:
+def _best_row(measured: LayerMeasures) -> dict[str, Any]:
     place = {"split": "validation", "labels": "task", "space": "raw", "layer": None}
-    return {**place, "measure": "best_layer", "value": float(swept.best_layer)}
+    return {**place, "measure": "best_layer", "value": float(measured.best_layer)}
 
 
 def _right(reading: PromptReading) -> dict[str, np.ndarray]:
@@ -226,11 +226,11 @@ def _right(reading: PromptReading) -> dict[str, np.ndarray]:
     return {name: np.where(scored, one, np.nan) for name, one in found.items() if one is not None}
 
 
-def _answer_rows(panel: Panel, reading: PromptReading) -> Rows:
+def _answer_rows(design: Design, reading: PromptReading) -> Rows:
     return [
         {"split": side.split, "measure": measure, "value": float(np.nanmean(right[side.members]))}
         for measure, right in _right(reading).items()
-        for side in panel.sides
+        for side in design.sides
         if not np.isnan(right[side.members]).all()
     ]
 
@@ -238,7 +238,7 @@ def _answer_rows(panel: Panel, reading: PromptReading) -> Rows:
 # --- the run folder --------------------------------------------------------------------------------------------------
 
 
-def finish(run: RunWriter, study: Study, subjects: Sequence[Subject], compared: str | None) -> None:
+def finish(run: RunWriter, study: ProbeStudy, subjects: Sequence[Subject], compared: str | None) -> None:
     """The whole, and nothing beside it."""
     pieces, joined = (run.folder / name for name in ("pieces", "pieces-joined"))
     if pieces.is_dir():  # else it was killed after all was written
@@ -247,7 +247,7 @@ def finish(run: RunWriter, study: Study, subjects: Sequence[Subject], compared: 
     shutil.rmtree(joined, ignore_errors=True)  # gone whole, or not at all
 
 
-def join(run: RunWriter, study: Study, subjects: Sequence[Subject], compared: str | None) -> None:
+def join(run: RunWriter, study: ProbeStudy, subjects: Sequence[Subject], compared: str | None) -> None:
     """The parts as whole tables, the differences to the base, and the answer in words."""
     pieces = run.folder / "pieces"
     run.finish(["surface", *(part_of(subject) for subject in subjects)])

@@ -20,7 +20,7 @@ from nucleate.model.subjects import Subject, all_ready, subjects_of
 from nucleate.model.texts import fill
 from nucleate.probing.one_model import finish, note_seconds, part_of, probe_one, surface_of
 from nucleate.probing.result import ProbeResult, load_probe
-from nucleate.probing.study import ProbeSettings, Study, settings_of
+from nucleate.probing.study import ProbeSettings, ProbeStudy, settings_of
 from nucleate.progress import Progress, silent
 from nucleate.runs import open_run
 from nucleate.threads import thread_count
@@ -102,8 +102,8 @@ def check(model: Any, data: Any, **options: Any) -> None:
 
 def _at_the_door(
     model: Any, data: Any, base: Any, tokenizer: Any, settings: ProbeSettings
-) -> tuple[Study, list[Subject], str | None]:
-    study = Study.of(read_prompts(data, columns=settings.columns, limit=settings.limit), settings)
+) -> tuple[ProbeStudy, list[Subject], str | None]:
+    study = ProbeStudy.of(read_prompts(data, columns=settings.columns, limit=settings.limit), settings)
     found, compared = _subjects(model, base, tokenizer, settings)
     subjects = all_ready(found)
     for subject in subjects:
@@ -114,7 +114,7 @@ def _at_the_door(
 def budget(model: Any, data: Any, *, base: Any = None, tokenizer: Any = None, **options: Any) -> list[str]:
     """A sentence per model: what probing it will take, from its settings alone."""
     settings = settings_of(options)
-    study = Study.of(read_prompts(data, columns=settings.columns, limit=settings.limit), settings)
+    study = ProbeStudy.of(read_prompts(data, columns=settings.columns, limit=settings.limit), settings)
     if settings.template is not None:
         fill(settings.template, {"instruction": "", "input": ""}, (study.main, *study.other_reads))
     return [_announcement(study.prompts, settings, one) for one in _subjects(model, base, tokenizer, settings)[0]]

@@ -16,7 +16,7 @@ FEWEST = 4  # instructions; with fewer there is no interval
 
 
 def confusion(mixed: np.ndarray) -> np.ndarray:
-    """(task, other) share of a task's neighbours that have the other task, from `Surroundings.mixed`: rows sum to 1,
+    """(task, other) share of a task's neighbours that have the other task, from `NeighbourShares.mixed`: rows sum to 1,
     or are NaN without any."""
     queries = mixed.sum(axis=1, keepdims=True)
     return np.divide(mixed, queries, out=np.full_like(mixed, np.nan), where=queries > 0)

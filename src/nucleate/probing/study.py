@@ -18,7 +18,7 @@ from nucleate.model.prompts import PromptReading, read_prompts_states
 from nucleate.model.subjects import Subject
 from nucleate.model.texts import PLAIN_CHATS, prompts_of
 from nucleate.probing.halves import held_out_units, sides_of
-from nucleate.probing.panel import Effort, Panel, Sweep
+from nucleate.probing.layers import Design, Effort, LayerMeasures
 from nucleate.probing.separation import FEWEST
 from nucleate.progress import Progress
 from nucleate.refusal import Refused, nearest
@@ -75,14 +75,14 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # of those that are mi
 
 
 @dataclass(frozen=True, eq=False)
-class Study:
+class ProbeStudy:
     """What is asked of every model."""
 
     prompts: Prompts
     settings: ProbeSettings
-    panel: Panel
+    design: Design
     notes: tuple[str, ...]
-    known: dict[str, Sweep] = field(default_factory=dict)  # untrained networks, by their architecture
+    known: dict[str, LayerMeasures] = field(default_factory=dict)  # untrained networks, by their architecture
     reading: list[float] = field(default_factory=list)  # seconds of each reading of the model in hand
 
     @classmethod
@@ -125,16 +125,16 @@ class Study:
         effort = Effort(
             settings.perplexity, settings.iterations, settings.initialisations, settings.repeats, thread_count()
         )
-        panel = Panel.of(labels, mapping, names, sides, seed=settings.seed, effort=effort)
+        design = Design.of(labels, mapping, names, sides, seed=settings.seed, effort=effort)
         choosing = sides[1]
-        offered = TaskDeals.of(labels[choosing.members], labels[choosing.against]).offered[panel.search]
+        offered = TaskDeals.of(labels[choosing.members], labels[choosing.against]).offered[design.search]
         if not offered.any():
             raise Refused(
                 f"{prompts.name}: no layer can be chosen, since in the half that chooses no task has a second "
                 f"{'instruction' if by_instruction else 'prompt'}: give at least four of each task"
                 f"{'' if settings.limit is None else f', or a limit above {settings.limit}'}"
             )
-        return cls(prompts, settings, panel, tuple(notes))
+        return cls(prompts, settings, design, tuple(notes))
 
     def check(self, subject: Subject) -> None:
         """Refuse what would be refused of the first prompts, while nothing is written yet."""

@@ -1,6 +1,6 @@
 """Prompt by prompt: which look mislabelled, and where each one lies.
 
-`texts` is a frame with a row per instance of the panel, in their order: instance, row (or line) in the user's data,
+`texts` is a frame with a row per instance of the design, in their order: instance, row (or line) in the user's data,
 text, and what else is to be shown.
 """
 
@@ -10,15 +10,15 @@ import numpy as np
 import polars as pl
 from scipy.linalg import eigh
 
-from nucleate.probing.panel import Closer, Panel, Sweep
+from nucleate.probing.layers import CloserLook, Design, LayerMeasures
 from nucleate.probing.separation import MISLABELLED, Doubts
 
 LISTED = 10  # prompts of each task, beside all that look mislabelled
 
 
-def suspicious_frame(panel: Panel, texts: pl.DataFrame, doubted: Doubts, layer: int) -> pl.DataFrame:
+def suspicious_frame(design: Design, texts: pl.DataFrame, doubted: Doubts, layer: int) -> pl.DataFrame:
     """layer, instance, row, task, nearest, margin, text: the most suspicious first in each task."""
-    task, margin = panel.labels.task, doubted.margin
+    task, margin = design.labels.task, doubted.margin
     listed = np.union1d(doubted.most(task, LISTED), np.flatnonzero(margin > MISLABELLED))
     listed = listed[np.lexsort((listed, -margin[listed], task[listed]))]
     shown = texts[listed.tolist()]
@@ -28,7 +28,7 @@ def suspicious_frame(panel: Panel, texts: pl.DataFrame, doubted: Doubts, layer: 
             "instance": shown["instance"],
             "row": shown["row"],
             "task": shown["task"],
-            "nearest": [panel.tasks[code] for code in doubted.nearest[listed]],
+            "nearest": [design.tasks[code] for code in doubted.nearest[listed]],
             "margin": margin[listed],
             "text": shown["text"],
         }
@@ -36,27 +36,27 @@ def suspicious_frame(panel: Panel, texts: pl.DataFrame, doubted: Doubts, layer: 
 
 
 def coordinate_frame(
-    panel: Panel, texts: pl.DataFrame, swept: Sweep, states: np.ndarray, near: Closer, doubted: Doubts
+    design: Design, texts: pl.DataFrame, measured: LayerMeasures, states: np.ndarray, near: CloserLook, doubted: Doubts
 ) -> pl.DataFrame:
     """A row per prompt at the best layer, whose `states` these are: x and y on the main axes, tsne_x and tsne_y where
     it was shown, its split, its share of same-task neighbours there and its margin of doubt."""
-    best = swept.best_layer
+    best = measured.best_layer
     placed = np.full((len(texts), 2), np.nan)
     if best in near.embeddings:
         placed[near.shown] = near.embeddings[best][:, :2]
     half: list[str | None] = [None] * len(texts)
-    share = np.full(panel.everyone, np.nan)
-    for side in panel.sides[1:]:
+    share = np.full(design.everyone, np.nan)
+    for side in design.sides[1:]:
         for member in side.members:
             half[member] = side.split
-        here = swept.shares[side.split, best]
+        here = measured.shares[side.split, best]
         share = np.where(np.isnan(here), share, here)
     x, y, _ = main_axes(states).T
     frame = texts.drop("prompt").with_columns(
-        pl.Series("unit", panel.labels.instruction, dtype=pl.Int32),
+        pl.Series("unit", design.labels.instruction, dtype=pl.Int32),
         pl.Series("split", half, dtype=pl.String),
         pl.lit(best, pl.Int32).alias("layer"),
-        pl.Series("share", share[panel.kept]),
+        pl.Series("share", share[design.kept]),
         pl.Series("margin", doubted.margin),
         pl.Series("x", x),
         pl.Series("y", y),
@@ -66,7 +66,7 @@ def coordinate_frame(
     return frame.with_columns(pl.col("share", "margin", "tsne_x", "tsne_y").fill_nan(None))
 
 
-def layout_frame(instances: np.ndarray, states: np.ndarray, layers: Sequence[int], near: Closer) -> pl.DataFrame:
+def layout_frame(instances: np.ndarray, states: np.ndarray, layers: Sequence[int], near: CloserLook) -> pl.DataFrame:
     """instance, layer, view, x, y, z: `pca` at all layers, `tsne` at some."""
     placed = [(instances, layer, "pca", main_axes(np.asarray(states[n]))) for n, layer in enumerate(layers)]
     placed += [(instances[near.shown], layer, "tsne", points) for layer, points in sorted(near.embeddings.items())]

@@ -27,15 +27,15 @@ from nucleate.long_table import HEADS, METHODS
 from nucleate.model.estimate import estimate
 from nucleate.model.networks import load_network, tokenizer_of
 from nucleate.model.series import located
-from nucleate.model.switch import AT_ONCE, KINDS, Head, Lesson, Pace, Switch, learn_head, learn_switch
+from nucleate.model.switch import AT_ONCE, KINDS, Head, Switch, SwitchTraining, TeachingSet, learn_head, learn_switch
 from nucleate.model.texts import PLAIN_CHATS, Prompt
 from nucleate.model.training import weights
 from nucleate.progress import Progress, silent
 from nucleate.redirecting.prompts import SIDES, name_of
 from nucleate.redirecting.study import (
     Others,
-    Shelf,
-    Study,
+    RedirectStudy,
+    SavedParts,
     closing_of,
     mark_of,
     read_others,
@@ -125,7 +125,7 @@ def budget(model: str | Path, data: Any, **options: Any) -> list[str]:
 
 
 def _redirect(
-    study: Study,
+    study: RedirectStudy,
     model: str,
     network: Any,
     tokenizer: Any,
@@ -136,14 +136,14 @@ def _redirect(
     settings = study.settings
     parts_of(network)
     progress(study.dealt.describe(), None)
-    shelf, sides = Shelf(run.folder / "states" / mark_of(network, study, tokenizer, lessons)), {}
+    saved, sides = SavedParts(run.folder / "states" / mark_of(network, study, tokenizer, lessons)), {}
     for name, own in lessons.items():
         progress(f"reading the source: {name.replace('_', ' ')}", SIDES.index(name) / 8)
         if own:
-            sides[name] = read_source(network, lessons, name, closing_of(tokenizer), shelf)
+            sides[name] = read_source(network, lessons, name, closing_of(tokenizer), saved)
     progress("reading all others", 0.5)
-    others = read_others(study, network, tokenizer, shelf)
-    chosen = _teach(study, sides, others, shelf, progress)
+    others = read_others(study, network, tokenizer, saved)
+    chosen = _teach(study, sides, others, saved, progress)
     if "direct" not in chosen:
         progress("the whole head was left out: it has too many weights to be taught here", None)
 
@@ -174,7 +174,7 @@ def _redirect(
         facts=facts,
         card=_card(study, model, _table(rows), others_told),
     )
-    run.record(seconds={kind: round(seconds, 3) for kind, seconds in shelf.seconds.items()})
+    run.record(seconds={kind: round(seconds, 3) for kind, seconds in saved.seconds.items()})
 
 
 # --- the methods -----------------------------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ class _Attempt:
 
 
 def _teach(
-    study: Study, sides: Mapping[str, Lesson], others: Others, shelf: Shelf, progress: Progress
+    study: RedirectStudy, sides: Mapping[str, TeachingSet], others: Others, saved: SavedParts, progress: Progress
 ) -> dict[str, _Attempt]:
     """Each method at the learning rate and epoch of the highest source accuracy on validation; ties: the earliest
     epoch, then the lowest rate. The switched methods share the head that the low-rank one learns, and its rate."""
@@ -209,7 +209,7 @@ def _teach(
     for number, (arm, rank, rate) in enumerate((a, k, r) for a, k in ranks.items() for r in settings.rates):
         progress(f"teaching the {_NAMES[arm]} at {rate:g}", 0.6 + 0.4 * number / len(ranks) / len(settings.rates))
         lesson = partial(_lesson, study, sides, others, arm, rank, rate)
-        tensors, told = shelf.part(f"{arm}-{rate:g}", "train", lesson)
+        tensors, told = saved.part(f"{arm}-{rate:g}", "train", lesson)
         for name, (epoch, curve) in told.items():
             level = (curve[epoch - 1], -epoch, -rate)
             if name not in best or level > best[name][0]:
@@ -228,13 +228,13 @@ def _filled(module: Any, tensors: Mapping[str, Tensor], stem: str) -> Any:
 
 
 def _lesson(
-    study: Study, sides: Mapping[str, Lesson], others: Others, arm: str, rank: int | None, rate: float
+    study: RedirectStudy, sides: Mapping[str, TeachingSet], others: Others, arm: str, rank: int | None, rate: float
 ) -> tuple[dict[str, Tensor], dict[str, tuple[int, list[float]]]]:
     """One head at one learning rate, with the switches before it: of each method the weights at its best epoch, and
     that epoch with the curve of source accuracy on validation. Ends where nothing better can come."""
     settings, memory, validation = study.settings, sides["lesson"].memory, sides["validation"]
     width, vocabulary = memory.states.shape[1], memory.logits.shape[1]
-    pace = Pace(settings.epochs, settings.batch, rate, seed=stream(settings.seed, "redirect"))
+    pace = SwitchTraining(settings.epochs, settings.batch, rate, seed=stream(settings.seed, "redirect"))
     on = {arm: np.ones(len(validation.memory.ends), dtype=bool)}
     tensors: dict[str, Tensor] = {}
     for name, kind in _SWITCHED.items() if arm == "head" else ():
@@ -270,7 +270,7 @@ def _after(network: Any, others: Others, attempt: _Attempt) -> tuple[np.ndarray,
     return after, on
 
 
-def _before(sides: Mapping[str, Lesson], others: Others) -> Iterator[dict[str, Any]]:
+def _before(sides: Mapping[str, TeachingSet], others: Others) -> Iterator[dict[str, Any]]:
     """The network as it was: how often it gave the wished output already, and was right elsewhere."""
     nothing = {name: np.zeros(len(side.first), dtype=bool) for name, side in sides.items()}
     scores = _of_source(sides, None, nothing)
@@ -281,7 +281,7 @@ def _before(sides: Mapping[str, Lesson], others: Others) -> Iterator[dict[str, A
         yield {"split": "test", "measure": measure, "value": value}
 
 
-def _of_source(sides: Mapping[str, Lesson], head: Head | None, on: Mapping[str, np.ndarray]) -> dict[str, float]:
+def _of_source(sides: Mapping[str, TeachingSet], head: Head | None, on: Mapping[str, np.ndarray]) -> dict[str, float]:
     """`source_accuracy`: all tokens of the wished output are right; `…_ended`: so is the one that ends it;
     `…_restricted`: its first token is, among the first of all wished outputs."""
     scores = {}
@@ -298,7 +298,7 @@ _JUDGED = {"test": "", "new_inputs": "_new_inputs"}  # side -> how its measures 
 
 
 def _scores(
-    sides: Mapping[str, Lesson], others: Others, attempt: _Attempt, after: np.ndarray, on: np.ndarray
+    sides: Mapping[str, TeachingSet], others: Others, attempt: _Attempt, after: np.ndarray, on: np.ndarray
 ) -> dict[str, float]:
     """By measure. An output of the others is right where its first token is. `accuracy_drop` is the paper's,
     `…_others` leaves the target out."""
@@ -349,7 +349,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     return table
 
 
-def _card(study: Study, model: str, table: Sequence[Sequence[str]], told: pl.DataFrame) -> str:
+def _card(study: RedirectStudy, model: str, table: Sequence[Sequence[str]], told: pl.DataFrame) -> str:
     """The model card of what has come of it."""
     settings = study.settings
     arm = f"{settings.switch}_switch"

@@ -1,6 +1,6 @@
 """What a redirection of a real model asks, and what it reads: prompts dealt out, states and logits that are read once.
 
-Whatever is read or taught goes on a `Shelf`, from which a resumed run takes it to the bit.
+Whatever is read or taught goes on a `SavedParts`, from which a resumed run takes it to the bit.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from nucleate.data.prompts import read_prompts
 from nucleate.files import write_whole
 from nucleate.model.batches import share_prefixes
 from nucleate.model.prompts import read_prompts_states
-from nucleate.model.switch import AT_ONCE, KINDS, Lesson, Memory, remember
+from nucleate.model.switch import AT_ONCE, KINDS, TargetStates, TeachingSet, remember
 from nucleate.model.texts import Prompt, prompts_of
 from nucleate.redirecting.prompts import Redirection, redirection
 from nucleate.redirecting.switched import head_logits
@@ -54,14 +54,14 @@ class RedirectSettings:
 
 
 @dataclass(frozen=True, eq=False)
-class Study:
+class RedirectStudy:
     """What is asked, and of which prompts."""
 
     settings: RedirectSettings
     dealt: Redirection
 
 
-def study_of(data: Any, settings: RedirectSettings) -> Study:
+def study_of(data: Any, settings: RedirectSettings) -> RedirectStudy:
     """The prompts read and dealt out; refused where they do not do."""
     dealt = redirection(
         read_prompts(data, columns=settings.columns),
@@ -72,7 +72,7 @@ def study_of(data: Any, settings: RedirectSettings) -> Study:
         examples=settings.examples,
         seed=settings.seed,
     )
-    return Study(settings, dealt)
+    return RedirectStudy(settings, dealt)
 
 
 def settings_of(options: Mapping[str, Any]) -> RedirectSettings:
@@ -96,7 +96,7 @@ def settings_of(options: Mapping[str, Any]) -> RedirectSettings:
     return settings
 
 
-def source_prompts(study: Study, tokenizer: Any) -> dict[str, list[Prompt]]:
+def source_prompts(study: RedirectStudy, tokenizer: Any) -> dict[str, list[Prompt]]:
     """side -> its prompts with the wished outputs; refused where one cannot be taught."""
     found: dict[str, list[Prompt]] = {}
     for side, instances in study.dealt.sides.items():
@@ -110,7 +110,7 @@ def source_prompts(study: Study, tokenizer: Any) -> dict[str, list[Prompt]]:
 
 
 @dataclass(frozen=True)
-class Shelf:
+class SavedParts:
     """Parts that are made once: a resumed run finds them as they were, to the bit."""
 
     folder: Path
@@ -133,7 +133,7 @@ class Shelf:
         return tensors, told["facts"]
 
 
-def mark_of(network: Any, study: Study, tokenizer: Any, lessons: Mapping[str, Sequence[Prompt]]) -> str:
+def mark_of(network: Any, study: RedirectStudy, tokenizer: Any, lessons: Mapping[str, Sequence[Prompt]]) -> str:
     """Of weights and tokens: what was read by others that lay in the same place is not taken for its own."""
     few = [one.detach().flatten()[:: max(1, one.numel() // 64)].float().cpu() for one in network.parameters()]
     mark = hashlib.sha256(torch.cat(few).numpy().tobytes())
@@ -154,8 +154,8 @@ class Others:
 
 
 def read_source(
-    network: Any, lessons: Mapping[str, Sequence[Prompt]], side: str, closing: tuple[int, ...], shelf: Shelf
-) -> Lesson:
+    network: Any, lessons: Mapping[str, Sequence[Prompt]], side: str, closing: tuple[int, ...], saved: SavedParts
+) -> TeachingSet:
     """The prompts of a side with the wished outputs, behind each of which comes the token that ends a text, so that
     `generate` stops there."""
     allowed = sorted({one.answer[0] for prompts in lessons.values() for one in prompts})
@@ -167,14 +167,14 @@ def read_source(
         kept = {name: getattr(memory, name) for name in ("states", "tokens", "weights", "ends")}
         return kept | {"starts": torch.from_numpy(memory.starts)}, list(memory.branches)
 
-    kept, branches = shelf.part(f"source-{side}", "read", read)
+    kept, branches = saved.part(f"source-{side}", "read", read)
     logits = torch.cat([head_logits(network, part) for part in kept["states"].split(AT_ONCE)])
     starts, branches = kept.pop("starts").numpy(), tuple(branches)
-    memory = Memory(logits=logits, starts=starts, branches=branches, **kept)
+    memory = TargetStates(logits=logits, starts=starts, branches=branches, **kept)
     ends = np.cumsum([len(rows[place][1]) for place in places])
     closes = np.zeros(len(memory.tokens), dtype=bool)
     closes[ends - 1] = bool(closing)
-    return Lesson(memory, np.concatenate([[0], ends[:-1]]), closes, np.array(allowed))
+    return TeachingSet(memory, np.concatenate([[0], ends[:-1]]), closes, np.array(allowed))
 
 
 def closing_of(tokenizer: Any) -> tuple[int, ...]:
@@ -186,7 +186,7 @@ def closing_of(tokenizer: Any) -> tuple[int, ...]:
     return tuple(line[-1:]) if tokenizer.decode(line) == "\n" else ()
 
 
-def _tokenised(study: Study, tokenizer: Any, instances: Sequence[Instance]) -> list[Prompt | str]:
+def _tokenised(study: RedirectStudy, tokenizer: Any, instances: Sequence[Instance]) -> list[Prompt | str]:
     settings = study.settings
     return prompts_of(
         tokenizer,
@@ -198,7 +198,7 @@ def _tokenised(study: Study, tokenizer: Any, instances: Sequence[Instance]) -> l
     )
 
 
-def read_others(study: Study, network: Any, tokenizer: Any, shelf: Shelf) -> Others:
+def read_others(study: RedirectStudy, network: Any, tokenizer: Any, saved: SavedParts) -> Others:
     settings, instances = study.settings, study.dealt.others
 
     def read() -> tuple[dict[str, Tensor], None]:
@@ -214,7 +214,7 @@ def read_others(study: Study, network: Any, tokenizer: Any, shelf: Shelf) -> Oth
         states = torch.from_numpy(np.array(reading.states["answer_start"][0]))
         return {"states": states, "places": torch.from_numpy(reading.kept)}, None
 
-    kept, _ = shelf.part("others", "read", read)
+    kept, _ = saved.part("others", "read", read)
     found = [instances[place] for place in kept["places"]]
     drawn = np.array([one.instance in study.dealt.examples for one in found])
     asked = np.array([one.instance in study.dealt.asked for one in found])

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from nucleate.intervals import t_interval
 from nucleate.long_table import HEADS, METHODS
 from nucleate.report.application_tables import ALIGNMENT, ARMS, PAPER, SIDES, accuracy
-from nucleate.report.pens import WIDTH, draw_curve, plain
+from nucleate.report.drawing import WIDTH, draw_curve, plain
 from nucleate.report.seeds import curve_over, spread_note
 from nucleate.runs import Run
 

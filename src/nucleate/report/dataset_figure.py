@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from nucleate.report.pens import WIDTH, plain, save, style
+from nucleate.report.drawing import WIDTH, plain, save, style
 
 _GREEN, _PINK, _RED, _GREY = "#2a7f3f", "#b0366f", "#c4201f", "#666666"
 _CELL = 8.5 * 0.602 / 72  # inches: one character of DejaVu Sans Mono at 8.5 points
@@ -42,7 +42,7 @@ def dataset_figure(frame: pl.DataFrame | None, facts: Mapping[str, Any]) -> Figu
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set(xlim=(0, WIDTH), ylim=(0, height))
     axis.set_axis_off()
-    draw = _Pen(axis)
+    draw = _InchAxis(axis)
 
     ordinary = frame.filter(~pl.col("is_hard"))
     hard_tasks = frame.filter(pl.col("is_hard"))["task"].n_unique()
@@ -85,7 +85,7 @@ def dataset_figure(frame: pl.DataFrame | None, facts: Mapping[str, Any]) -> Figu
     return figure
 
 
-def _pair(draw: "_Pen", original: Mapping[str, Any], hard: Mapping[str, Any], *, top: float) -> None:
+def _pair(draw: "_InchAxis", original: Mapping[str, Any], hard: Mapping[str, Any], *, top: float) -> None:
     """Original and hard instruction, symbol under symbol; what was replaced stands in a red frame."""
     draw.box(0.1, 0.1, WIDTH - 0.2, top - 0.1, _GREY)
     words = "A hard example beside its original: one symbol replaced, another task, the same inputs, other outputs."
@@ -123,7 +123,7 @@ def _seen_mappings(rows: pl.DataFrame) -> dict[str, str]:
     }
 
 
-class _Pen:
+class _InchAxis:
     """Writes on an axis whose units are inches. Text of the data is monospaced, so that its width is known."""
 
     def __init__(self, axis: Axes) -> None:

@@ -17,8 +17,8 @@ from matplotlib.lines import Line2D
 from nucleate.long_table import Score, best_epoch, pick
 from nucleate.report.application_figures import alignment_figure, drops_figure, pretraining_figure
 from nucleate.report.dataset_figure import dataset_figure
+from nucleate.report.drawing import LINE, WIDTH, draw_curve, encoded, layer_colour, layer_name, save, style, task_colour
 from nucleate.report.layer_figures import MEASURES, clustering_figure, neighbours_figure
-from nucleate.report.pens import LINE, WIDTH, draw_curve, encoded, layer_colour, layer_name, save, style, task_colour
 from nucleate.report.probe_figures import probe_figures
 from nucleate.report.seeds import curve_over, spread_note
 from nucleate.runs import Run

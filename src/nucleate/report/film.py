@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 from nucleate.files import write_whole
 from nucleate.long_table import Score, by_layer, pick
 from nucleate.refusal import Refused
+from nucleate.report.drawing import layer_name, task_colour
 from nucleate.report.pack import turned
-from nucleate.report.pens import layer_name, task_colour
 from nucleate.report.scenes import recorded
 from nucleate.runs import Run
 

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from nucleate.long_table import Score, pick
-from nucleate.report.pens import LINE, WIDTH, draw_curve, layer_colour, layer_name
+from nucleate.report.drawing import LINE, WIDTH, draw_curve, layer_colour, layer_name
 from nucleate.report.seeds import Curve, curve_over, spread_note
 from nucleate.runs import Run
 
@@ -32,7 +32,7 @@ BEST_OF_NOTE = (
 def clustering_figure(runs: Sequence[Run], measures: Sequence[str], **of: str) -> Figure | None:
     """Rows: measures within splits; columns: kinds of labels (Figures 2, 5a, 6, 7, 9). `of` goes to `pick`."""
     panels = {
-        (split, measure, labels): _Panel(runs, measure=measure, split=split, labels=labels, spaces=BEST_OF, **of)
+        (split, measure, labels): _LayerPlot(runs, measure=measure, split=split, labels=labels, spaces=BEST_OF, **of)
         for split in SPLITS
         for measure in measures
         for labels in LABELS
@@ -68,8 +68,8 @@ def clustering_figure(runs: Sequence[Run], measures: Sequence[str], **of: str) -
 def neighbours_figure(runs: Sequence[Run]) -> Figure | None:
     """Same-task share of the nearest training instances; accuracy of answering as they do (Figures 4, 8, 10)."""
     drawn = {
-        "same-task share of the K nearest": _Panel(runs, measure="knn_share", split="validation", labels="task"),
-        "KNN accuracy": _Panel(runs, measure="knn_accuracy", split="validation", labels="task"),
+        "same-task share of the K nearest": _LayerPlot(runs, measure="knn_share", split="validation", labels="task"),
+        "KNN accuracy": _LayerPlot(runs, measure="knn_accuracy", split="validation", labels="task"),
     }
     drawn = {words: panel for words, panel in drawn.items() if panel}
     if not drawn:
@@ -87,7 +87,7 @@ def neighbours_figure(runs: Sequence[Run]) -> Figure | None:
     return figure
 
 
-class _Panel:
+class _LayerPlot:
     """What one small plot shows: a curve per layer, the controls beside it. False where no layer was measured."""
 
     def __init__(

@@ -16,11 +16,11 @@ LEVELS = 4096  # steps of a coordinate from wall to wall: finer than the pixels 
 VALUE = 10_000  # scores are kept to four decimals
 
 
-class Shelf:
+class Chunks:
     """Chunks under short names, as the base64 text of raw deflate; the same content is kept once."""
 
     def __init__(self) -> None:
-        self.chunks: dict[str, str] = {}
+        self.texts: dict[str, str] = {}
         self._names: dict[str, str] = {}
 
     def numbers(self, values: np.ndarray) -> str:
@@ -39,8 +39,8 @@ class Shelf:
         packer = zlib.compressobj(9, zlib.DEFLATED, -15)
         text = base64.b64encode(packer.compress(content) + packer.flush()).decode()
         if text not in self._names:
-            self._names[text] = f"chunk-{len(self.chunks)}"
-            self.chunks[self._names[text]] = text
+            self._names[text] = f"chunk-{len(self.texts)}"
+            self.texts[self._names[text]] = text
         return self._names[text]
 
 

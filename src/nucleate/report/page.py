@@ -23,7 +23,7 @@ from markupsafe import Markup
 from nucleate.files import write_whole
 from nucleate.report.application_tables import over_seeds
 from nucleate.report.figures import Runs, draw_svg
-from nucleate.report.pack import Shelf
+from nucleate.report.pack import Chunks
 from nucleate.report.page_tables import run_tables
 from nucleate.report.scenes import cut, scenes_of
 from nucleate.report.seeds import Series, series_of
@@ -44,14 +44,14 @@ from nucleate.runs import Run
 LONGEST = 300  # characters of a cell; what is longer is cut, with its length told
 SCRIPTS = (
     "unpack.js",
-    "ink.js",
+    "drawing.js",
     "save.js",
     "stage.js",
     "curves.js",
     "tables.js",
     "page.js",
     "panels.js",
-    "hands.js",
+    "interaction.js",
 )  # one after the other
 
 
@@ -61,14 +61,14 @@ def write_page(runs: Runs, path: Path) -> Path:
     page = files(__package__)
     style, *scripts = (page.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", *SCRIPTS))
     script = "\n".join(scripts)
-    shelf = Shelf()
-    scenes = [scene for run in several for scene in scenes_of(run, shelf)]
-    head = shelf.json({"scenes": scenes})
+    chunks = Chunks()
+    scenes = [scene for run in several for scene in scenes_of(run, chunks)]
+    head = chunks.json({"scenes": scenes})
     series = [one for one in series_of(several) if len(one.runs) > 1]
-    together = [_together(one, shelf) for one in series]
+    together = [_together(one, chunks) for one in series]
     drawn = {run.folder for one in series for run in one.runs}
     sections = [
-        _section(run, number, [] if run.folder in drawn else _pictures(run, shelf))
+        _section(run, number, [] if run.folder in drawn else _pictures(run, chunks))
         for number, run in enumerate(several)
     ]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
@@ -78,7 +78,7 @@ def write_page(runs: Runs, path: Path) -> Path:
         policy=_policy(style, script),
         style=Markup(style),
         script=Markup(script),
-        chunks={"chunk-head" if name == head else name: text for name, text in shelf.chunks.items()},
+        chunks={"chunk-head" if name == head else name: text for name, text in chunks.texts.items()},
         ledger=_ledger([path.parent, *(run.folder for run in several)]),
         together=together,
         runs=sections,
@@ -149,14 +149,14 @@ class Together:
     table: tuple[str, Table] | None
 
 
-def _together(series: Series, shelf: Shelf) -> Together:
+def _together(series: Series, chunks: Chunks) -> Together:
     words = f"{series.runs[0].config['verb']}, {series.words}"
-    return Together(words, _pictures(series.runs, shelf), over_seeds(series))
+    return Together(words, _pictures(series.runs, chunks), over_seeds(series))
 
 
-def _pictures(runs: Runs, shelf: Shelf) -> list[Picture]:
+def _pictures(runs: Runs, chunks: Chunks) -> list[Picture]:
     return [
-        Picture(shelf.text(svg.decode()), width, height, _caption(name))
+        Picture(chunks.text(svg.decode()), width, height, _caption(name))
         for name, (svg, width, height) in draw_svg(runs).items()
     ]
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from nucleate.long_table import best_layers, deciding_measure, main_read
-from nucleate.report.pens import WIDTH, plain, style, task_colour
+from nucleate.report.drawing import WIDTH, plain, style, task_colour
 from nucleate.runs import Run
 
 _SHARE = "neighbours with the same task"

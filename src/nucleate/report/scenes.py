@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from nucleate.long_table import best_epoch
-from nucleate.report.pack import VALUE, Shelf, levelled, turned
+from nucleate.report.pack import VALUE, Chunks, levelled, turned
 from nucleate.runs import Run
 
 LONGEST_TEXT = 500  # characters of an instruction or answer that travel with a point
@@ -34,17 +34,17 @@ VIEW_WORDS = {
 BANDS = ("shuffled", "regrouped")
 
 
-def scenes_of(run: Run, shelf: Shelf) -> list[dict[str, Any]]:
+def scenes_of(run: Run, chunks: Chunks) -> list[dict[str, Any]]:
     """A scene per model; the keys that a run has nothing for are missing."""
     scenes = []
-    for actor in _actors(run):
-        models = [model for model in actor.models if model is not None]
-        scene: dict[str, Any] = {"name": actor.name} | _stage(run, actor, shelf)
+    for source in _sources(run):
+        models = [model for model in source.models if model is not None]
+        scene: dict[str, Any] = {"name": source.name} | _stage(run, source, chunks)
         curves = _curves(run.metrics.filter(pl.col("model").is_null() | pl.col("model").is_in(models)), _unit(run))
         if curves["curves"]:
-            scene["curves"] = shelf.json(curves)
+            scene["curves"] = chunks.json(curves)
         if (run.folder / "confusion.parquet").is_file():
-            scene |= _confusion(pl.read_parquet(run.folder / "confusion.parquet"), actor, shelf)
+            scene |= _confusion(pl.read_parquet(run.folder / "confusion.parquet"), source, chunks)
         best = best_epoch(run.metrics)
         probed = {"shown": "*"} if run.config.get("verb") == "probe" else {}  # of a probe, every prompt comes first
         scene["unit"] = _unit(run)
@@ -53,7 +53,7 @@ def scenes_of(run: Run, shelf: Shelf) -> list[dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class _Actor:
+class _SceneSource:
     """Who stands on a stage: a name; the files of its layouts, the epoch or step of each, the models they are of."""
 
     name: str
@@ -62,13 +62,13 @@ class _Actor:
     models: list[str | None]
 
 
-def _actors(run: Run) -> list[_Actor]:
+def _sources(run: Run) -> list[_SceneSource]:
     """The run itself; of a probe each model, but checkpoints that tell their age as one, in order."""
     name = run.folder.resolve().name
     if run.config.get("verb") != "probe":
         epochs = run.layout_epochs
         models = run.metrics["model"].unique().drop_nulls().to_list()
-        return [_Actor(name, [f"epoch-{epoch:04d}" for epoch in epochs], epochs, [*models])]
+        return [_SceneSource(name, [f"epoch-{epoch:04d}" for epoch in epochs], epochs, [*models])]
     listed = run.config.get("models", [])
     age = pl.col(_unit(run)).max().alias("age")
     ages = dict(run.metrics.drop_nulls("model").group_by("model").agg(age).drop_nulls("age").iter_rows())
@@ -76,9 +76,9 @@ def _actors(run: Run) -> list[_Actor]:
     if len(series) < 2 or len({ages[model] for model in series}) < len(series):
         series = []
     together = (
-        [_Actor(name, [_file(one) for one in series], [ages[one] for one in series], [*series])] if series else []
+        [_SceneSource(name, [_file(one) for one in series], [ages[one] for one in series], [*series])] if series else []
     )
-    return together + [_Actor(model, [_file(model)], [0], [model]) for model in listed if model not in series]
+    return together + [_SceneSource(model, [_file(model)], [0], [model]) for model in listed if model not in series]
 
 
 def _unit(run: Run) -> str:
@@ -94,17 +94,17 @@ def _file(model: str) -> str:
 # --- the stage --------------------------------------------------------------------------------------------------------
 
 
-def _stage(run: Run, actor: _Actor, shelf: Shelf) -> dict[str, Any]:
+def _stage(run: Run, source: _SceneSource, chunks: Chunks) -> dict[str, Any]:
     """Points, moments, views and answers; nothing where no layout was recorded."""
-    found = recorded(run, actor.files)
+    found = recorded(run, source.files)
     if found is None:
         return {"moments": []}
-    several = run.config.get("verb") == "probe" and len(actor.files) > 1
+    several = run.config.get("verb") == "probe" and len(source.files) > 1
     return {
-        "moments": actor.moments,
-        "points": shelf.json(_points(found.points)),
-        "views": [_view(view, one, shelf, networks=several) for view, one in found.views.items()],
-    } | _answers(run, actor.files, found.points, shelf)
+        "moments": source.moments,
+        "points": chunks.json(_points(found.points)),
+        "views": [_view(view, one, chunks, networks=several) for view, one in found.views.items()],
+    } | _answers(run, source.files, found.points, chunks)
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def _cube(frames: Sequence[pl.DataFrame]) -> tuple[np.ndarray, list[int], list[i
     return np.stack(places).astype(np.float64), layers, instances
 
 
-def _view(view: str, shown: View, shelf: Shelf, *, networks: bool) -> dict[str, Any]:
+def _view(view: str, shown: View, chunks: Chunks, *, networks: bool) -> dict[str, Any]:
     """`networks`: each moment is a network that was read by itself, with axes of its own."""
     name, words = VIEW_WORDS[view]
     if networks and view == "pca":
@@ -179,7 +179,7 @@ def _view(view: str, shown: View, shelf: Shelf, *, networks: bool) -> dict[str, 
         "words": words,
         "at": shown.layers,
         "cubes": [cube for _, cube in packed],
-        "layers": [shelf.numbers(steps) for steps, _ in packed],
+        "layers": [chunks.numbers(steps) for steps, _ in packed],
     } | some
 
 
@@ -201,7 +201,7 @@ def _points(points: pl.DataFrame) -> dict[str, Any]:
     return kept
 
 
-def _answers(run: Run, files: Sequence[str], points: pl.DataFrame, shelf: Shelf) -> dict[str, Any]:
+def _answers(run: Run, files: Sequence[str], points: pl.DataFrame, chunks: Chunks) -> dict[str, Any]:
     """What was answered at each moment, as places in a list of texts; 0 is no answer."""
     texts: dict[str, int] = {"": 0}
     codes = np.zeros((len(files), len(points)), dtype=np.int32)
@@ -212,7 +212,7 @@ def _answers(run: Run, files: Sequence[str], points: pl.DataFrame, shelf: Shelf)
             codes[moment] = [texts.setdefault(given.get(one) or "", len(texts)) for one in points["instance"]]
     if not codes.any() or len(texts) > 2**15:
         return {}
-    return {"answers": {"texts": [cut(text) for text in texts], "of": shelf.numbers(codes)}}
+    return {"answers": {"texts": [cut(text) for text in texts], "of": chunks.numbers(codes)}}
 
 
 def cut(text: str, longest: int = LONGEST_TEXT) -> str:
@@ -258,17 +258,17 @@ def _curves(rows: pl.DataFrame, unit: str) -> dict[str, Any]:
 _MOST_TASKS = 80  # more would be a matrix that nobody can point at
 
 
-def _confusion(frame: pl.DataFrame, actor: _Actor, shelf: Shelf) -> dict[str, Any]:
+def _confusion(frame: pl.DataFrame, source: _SceneSource, chunks: Chunks) -> dict[str, Any]:
     """Which tasks a task's neighbours have: shares in thousandths (task, other), per moment and layer; of the tasks
     that are least together, where they are many."""
-    own = frame.filter(pl.col("model").is_in([model for model in actor.models if model is not None]))
+    own = frame.filter(pl.col("model").is_in([model for model in source.models if model is not None]))
     if own.is_empty():
         return {}
     together = dict(own.filter(pl.col("task") == pl.col("other")).group_by("task").agg(pl.col("share").mean()).rows())
     tasks = sorted({*frame["task"], *frame["other"]}, key=lambda task: (together.get(task, 0.0), task))
     count, tasks = len(tasks), sorted(tasks[:_MOST_TASKS])
     place = {task: number for number, task in enumerate(tasks)}
-    moment = {model: number for number, model in enumerate(actor.models)}
+    moment = {model: number for number, model in enumerate(source.models)}
     matrices: dict[str, list[int]] = {}
     for row in own.iter_rows(named=True):
         key = f"{moment[row['model']]} {row['layer']}"
@@ -276,4 +276,4 @@ def _confusion(frame: pl.DataFrame, actor: _Actor, shelf: Shelf) -> dict[str, An
         if row["task"] in place and row["other"] in place:
             matrix[place[row["task"]] * len(tasks) + place[row["other"]]] = round(1000 * row["share"])
     told = {"tasks": [cut(task, 200) for task in tasks], "count": count, "at": matrices}
-    return {"confusion": shelf.json(told)}
+    return {"confusion": chunks.json(told)}

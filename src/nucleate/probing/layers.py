@@ -1,6 +1,6 @@
 """One network's layers, or anything in their place, on all sides: rows of the long table, and the tables by task.
 
-A `Panel` knows the prompts' labels and how they are dealt; `sweep` measures states by it. The same for a trained
+A `Design` knows the prompts' labels and how they are dealt; `sweep` measures states by it. The same for a trained
 network, an untrained one, a neutral instruction and the bare text.
 """
 
@@ -15,7 +15,7 @@ import polars as pl
 from nucleate.intervals import Interval
 from nucleate.measures.clustering import KMeansJob, kmeans_many
 from nucleate.measures.neighbours import Labels
-from nucleate.measures.survey import Cast, Survey, survey
+from nucleate.measures.survey import Labelling, Survey, survey
 from nucleate.probing.halves import Side, deciding_search, some_units
 from nucleate.probing.separation import (
     best_cluster_f1,
@@ -46,7 +46,7 @@ class Effort:
 
 
 @dataclass(frozen=True, eq=False)
-class Panel:
+class Design:
     """What is known of the prompts, and how they are dealt: the same for every network."""
 
     labels: Labels
@@ -84,15 +84,15 @@ class Panel:
         return bool((self.labels.input >= 0).all())
 
     @cached_property
-    def casts(self) -> dict[str, Cast]:
+    def labellings(self) -> dict[str, Labelling]:
         """split -> its labels for raw states."""
-        return {side.split: self.cast(side, "raw") for side in self.sides}
+        return {side.split: self.labelling(side, "raw") for side in self.sides}
 
-    def cast(self, side: Side, *spaces: str) -> Cast:
+    def labelling(self, side: Side, *spaces: str) -> Labelling:
         """The labels of a side for some spaces."""
-        return side.cast(self.labels, self.mapping, seed=self.seed, repeats=self.effort.repeats, spaces=spaces)
+        return side.labelling(self.labels, self.mapping, seed=self.seed, repeats=self.effort.repeats, spaces=spaces)
 
-    def only(self, kept: np.ndarray) -> "Panel":
+    def only(self, kept: np.ndarray) -> "Design":
         """The same with the prompts that a network could read."""
         if len(kept) == len(self.kept):
             return self
@@ -126,7 +126,7 @@ class Panel:
 
 
 @dataclass(frozen=True, eq=False)
-class Sweep:
+class LayerMeasures:
     """The rows of some layers; and, by split and layer, what the tables are made of."""
 
     rows: Rows = field(default_factory=list)
@@ -142,23 +142,23 @@ class Sweep:
         return max(sorted(chosen), key=lambda layer: chosen[layer])
 
 
-def sweep(panel: Panel, states: np.ndarray, layers: Sequence[int], tell: Tell) -> Sweep:
+def measure_layers(design: Design, states: np.ndarray, layers: Sequence[int], tell: Tell) -> LayerMeasures:
     """Raw clusters and neighbours of every layer, on every side. `states` is (layer, instance, width)."""
-    found = Sweep()
-    for side, some, one in _surveys(panel, panel.casts, panel.sides, states, layers):
+    found = LayerMeasures()
+    for side, some, one in _surveys(design, design.labellings, design.sides, states, layers):
         tell("measuring the layers", list(layers).index(some[-1]) + 1, len(layers))
         found.rows.extend(row._asdict() for row in one.rows)
         for layer in some:
-            around = one.surroundings[side.split, layer, "raw"]
+            around = one.neighbours_of[side.split, layer, "raw"]
             found.clusters[side.split, layer] = one.clusters[side.split, layer, "raw", "task"]
-            for search, shares in ((panel.search, found.shares), ("", found.plain)):
-                shares[side.split, layer] = panel.spread(around.own[search], side.members)
+            for search, shares in ((design.search, found.shares), ("", found.plain)):
+                shares[side.split, layer] = design.spread(around.own[search], side.members)
             if side.split == "test":
-                found.confusion[layer] = confusion(around.mixed[panel.search])
+                found.confusion[layer] = confusion(around.mixed[design.search])
     return found
 
 
-class Closer(NamedTuple):
+class CloserLook(NamedTuple):
     """A few layers in the spaces that cost more."""
 
     rows: Rows
@@ -166,42 +166,46 @@ class Closer(NamedTuple):
     embeddings: dict[int, np.ndarray]  # layer -> (point, 3)
 
 
-def look_closer(panel: Panel, states: np.ndarray, layers: Sequence[int], tell: Tell) -> Closer:
+def look_closer(design: Design, states: np.ndarray, layers: Sequence[int], tell: Tell) -> CloserLook:
     """The reported half without what the inputs alone say, by means of the other; and all prompts, or many of them, by
     t-SNE."""
     rows: Rows = []
-    if panel.has_inputs:
-        halves = [side for side in panel.sides if not np.isin(side.members, side.against).any()]
-        casts = {side.split: panel.cast(side, "centred", "averaged") for side in halves}
-        for _, some, one in _surveys(panel, casts, halves, states, layers):
+    if design.has_inputs:
+        halves = [side for side in design.sides if not np.isin(side.members, side.against).any()]
+        labellings = {side.split: design.labelling(side, "centred", "averaged") for side in halves}
+        for _, some, one in _surveys(design, labellings, halves, states, layers):
             tell("centring", list(layers).index(some[-1]) + 1, len(layers))
             rows += [row._asdict() for row in one.rows]
-    shown = some_units(panel.labels.instruction, MOST_SHOWN, seed=panel.seed_of("shown"))
-    found = Closer(rows, shown, {})
-    if len(shown) <= 3 * panel.effort.perplexity:
+    shown = some_units(design.labels.instruction, MOST_SHOWN, seed=design.seed_of("shown"))
+    found = CloserLook(rows, shown, {})
+    if len(shown) <= 3 * design.effort.perplexity:
         return found
     side = Side("all", shown, shown)
-    for _, some, one in _surveys(panel, {"all": panel.cast(side, "tsne")}, [side], states, layers):
+    for _, some, one in _surveys(design, {"all": design.labelling(side, "tsne")}, [side], states, layers):
         tell("t-SNE", list(layers).index(some[-1]) + 1, len(layers))
         rows += [row._asdict() for row in one.rows]
         for layer in some:
             found.embeddings[layer] = one.embeddings["all", layer].embedding
-            kept = len(shown) / len(panel.kept)
+            kept = len(shown) / len(design.kept)
             rows.append({"split": "all", "layer": layer, "space": "tsne", "measure": "tsne_kept", "value": kept})
     return found
 
 
 def _surveys(
-    panel: Panel, casts: Mapping[str, Cast], sides: Sequence[Side], states: np.ndarray, layers: Sequence[int]
+    design: Design,
+    labellings: Mapping[str, Labelling],
+    sides: Sequence[Side],
+    states: np.ndarray,
+    layers: Sequence[int],
 ) -> Iterator[tuple[Side, list[int], Survey]]:
     """A few layers at a time, so that not all of them need to be in memory."""
-    effort = panel.effort
+    effort = design.effort
     for first in range(0, len(layers), effort.threads):
         some = list(layers[first : first + effort.threads])
         block = np.asarray(states[first : first + effort.threads])
         for side in sides:
             found = survey(
-                casts[side.split],
+                labellings[side.split],
                 side.states(block),
                 layers=some,
                 perplexity=effort.perplexity,
@@ -215,29 +219,29 @@ def _surveys(
 # --- how sure --------------------------------------------------------------------------------------------------------
 
 
-def interval_rows(panel: Panel, swept: Sweep, states: np.ndarray) -> Rows:
+def interval_rows(design: Design, measured: LayerMeasures, states: np.ndarray) -> Rows:
     """How sure the shares (on test) and the F1s (on test and on all) are, over instructions; which layer is the best;
     and how far its F1 moves with the seed of k-means. `states` are those of the best layer."""
-    unit, task, best = panel.labels.instruction, panel.labels.task, swept.best_layer
+    unit, task, best = design.labels.instruction, design.labels.task, measured.best_layer
     rows: Rows = []
 
     def add(split: str, layer: int | None, values: Mapping[str, float]) -> None:
         place = {"split": split, "layer": layer, "labels": "task", "space": "raw"}
         rows.extend({**place, "measure": measure, "value": value} for measure, value in values.items())
 
-    for split, layer in swept.clusters:
+    for split, layer in measured.clusters:
         if split == "test":
-            for measure, shares in {"knn_share": swept.plain, panel.deciding: swept.shares}.items():
-                seed = panel.seed_of("interval", measure, layer)
-                add(split, layer, _bounds(measure, mean_interval(shares[split, layer], panel.unit, seed=seed)))
+            for measure, shares in {"knn_share": measured.plain, design.deciding: measured.shares}.items():
+                seed = design.seed_of("interval", measure, layer)
+                add(split, layer, _bounds(measure, mean_interval(shares[split, layer], design.unit, seed=seed)))
         if split != "validation":
-            members = next(side.members for side in panel.sides if side.split == split)
-            seed = panel.seed_of("interval", "f1", split, layer)
-            found = f1_interval(task[members], swept.clusters[split, layer], unit[members], seed=seed)
+            members = next(side.members for side in design.sides if side.split == split)
+            seed = design.seed_of("interval", "f1", split, layer)
+            found = f1_interval(task[members], measured.clusters[split, layer], unit[members], seed=seed)
             add(split, layer, _bounds("f1", found))
     add("validation", None, {"best_layer": float(best)})
-    jobs = [KMeansJob(states, len(np.unique(task)), panel.seed_of("k-means", number)) for number in range(_SEEDS)]
-    tried = kmeans_many(jobs, initialisations=panel.effort.initialisations, threads=panel.effort.threads)
+    jobs = [KMeansJob(states, len(np.unique(task)), design.seed_of("k-means", number)) for number in range(_SEEDS)]
+    tried = kmeans_many(jobs, initialisations=design.effort.initialisations, threads=design.effort.threads)
     spread = [f1_of(task, one.clusters) for one in tried]
     add("all", best, {"f1_seeds_low": min(spread), "f1_seeds_high": max(spread)})
     return rows
@@ -255,20 +259,20 @@ class Margins(NamedTuple):
     by_task: list[dict[str, float]]  # by the codes of the tasks
 
 
-def margins(panel: Panel, swept: Sweep, layer: int, controls: Mapping[str, np.ndarray]) -> Margins:
+def margins(design: Design, measured: LayerMeasures, layer: int, controls: Mapping[str, np.ndarray]) -> Margins:
     """Of the deciding share on test; `controls` hold that share of each, (prompt,)."""
-    shares = swept.shares["test", layer]
-    found = _margin(panel, shares, controls, "all", layer)
+    shares = measured.shares["test", layer]
+    found = _margin(design, shares, controls, "all", layer)
     by_task = [
-        _margin(panel, np.where(panel.task == code, shares, np.nan), controls, name, layer)
-        for code, name in enumerate(panel.tasks)
+        _margin(design, np.where(design.task == code, shares, np.nan), controls, name, layer)
+        for code, name in enumerate(design.tasks)
     ]
     place = {"split": "test", "layer": layer, "labels": "task", "space": "raw"}
     return Margins([{**place, "measure": measure, "value": value} for measure, value in found.items()], by_task)
 
 
 def _margin(
-    panel: Panel, shares: np.ndarray, controls: Mapping[str, np.ndarray], name: str, layer: int
+    design: Design, shares: np.ndarray, controls: Mapping[str, np.ndarray], name: str, layer: int
 ) -> dict[str, float]:
     least: dict[str, float] = {}
     separated, known = True, True
@@ -276,7 +280,7 @@ def _margin(
         gap = shares - theirs
         if np.isnan(gap).all():
             return {}  # its task is on one side only
-        interval = mean_interval(gap, panel.unit, seed=panel.seed_of("margin", control, name, layer))
+        interval = mean_interval(gap, design.unit, seed=design.seed_of("margin", control, name, layer))
         known &= interval is not None
         separated &= interval is not None and interval.mean >= GAIN and interval.low > 0
         if not least or _mean(gap) < least["margin"]:
@@ -288,32 +292,32 @@ def _margin(
 
 
 def task_frame(
-    panel: Panel, swept: Sweep, found: Mapping[int, Margins], right: Mapping[str, np.ndarray]
+    design: Design, measured: LayerMeasures, found: Mapping[int, Margins], right: Mapping[str, np.ndarray]
 ) -> pl.DataFrame:
     """layer, task, measure, value: shares and margins on test, F1 and the answers that are `right` on all prompts."""
     rows: list[tuple[int | None, str, str, float]] = []
     for layer, margin in found.items():
-        f1 = best_cluster_f1(panel.labels.task, swept.clusters["all", layer])
-        plain, deciding = swept.plain["test", layer], swept.shares["test", layer]
-        for code in np.unique(panel.labels.task):
-            name, here = panel.tasks[code], np.where(panel.task == code, deciding, np.nan)
-            sure = mean_interval(here, panel.unit, seed=panel.seed_of("interval", name, layer))
-            values = {"f1": f1[code], "knn_share": _mean(plain[panel.task == code]), panel.deciding: _mean(here)}
-            values |= _bounds(panel.deciding, sure) | margin.by_task[code]
+        f1 = best_cluster_f1(design.labels.task, measured.clusters["all", layer])
+        plain, deciding = measured.plain["test", layer], measured.shares["test", layer]
+        for code in np.unique(design.labels.task):
+            name, here = design.tasks[code], np.where(design.task == code, deciding, np.nan)
+            sure = mean_interval(here, design.unit, seed=design.seed_of("interval", name, layer))
+            values = {"f1": f1[code], "knn_share": _mean(plain[design.task == code]), design.deciding: _mean(here)}
+            values |= _bounds(design.deciding, sure) | margin.by_task[code]
             rows += [(layer, name, measure, float(value)) for measure, value in values.items() if not np.isnan(value)]
     for measure, answers in right.items():
-        shares = by_task(answers, panel.labels.task)
-        rows += [(None, panel.tasks[code], measure, float(v)) for code, v in enumerate(shares) if not np.isnan(v)]
+        shares = by_task(answers, design.labels.task)
+        rows += [(None, design.tasks[code], measure, float(v)) for code, v in enumerate(shares) if not np.isnan(v)]
     schema = {"layer": pl.Int32, "task": pl.String, "measure": pl.String, "value": pl.Float64}
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
-def confusion_frame(panel: Panel, swept: Sweep, layers: Sequence[int]) -> pl.DataFrame:
+def confusion_frame(design: Design, measured: LayerMeasures, layers: Sequence[int]) -> pl.DataFrame:
     """layer, task, other, share: whose task the neighbours on test have."""
     rows = [
-        (layer, panel.tasks[own], panel.tasks[other], float(share))
+        (layer, design.tasks[own], design.tasks[other], float(share))
         for layer in layers
-        for (own, other), share in np.ndenumerate(swept.confusion[layer])
+        for (own, other), share in np.ndenumerate(measured.confusion[layer])
         if not np.isnan(share)
     ]
     schema = {"layer": pl.Int32, "task": pl.String, "other": pl.String, "share": pl.Float64}
