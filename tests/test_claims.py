@@ -131,7 +131,7 @@ def test_an_untrained_network_that_clusters_as_well_makes_the_claim_fail(tmp_pat
         return [{**row, "value": 0.99} if row["measure"] == "f1" and row.get("epoch") == 0 else row for row in rows]
 
     found = verdict(BY_ID["C1"], runs(tmp_path, "learn", [True] * 5, change=early))
-    assert (found.verdict, found.reason) == ("fails", "no seed beyond its highest control")
+    assert (found.verdict, found.reason) == ("fails", "no seed beats its hardest control")
 
 
 # --- which runs are judged --------------------------------------------------------------------------------------------
@@ -149,8 +149,8 @@ def test_runs_with_exploratory_seeds_are_shown_and_never_judged(name, tmp_path):
 def test_an_exploratory_run_beside_judged_ones_changes_nothing_but_is_shown(worlds, tmp_path):
     judged = verdict(BY_ID["C1"], worlds["learn"]["true"])
     both = verdict(BY_ID["C1"], worlds["learn"]["true"] + runs(tmp_path, "learn", [False], first=100))
-    assert 100 in both.aside and 100 not in both.points
-    assert replace(both, aside={}) == judged
+    assert 100 in both.exploratory and 100 not in both.points
+    assert replace(both, exploratory={}) == judged
 
 
 def test_an_unfinished_run_is_not_judged(tmp_path):
@@ -235,13 +235,14 @@ def test_one_seed_on_the_other_side_leaves_it_undecided():
 def test_an_interval_across_the_threshold_leaves_it_undecided():
     controls = {seed: {"untrained": 0.1} for seed in range(5)}
     points = by_seed([0.501, 0.501, 0.501, 0.501, 0.9])  # all above, but one far away
-    assert decide(CLAIM, points, controls) == ("undecided", "the interval reaches across the threshold")
+    assert decide(CLAIM, points, controls) == ("undecided", "the 95 % interval includes the threshold")
 
 
 def test_an_interval_of_the_paired_difference_across_zero_leaves_it_undecided():
     points = by_seed([0.81, 0.82, 0.8, 0.8, 0.83])
     controls = {seed: {"untrained": point - (0.5 if seed == 2 else 0.001)} for seed, point in points.items()}
-    assert decide(CLAIM, points, controls) == ("undecided", "the interval reaches across the highest control")
+    includes_zero = "the 95 % interval of the paired difference includes zero"
+    assert decide(CLAIM, points, controls) == ("undecided", includes_zero)
 
 
 def test_differences_are_paired_by_seed():
@@ -325,8 +326,8 @@ def test_what_a_network_that_has_not_learnt_waits_for_is_undefined(tmp_path):
     for name in ("C9", "C10"):
         found = verdict(BY_ID[name], given)
         assert (found.verdict, found.points) == ("undecided", {})
-        assert found.reason == "undefined for seed 0, 1, 2, 3, 4" and "--seed 0..4" in found.command
-        assert max(found.beside["accuracy, validation"].values()) < quantities.GUESSED
+        assert found.reason == "undefined for seeds 0, 1, 2, 3, 4" and "--seed 0..4" in found.command
+        assert max(seed["accuracy, validation"] for seed in found.beside.values()) < quantities.GUESSED
 
 
 def test_probes_of_other_data_or_by_other_options_are_other_runs_and_judge_nothing(tmp_path):

@@ -208,8 +208,7 @@ def _reproduce(asked: argparse.Namespace) -> None:
     if not new:
         print(f"{out} is finished already; nothing was changed")
         return
-    ledger = _ledger(folders, out)  # before the page, which shows it
-    print("\n".join(ledger))
+    _ledger(folders, out)  # before the page, which shows it
     if asked.model is None:
         print("C15 needs a model: the same command with --resume --model PATH runs it")
     for folder in new:
@@ -289,12 +288,12 @@ def _report(asked: argparse.Namespace) -> None:
 def _claims(asked: argparse.Namespace) -> None:
     if len(asked.runs) > 1 and asked.out is None:
         raise Refused("several runs need --out DIR for the ledger that judges them together")
-    print("\n".join(_ledger(asked.runs, Path(asked.out or asked.runs[0]))))
+    _ledger(asked.runs, Path(asked.out or asked.runs[0]))
 
 
-def _ledger(folders: Sequence[str | Path], out: Path) -> list[str]:
-    """The paper's claims judged by these runs, as files in `out` and as lines for a terminal."""
-    from nucleate.claims.ledger import ledger_lines, write_ledger
+def _ledger(folders: Sequence[str | Path], out: Path) -> None:
+    """The paper's claims judged by these runs: files in `out`, and a table in the terminal."""
+    from nucleate.claims.ledger import LEDGER_HEADER, ledger_rows, not_run_line, write_ledger
     from nucleate.claims.verdicts import judge, not_run
     from nucleate.runs import load_run, make_folder
 
@@ -302,7 +301,10 @@ def _ledger(folders: Sequence[str | Path], out: Path) -> list[str]:
     make_folder(out)
     missing = not_run(judgements)
     paths = write_ledger(judgements, missing, out)
-    return [*ledger_lines(judgements, missing), f"ledger: {paths[1]}"]
+    print_table("What the paper says, and what these runs show", LEDGER_HEADER, ledger_rows(judgements))
+    if missing:
+        print(not_run_line(missing))
+    print(f"ledger: {paths[1]}")
 
 
 def _settings(asked: argparse.Namespace) -> None:

@@ -1,6 +1,6 @@
-"""The ledger of claims on paper: claims.json, claims.md, one figure with a panel per claim, lines for the terminal.
+"""The ledger of claims: claims.json, claims.md, a figure with a panel for each claim, rows for a terminal.
 
-What is judged, and how, stands in `claims/table.py` and `verdicts.py`; here judgements only become files. The
+What is judged, and how, stands in `claims/table.py` and `verdicts.py`; here judgements only become files and rows. The
 same judgements give the same bytes. Names that come from run folders (sizes, settings, models) are escaped wherever
 they appear.
 """
@@ -8,8 +8,10 @@ they appear.
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Protocol
+from textwrap import wrap
+from typing import Any
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -17,78 +19,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from nucleate.claims.table import beyond, hardest
+from nucleate.claims.verdicts import LEAST_SEEDS, Judgement, NotRun
 from nucleate.files import write_whole
 from nucleate.report.drawing import WIDTH, plain, save, style
 from nucleate.report.markdown import code_block, escaped, markdown_table
 
 
-class Judged(Protocol):
-    """A judgement, as `claims/verdicts.py` makes it."""
-
-    @property
-    def claim(self) -> str: ...
-    @property
-    def sentence(self) -> str: ...
-    @property
-    def paper(self) -> str: ...
-    @property
-    def note(self) -> str: ...
-    @property
-    def size(self) -> str: ...
-    @property
-    def verdict(self) -> str: ...
-    @property
-    def reason(self) -> str: ...
-    @property
-    def judged(self) -> bool: ...
-    @property
-    def seeds(self) -> Sequence[int]: ...
-    @property
-    def primary(self) -> str: ...
-    @property
-    def meaning(self) -> str: ...
-    @property
-    def direction(self) -> str: ...
-    @property
-    def threshold(self) -> float: ...
-    @property
-    def estimate(self) -> float | None: ...
-    @property
-    def low(self) -> float | None: ...
-    @property
-    def high(self) -> float | None: ...
-    @property
-    def points(self) -> Mapping[int, float]: ...
-    @property
-    def controls(self) -> Mapping[int, Mapping[str, float]]: ...
-    @property
-    def differences(self) -> Mapping[int, float]: ...
-    @property
-    def difference(self) -> float | None: ...
-    @property
-    def difference_low(self) -> float | None: ...
-    @property
-    def difference_high(self) -> float | None: ...
-    @property
-    def aside(self) -> Mapping[int, float]: ...
-    @property
-    def beside(self) -> Mapping[str, Mapping[int, float]]: ...
-    @property
-    def command(self) -> str: ...
-
-
-class Missing(Protocol):
-    """A claim that no run was given for."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def sentence(self) -> str: ...
-    @property
-    def command(self) -> str: ...
-
-
-def write_ledger(judgements: Sequence[Judged], missing: Sequence[Missing], folder: Path) -> list[Path]:
+def write_ledger(judgements: Sequence[Judgement], missing: Sequence[NotRun], folder: Path) -> list[Path]:
     """claims.json, claims.md, and figures/figure_claims.{png,svg} where there is a point to draw."""
     texts = {"claims.json": ledger_json(judgements), "claims.md": ledger_markdown(judgements, missing)}
     paths = []
@@ -103,61 +41,150 @@ def write_ledger(judgements: Sequence[Judged], missing: Sequence[Missing], folde
     return paths
 
 
-JSON_KEYS = ("claim", "size", "verdict", "seeds", "primary", "threshold", "estimate", "low", "high", "command")
+def ledger_json(judgements: Iterable[Judgement]) -> str:
+    """A list with an object for each judgement, its fields as they are; null where there is no number. What was not run
+    has no row: `verdicts.not_run` tells it from the rows that are there."""
+    return json.dumps([vars(one) for one in judgements], indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def ledger_json(judgements: Iterable[Judged]) -> str:
-    """A list of objects with exactly `JSON_KEYS`. `estimate`, `low` and `high` are of the primary quantity, as the
-    threshold is; null where there are too few seeds for them."""
-    rows = [{key: getattr(judgement, key) for key in JSON_KEYS} for judgement in judgements]
-    return json.dumps(rows, indent=2, ensure_ascii=False, allow_nan=False, default=list) + "\n"
+# --- for a terminal, for a document -----------------------------------------------------------------------------------
+
+LEDGER_HEADER = ("the paper says", "quantity and its bar", "runs", "seen?", "measured", "hardest control")
+_WIDTHS = (30, 22, 16)  # characters of the first three columns
 
 
-def ledger_lines(judgements: Sequence[Judged], missing: Sequence[Missing]) -> list[str]:
-    """The ledger for a terminal: a line per judgement, columns aligned; then what was not run."""
-    header = ("claim", "size", "verdict", "primary", "threshold", "estimate", "paired difference", "seeds")
-    rows = [header]
+def ledger_rows(judgements: Sequence[Judgement]) -> list[tuple[str, ...]]:
+    """The ledger for a terminal, below `LEDGER_HEADER`, in at most 120 characters: a row for each judgement; the words
+    of a claim run on beside its judgements, and below them where they need more lines."""
+    rows = []
+    for claim, group in _by_claim(judgements).items():
+        words = wrap(group[0].sentence, _WIDTHS[0], initial_indent=f"{claim:4}", subsequent_indent=" " * 4)
+        cells = [
+            (plain(_runs(one), _WIDTHS[2]), _seen(one), _number(one.estimate, 2), _hardest_control(one))
+            for one in group
+        ]
+        columns = (words, wrap(_bar(group[0]), _WIDTHS[1]), cells)
+        for sentence, bar, rest in zip_longest(*columns, fillvalue=""):
+            rows.append((sentence, bar, *(rest or ("",) * 4)))
+    return rows
+
+
+def not_run_line(missing: Sequence[NotRun]) -> str:
+    """Which claims no run was given for."""
+    return f"not run: {', '.join(claim.id for claim in missing)}"
+
+
+def short_table(columns: Mapping[str, Sequence[Judgement]]) -> list[str]:
+    """The ledger for a document, as Markdown: a row for each claim, and a column for each set of runs, under its name.
+
+    A cell has the verdict, the estimate with its interval, and the paired difference to the hardest control, with two
+    decimals. A set that has several judgements of a claim cannot stand in one column.
+    """
+    rows = []
+    for claim, group in _by_claim([one for judgements in columns.values() for one in judgements]).items():
+        cells = []
+        for name, judgements in columns.items():
+            here = [one for one in judgements if one.claim == claim]
+            if len(here) > 1:
+                raise ValueError(f"{claim} is judged by {len(here)} groups of the runs of {name!r}")
+            cells.append(_cell(here[0]) if here else "–")
+        rows.append((f"{claim}. {escaped(group[0].sentence.rstrip('.'))}", escaped(_bar(group[0])), *cells))
+    rows.sort(key=lambda row: int(row[0][1:].partition(".")[0]))
+    return markdown_table(("what the paper says", "to hold", *map(escaped, columns)), rows)
+
+
+def _cell(one: Judgement) -> str:
+    if one.estimate is None:
+        return "–"
+    verdict = one.verdict if one.judged else "exploratory"
+    shown = (
+        f"{f'**{verdict}**' if verdict == 'holds' else verdict} {_with_interval(one.estimate, one.low, one.high, 2)}"
+    )
+    return shown if one.difference is None else f"{shown}; {one.difference:+.2f}"
+
+
+def _by_claim(judgements: Iterable[Judgement]) -> dict[str, list[Judgement]]:
+    groups: dict[str, list[Judgement]] = {}
     for one in judgements:
-        rows.append(
-            (
-                one.claim,
-                plain(one.size, 40),
-                one.verdict if one.judged else "exploratory",
-                one.primary,
-                _threshold(one),
-                _with_interval(one.estimate, one.low, one.high),
-                _with_interval(one.difference, one.difference_low, one.difference_high),
-                _seeds(one.seeds),
-            )
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    if missing:
-        lines.append(f"not run: {', '.join(claim.id for claim in missing)}")
-    return lines
+        groups.setdefault(one.claim, []).append(one)
+    return groups
+
+
+def _bar(one: Judgement) -> str:
+    """What is measured, in a few words, and what it has to reach."""
+    return f"{one.meaning.partition('. ')[0].rstrip('.')}: {one.direction} {one.threshold:.3g}"
+
+
+def _seen(one: Judgement) -> str:
+    """The verdict in the words of someone who looks for what the paper says."""
+    if not one.points:
+        return "cannot be told"
+    if len(one.points) == 1:
+        return "one seed only"
+    if not one.judged or len(one.points) < LEAST_SEEDS:
+        return f"{len(one.points)} seeds only" if one.judged else "not judged"
+    if one.verdict != "undecided":
+        return "seen" if one.verdict == "holds" else "not seen"
+    sides = {beyond(one.direction, point, one.threshold) > 0 for point in one.points.values()}
+    ahead = {beyond(one.direction, difference, 0) > 0 for difference in one.differences.values()}
+    return "seeds disagree" if 2 in (len(sides), len(ahead)) else "undecided"
+
+
+def _hardest_control(one: Judgement) -> str:
+    """The control that is hardest to beat on the mean over the seeds, with that mean; blank without controls."""
+    values: dict[str, list[float]] = {}
+    for beaten in one.controls.values():
+        for name, value in beaten.items():
+            values.setdefault(name, []).append(value)
+    means = {name: sum(each) / len(each) for name, each in values.items()}
+    if not means:
+        return ""
+    level = hardest(one.direction, means.values())
+    return f"{_number(level, 2)} {_CONTROLS[next(name for name, mean in means.items() if mean == level)]}"
+
+
+_CONTROLS = {
+    "untrained": "fresh weights",
+    "shuffled": "shuffled labels",
+    "regrouped": "regrouped",
+    "surface_instruction": "n-grams",
+    "surface_prompt": "n-grams",
+    "layer_0": "layer 0",
+    "neutral": "neutral words",
+}
+_LAWS = {"rows": "by rows", "tree": "packed"}
+
+
+def _runs(one: Judgement) -> str:
+    """The runs in words: their size, how their batches were drawn, what was set otherwise."""
+    size, *others = one.size.split(", ")
+    words = [_LAWS[one.law]] if one.law else []
+    return ", ".join([size, *words, *(part for part in others if part != f"training.packing={one.law}")])
 
 
 # --- Markdown ---------------------------------------------------------------------------------------------------------
 
 _RULE = """\
-One row per claim of the paper and group of runs that differ in nothing but their seed. **Holds**: at least five judged
-seeds (0 to 4), all beyond the threshold and beyond every control, and the 95 % t-intervals of the quantity and of the
-paired difference (per seed: the quantity minus the highest control) beyond too. **Fails**: at least five, all on the
-wrong side of the threshold, or none beyond its highest control. **Undecided**: anything else. Quantities and thresholds
-were fixed before the judged runs. *Exploratory* rows are shown and never judged.
+Each row judges one claim of the paper by a group of runs that differ only in their seed. **Holds**: at least five
+judged seeds (0 to 4), all beyond the threshold and beyond every control, and so are the 95 % t-intervals of the
+quantity and of the paired difference (for each seed, the quantity minus its hardest control). **Fails**: at least five
+judged seeds, all on the wrong side of the threshold, or none ahead of its hardest control. **Undecided**: anything
+else. Quantities and thresholds were fixed before the judged runs; those of C5, C9, C10 and C15 were made stricter
+afterwards, which changed no verdict. *Exploratory* rows are shown and never judged. A training step holds instances
+drawn one by one (*by rows*) or whole instructions with their inputs (*packed*).
 """
 
 
-def ledger_markdown(judgements: Sequence[Judged], missing: Sequence[Missing]) -> str:
+def ledger_markdown(judgements: Sequence[Judgement], missing: Sequence[NotRun]) -> str:
     """The whole ledger: an overview, then each claim with the paper's words, all points, controls and differences."""
     lines = ["# The claims of the paper, with evidence", "", _RULE]
     if judgements:
         lines += markdown_table(
-            ("claim", "size", "verdict", "threshold", "estimate", "paired difference", "seeds"),
+            ("claim", "runs", "verdict", "threshold", "estimate", "paired difference", "seeds"),
             [
                 (
                     f"{one.claim}. {escaped(one.sentence)}",
-                    escaped(one.size),
+                    escaped(_runs(one)),
                     _verdict(one),
                     _threshold(one),
                     _with_interval(one.estimate, one.low, one.high),
@@ -167,10 +194,7 @@ def ledger_markdown(judgements: Sequence[Judged], missing: Sequence[Missing]) ->
                 for one in judgements
             ],
         )
-    by_claim: dict[str, list[Judged]] = {}
-    for one in judgements:
-        by_claim.setdefault(one.claim, []).append(one)
-    for claim, group in by_claim.items():
+    for claim, group in _by_claim(judgements).items():
         first = group[0]
         lines += [f"## {claim}. {escaped(first.sentence)}", "", f"> {escaped(first.paper)}", ""]
         lines += [f"`{first.primary}`, to be {_threshold(first)}. {escaped(first.meaning)}", ""]
@@ -183,27 +207,30 @@ def ledger_markdown(judgements: Sequence[Judged], missing: Sequence[Missing]) ->
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _section(one: Judged) -> list[str]:
-    lines = [f"### {one.claim} at {escaped(one.size)}: {_verdict(one)}", "", f"{_sentence_case(one.reason)}.", ""]
-    controls = list(dict.fromkeys(name for beaten in one.controls.values() for name in beaten))
-    others = list(one.beside)
-    seeds = list(one.points) or sorted({seed for values in one.beside.values() for seed in values})
+def _section(one: Judgement) -> list[str]:
+    lines = [f"### {one.claim}, {escaped(_runs(one))}: {_verdict(one)}", "", f"{_sentence_case(one.reason)}.", ""]
+    controls, others = (
+        list(dict.fromkeys(name for values in by_seed.values() for name in values))
+        for by_seed in (one.controls, one.beside)
+    )
+    differences = one.differences
+    seeds = list(one.points) or list(one.beside)
     if seeds:
         rows = [
             (
                 str(seed),
                 _number(one.points.get(seed)),
                 *(_number(one.controls.get(seed, {}).get(name)) for name in controls),
-                *((_number(one.differences.get(seed)),) if controls else ()),
-                *(_number(one.beside[words].get(seed)) for words in others),
+                *((_number(differences.get(seed)),) if controls else ()),
+                *(_number(one.beside.get(seed, {}).get(words)) for words in others),
             )
             for seed in seeds
         ]
         columns = (*controls, *(("paired difference",) if controls else ()))
         header = ("seed", "quantity", *columns, *(f"beside: {words}" for words in others))
         lines += markdown_table(tuple(escaped(name) for name in header), rows)
-    if one.aside:
-        shown = ", ".join(f"{_number(point)} (seed {seed})" for seed, point in one.aside.items())
+    if one.exploratory:
+        shown = ", ".join(f"{_number(point)} (seed {seed})" for seed, point in one.exploratory.items())
         lines += [f"Shown, not judged: {shown}.", ""]
     return [*lines, *code_block(one.command), ""]
 
@@ -211,25 +238,27 @@ def _section(one: Judged) -> list[str]:
 # --- numbers and words ------------------------------------------------------------------------------------------------
 
 
-def _verdict(one: Judged) -> str:
+def _verdict(one: Judgement) -> str:
     return f"**{one.verdict}**" if one.judged else "*exploratory*"
 
 
-def _threshold(one: Judged) -> str:
+def _threshold(one: Judgement) -> str:
     return f"{one.direction} {_number(one.threshold)}"
 
 
-def _with_interval(estimate: float | None, low: float | None, high: float | None) -> str:
-    return _number(estimate) if low is None else f"{_number(estimate)} [{_number(low)}, {_number(high)}]"
+def _with_interval(estimate: float | None, low: float | None, high: float | None, decimals: int = 3) -> str:
+    shown, *ends = (_number(value, decimals) for value in (estimate, low, high))
+    return shown if low is None else f"{shown} [{', '.join(ends)}]"
 
 
-def _number(value: float | None) -> str:
-    """Three decimals; fewer for numbers of epochs; a dash for what there is not."""
+def _number(value: float | None, decimals: int = 3) -> str:
+    """Rounded from the full number, never from one that is rounded already. Fewer decimals for numbers of epochs; a
+    dash for what there is not."""
     if value is None:
         return "-"
     if abs(value) >= 2:
-        return f"{value:.0f}" if float(value).is_integer() else f"{value:.1f}"
-    return f"{value:.3f}".replace("-0.000", "0.000")
+        decimals = 0 if float(value).is_integer() else decimals - 2
+    return f"{value:.{decimals}f}".replace("-0.000", "0.000")  # of two decimals the sign says which side it is
 
 
 def _seeds(seeds: Sequence[int]) -> str:
@@ -257,11 +286,11 @@ _SIDE = "#e9f1f8"
 _ACROSS = 3
 
 
-def _figure(judgements: Sequence[Judged]) -> Figure | None:
+def _figure(judgements: Sequence[Judgement]) -> Figure | None:
     """A panel per claim, a column of points per group of runs, controls to its right, the interval to its left."""
-    panels: dict[str, list[Judged]] = {}
+    panels: dict[str, list[Judgement]] = {}
     for one in judgements:
-        if one.points or one.aside:
+        if one.points or one.exploratory:
             panels.setdefault(one.claim, []).append(one)
     if not panels:
         return None
@@ -290,17 +319,19 @@ def _figure(judgements: Sequence[Judged]) -> Figure | None:
     return figure
 
 
-def _column(one: Judged) -> str:
-    """What stands below a column: the size, the verdict, a line for each setting that it has otherwise."""
-    size, *others = [re.sub(r"^\w+\.(?=\w+=)", "", part) for part in one.size.split(", ")]  # settings without sections
+def _column(one: Judgement) -> str:
+    """What stands below a column: the size, the verdict, the law of batches, what was set otherwise."""
+    size, *others = [
+        re.sub(r"^\w+\.(?=\w+=)", "", part) for part in _runs(one).split(", ")
+    ]  # settings without sections
     verdict = one.verdict if one.judged else "exploratory"
     return "\n".join([plain(size, 16), verdict, *(plain(other, 16) for other in others)])
 
 
-def _draw(axis: Axes, place: int, one: Judged) -> None:
+def _draw(axis: Axes, place: int, one: Judgement) -> None:
     colour = _COLOURS[one.verdict]
     look: dict[str, Any] = {"marker": "o", "linestyle": "", "markersize": 4, "markeredgecolor": colour, "zorder": 4}
-    for points, centre, filled in ((one.points, place, one.judged), (one.aside, place + 0.17, False)):
+    for points, centre, filled in ((one.points, place, one.judged), (one.exploratory, place + 0.17, False)):
         offsets = [centre + 0.05 * (number - (len(points) - 1) / 2) for number in range(len(points))]
         axis.plot(offsets, list(points.values()), markerfacecolor=colour if filled else "white", **look)
     if one.low is not None and one.high is not None:

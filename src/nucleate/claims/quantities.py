@@ -66,19 +66,19 @@ def trend(curve: Mapping[int, float]) -> float:
 
 
 def late_f1_subset(table: pl.DataFrame, control: str = "none") -> float | None:
-    """F1 of k-means clusters against tasks on the training subset: last layer, late in training, in 0..1.
+    """F1 of clusters against tasks, late in training.
 
-    The better of raw states and t-SNE at each epoch, as in the paper, whose 0.9 was read off that way; every control is
-    given the same choice. Both spaces are reported beside it.
+    By k-means on the training subset, last layer; 0 to 1. At each epoch the better of raw states and t-SNE, as in the
+    paper, whose 0.9 was read off that way. Every control has the same choice; both spaces are shown beside.
     """
     return level_of(table, f1("subset"), control=control)
 
 
 def growth_to_saturation(table: pl.DataFrame, control: str = "none") -> float | None:
-    """Rank correlation of epoch and last-layer F1 (subset) from epoch 0 to saturation, in -1..1.
+    """Rank correlation of epoch and F1 up to saturation.
 
-    0 where saturation comes within the first five measured epochs: what is there at once, or from the start, does not
-    grow gradually.
+    Last layer, subset, from epoch 0 on; -1 to 1. It is 0 where saturation comes within the first five measured epochs:
+    what is there at once, or from the start, does not grow gradually.
     """
     curve = curve_of(table, f1("subset"), control=control)
     end = saturation_epoch(curve)
@@ -94,23 +94,21 @@ def saturation_epoch(curve: Mapping[int, float]) -> int | None:
 
 
 def f1_gain_per_layer(table: pl.DataFrame, control: str = "none") -> float | None:
-    """Slope of the late F1 (subset) over the layers 1..L by least squares, in F1 per layer.
-
-    Without layer 0, which the paper calls a baseline: the step from it to layer 1 alone would make a slope.
-    """
+    """F1 gained per layer. The slope of the late F1 (subset) over the layers 1..L, by least squares; without layer 0,
+    which the paper calls a baseline, because the step from it to layer 1 alone would make a slope."""
     levels = {layer: level for layer, level in _layers(table, f1("subset"), control).items() if layer >= 1}
     return float(linregress(list(levels), list(levels.values())).slope) if len(levels) >= 2 else None
 
 
 def range_of_layer_0(table: pl.DataFrame, control: str = "none") -> float | None:
-    """Range over all epochs of layer 0's F1 (subset) as a share of the last layer's range; 0 is no change at all."""
+    """Range of layer 0's F1, as a share of the last layer's. Over all epochs, subset; 0 is no change at all."""
     ranges = [np.ptp(list(curve_of(table, f1("subset"), layer).values()) or [0.0]) for layer in (FIRST, LAST)]
     return float(ranges[0] / ranges[1]) if ranges[1] > 0 else None
 
 
 def late_f1_unseen(table: pl.DataFrame, control: str = "none") -> float | None:
-    """As `late_f1_subset`, for instructions never seen: the lower of validation and test. A control stands as far below
-    the network as it does on the split where it comes nearest."""
+    """F1 of clusters against tasks, the lower of validation and test. As for C1, but of instructions never seen. A
+    control counts as far below the network as it is on the split where it comes nearest."""
     splits = ("validation", "test")
     own, levels = ([level_of(table, f1(split), control=name) for split in splits] for name in ("none", control))
     lead = _lowest(less(mine, its) for mine, its in zip(own, levels, strict=True))
@@ -118,20 +116,21 @@ def late_f1_unseen(table: pl.DataFrame, control: str = "none") -> float | None:
 
 
 def late_share_other_distributions(table: pl.DataFrame, control: str = "none") -> float | None:
-    """Of an unseen instance's nearest training instances of *other* distributions, the share with its task, in 0..1.
+    """Share of the nearest from other distributions that have the same task.
 
-    Validation, raw states, last layer, late, K = 10. A share seen only across distributions: recognising each one by
-    itself gives nothing here.
+    Of the ten training instances of other distributions that are nearest to an unseen instance: validation, raw states,
+    last layer, late; 0 to 1. Recognising each distribution by itself gives nothing here.
     """
     return level_of(table, Score("knn_share_other_distributions", "validation"), control=control)
 
 
 def hard_margin(table: pl.DataFrame, control: str = "none") -> float | None:
-    """The lower of two margins, late, last layer, subset, in -1..0.5; above 0 hard examples have left their originals.
+    """Margin by which hard examples have left their originals.
 
-    One: the share of pairs (hard example, original) in different clusters, less a half. Two: the share of a hard
-    example's nearest training instances with its own task, less the share with its original's. The second is needed
-    since any clustering that means nothing parts most pairs by chance.
+    The lower of two margins, last layer, late, subset; -1 to 0.5, and above 0 they have left. The first is the share of
+    pairs (hard example, original) in different clusters, less a half. The second is the share of a hard example's
+    nearest training instances with its own task, less the share with its original's. The second is needed because any
+    clustering, even a meaningless one, parts most pairs by chance.
     """
     return _lowest(
         (
@@ -174,10 +173,10 @@ def neighbours_of_origin(table: pl.DataFrame, control: str = "none") -> float | 
 
 
 def late_ari_within_tasks(table: pl.DataFrame, control: str = "none") -> float | None:
-    """ARI inside each task (0 is chance, 1 perfect), validation, last layer, late: the lower of two kinds of labels.
+    """ARI inside tasks, the lower of distributions and mappings.
 
-    Distributions, and distribution-mappings. The text alone finds the distributions, the input word alone the mappings;
-    a hierarchy needs both.
+    Against distributions, and against pairs of distribution and mapping; 0 is chance, 1 perfect; validation, last
+    layer, late. The text alone finds the distributions and the input word alone the mappings; a hierarchy needs both.
     """
     return _lowest(ari_within(table, labels, control) for labels in ("distribution", "distribution_mapping"))
 
@@ -188,12 +187,13 @@ def ari_within(table: pl.DataFrame, labels: str, control: str = "none") -> float
 
 
 def waiting_share(table: pl.DataFrame, control: str = "none") -> float | None:
-    """Epochs whose accuracy stays under 5 % of its final level, as a share of the epochs to 50 %: in 0..1.
+    """Share of the rise of accuracy that is spent waiting.
 
-    The lower of subset and validation, since the paper says both. A straight rise from the first epoch gives at most
-    0.1, one that slows down less; only a late and abrupt rise gives more. 0 where the training loss does not fall
-    steadily meanwhile (rank correlation with the epochs above -0.9). Undefined for a network that has not learnt: under
-    a fifth of the unseen instances right late in training, what guessing among a task's five outputs gives.
+    The epochs whose accuracy stays under 5 % of its final level, as a share of those up to 50 %; 0 to 1. The lower of
+    subset and validation, since the paper names both. A straight rise from the first epoch gives at most 0.1, and one
+    that slows down gives less; only a late and abrupt rise gives more. It is 0 where the training loss does not fall
+    steadily meanwhile (rank correlation with the epochs above -0.9). Undefined for a network that has not learnt: late
+    in training it has under a fifth of the unseen instances right, as guessing among a task's five outputs would.
     """
     if not _has_learnt(table):
         return None
@@ -216,13 +216,13 @@ def accuracy_epoch(table: pl.DataFrame, split: str, share: float) -> int | None:
 
 
 def clustering_lead(table: pl.DataFrame, control: str = "none") -> float | None:
-    """Epochs by which clustering is half done before accuracy is; negative where it comes after.
+    """Epochs by which clustering is half done before accuracy is.
 
-    Validation; last-layer F1 and accuracy. Half done: half way from the level at epoch 0 to the late level, since an
-    untrained network's F1 is well above 0 and would be "half" from the start. Clustering that never rises is done at
-    the end. Undefined, as for C9, for a network that has not learnt.
-    Clustering is measured at every fifth epoch after the first twenty, so that its half is found up to four epochs
-    late: to the claim's disadvantage.
+    Negative where it comes after. Last-layer F1 and accuracy, both on validation. Half done is half way from the level
+    at epoch 0 to the late level, because an untrained network's F1 is well above 0 and would be "half" from the start.
+    Clustering that never rises is done at the end. Undefined, as for C9, for a network that has not learnt. Clustering
+    is measured at every fifth epoch after the first twenty, so that its half is found up to four epochs late, which
+    counts against the claim.
     """
     if not _has_learnt(table):
         return None
@@ -252,10 +252,11 @@ def half_level_epoch(curve: Mapping[int, float]) -> int | None:
 
 
 def best_epoch_to_saturation(table: pl.DataFrame, control: str = "none") -> float | None:
-    """Distance between the best epoch and the saturation of last-layer F1 (validation), as a share of all epochs.
+    """Distance from the best epoch to saturation, as a share of all epochs.
 
-    1 where clustering does not persist (late level under 95 % of that at the best epoch), or where the best epoch lies
-    in the last tenth of the training, so that nothing is left to persist in.
+    Saturation of the last-layer F1 on validation. It is 1 where clustering does not persist (late level under 95 % of
+    that at the best epoch), or where the best epoch lies in the last tenth of the training, so that nothing is left to
+    persist in.
     """
     curve, best = curve_of(table, f1("validation")), best_epoch(table)
     saturation, late = saturation_epoch(curve), late_mean(curve)
@@ -279,13 +280,13 @@ def _at(curve: Mapping[int, float], epoch: int) -> float:
 
 
 def late_knn_share(table: pl.DataFrame, control: str = "none") -> float | None:
-    """Of an unseen instance's K = 10 nearest training instances, the share with its task: validation, raw states, last
-    layer, late, in 0..1."""
+    """Share of the ten nearest training instances that have the same task. Nearest to an unseen instance: validation,
+    raw states, last layer, late; 0 to 1."""
     return level_of(table, Score("knn_share", "validation"), control=control)
 
 
 def late_knn_accuracy(table: pl.DataFrame, control: str = "none") -> float | None:
-    """Accuracy of answering as the K = 10 nearest training instances do: validation, raw states, last layer, late."""
+    """Accuracy of answering as the ten nearest training instances do. Validation, raw states, last layer, late."""
     return level_of(table, Score("knn_accuracy", "validation"), control=control)
 
 
@@ -293,10 +294,11 @@ def late_knn_accuracy(table: pl.DataFrame, control: str = "none") -> float | Non
 
 
 def category_f1(table: pl.DataFrame, control: str = "none") -> float | None:
-    """The lowest over the models of the task F1 at the model's best layer (raw or t-SNE), as in Table 1, in 0..1.
+    """F1 of clusters against tasks, the lowest of the models.
 
-    Best layer and space are chosen with the labels in hand, as the paper does; controls have the same choice and count
-    with the highest over the models. Raw alone where a control was not laid out by t-SNE.
+    Each model at its best layer, raw or t-SNE, as in Table 1; 0 to 1. Layer and space are chosen with the labels in
+    hand, as the paper does; a control has the same choice and counts with its highest over the models. Raw states alone
+    where a control was not laid out by t-SNE.
     """
     best = _by_model(table, "task", control, _spaces_of_all(table))
     return None if not best else min(best.values()) if control == "none" else max(best.values())
@@ -334,16 +336,16 @@ def _by_model(table: pl.DataFrame, labels: str, control: str, spaces: Sequence[s
 
 
 def area_gain(table: pl.DataFrame, control: str = "none") -> float | None:
-    """Mean validation accuracy over the fine-tuning: after task-id pre-training less the better of the paper's two
-    other arms, in -1..1. It is a mean over equally many epochs, so it is speed and height together."""
+    """Mean validation accuracy, less the better of the paper's other arms. The mean over the fine-tuning after task-id
+    pre-training; -1 to 1. All arms have equally many epochs, so that it is speed and height together."""
     return _gain({arm: curve_measure(table, arm, "area_under_curve") for arm in ("task_id", "none", "instruction")})
 
 
 def final_accuracy_gain(table: pl.DataFrame, control: str = "none") -> float | None:
-    """Test accuracy late in the fine-tuning: after task-id pre-training less the best of the other arms, in -1..1.
+    """Final test accuracy, less the best of the other arms.
 
-    Among those the arm trained longer by the steps of the pre-training, which the paper lacks: else more compute could
-    be the reason.
+    After task-id pre-training, late in the fine-tuning; -1 to 1. Among the others is an arm that the paper lacks, which
+    trains longer by the steps of the pre-training: otherwise more compute could be the reason.
     """
     return _gain({arm: final_accuracy(table, arm) for arm in ("task_id", "none", "instruction", "longer")})
 
@@ -364,11 +366,11 @@ def final_accuracy(table: pl.DataFrame, arm: str) -> float | None:
 
 
 def smallest_relief(table: pl.DataFrame, control: str = "none") -> float | None:
-    """The smallest of the three steps by which forgetting falls: direct, head, linear switch, MLP switch.
+    """Smallest of the three steps by which forgetting falls.
 
-    In accuracy drop of the tasks other than the source tasks, on test; above 0 where each method forgets less than the
-    one before it. Where a method leaves the source tasks below 0.995 (the paper's 1.00, rounded), the shortfall of the
-    worst from 1 instead, as a negative number.
+    From direct to head to linear switch to MLP switch, in accuracy drop of the tasks other than the source tasks, on
+    test; above 0 where each method forgets less than the one before it. Where a method leaves the source tasks below
+    0.995 (the paper's 1.00, rounded), it is the shortfall of the worst from 1 instead, as a negative number.
     """
     drops = [chosen_model(table, arm, "accuracy_drop") for arm in METHODS]
     sources = _lowest(chosen_model(table, arm, "source_accuracy") for arm in METHODS)

@@ -1,9 +1,9 @@
 """Verdicts on the paper's claims: finished runs, the table of `table.py`, and one rule.
 
-*holds*: at least five judged seeds, all beyond the threshold and beyond every control, and the 95 % t-intervals of the
-quantity and of the paired difference (per seed: quantity - highest control) beyond too. *fails*: at least five judged
-seeds, all short of the threshold, or all short of the highest control. *undecided*: anything else; fewer seeds, seeds
-that disagree, a control that was not measured, an unfinished run, a size that the claim is not about.
+*holds*: at least five judged seeds, all beyond the threshold and beyond every control, and so are the 95 % t-intervals
+of the quantity and of the paired difference (for each seed, the quantity less its hardest control). *fails*: at least
+five judged seeds, all short of the threshold, or all short of their hardest control. *undecided*: anything else; fewer
+seeds, seeds that disagree, a control that was not measured, an unfinished run, a size that the claim is not about.
 """
 
 import shlex
@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import polars as pl
 
-from nucleate.claims.table import CLAIMS, LAW, Claim
+from nucleate.claims.table import CLAIMS, LAW, Claim, Direction, beyond, hardest
 from nucleate.config import SIZES, configure
 from nucleate.intervals import t_interval
 from nucleate.long_table import settings_but_seed
@@ -58,33 +58,41 @@ def not_run(judgements: Iterable["Judgement"]) -> list[NotRun]:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the runs of one group say about one claim."""
+    """What the runs of one group say about one claim: a row of the ledger, in claims.json with these fields as keys."""
 
     claim: str
     sentence: str
     paper: str  # the paper's own words
-    note: str
     size: str  # the size, and what was set otherwise; for a probe its models
+    law: str | None  # of batches, rows or tree; None where no network was trained
+    judged: bool  # False: all runs of the group are exploratory, and the points are shown only
+    exploratory: Mapping[int, float]  # seed -> quantity of runs beside judged ones that are shown only
     verdict: Verdict
     reason: str
-    judged: bool  # False: exploratory, shown only
+    note: str
+    meaning: str  # what the primary quantity is: in a few words up to the first full stop, then exactly
+    direction: Direction
     seeds: tuple[int, ...]  # those behind the estimate
     primary: str
-    meaning: str  # what the primary quantity is
-    direction: str  # above or below
     threshold: float
+    points: Mapping[int, float]  # seed -> quantity
+    controls: Mapping[int, Mapping[str, float]]  # seed -> control -> the same quantity, where it was measured
+    difference: float | None  # mean over the seeds of `differences`
+    difference_low: float | None
+    difference_high: float | None
     estimate: float | None  # mean of the points
     low: float | None  # 95 % t-interval of that mean; None below two seeds
     high: float | None
-    points: Mapping[int, float]  # seed -> quantity
-    controls: Mapping[int, Mapping[str, float]]  # seed -> control -> the same quantity
-    differences: Mapping[int, float]  # seed -> quantity - highest control; not where a control was not measured
-    difference: float | None
-    difference_low: float | None
-    difference_high: float | None
-    aside: Mapping[int, float]  # seed -> quantity of runs that are shown but not judged
-    beside: Mapping[str, Mapping[int, float]]  # what else is worth knowing -> seed -> number; never judged
+    beside: Mapping[int, Mapping[str, float]]  # seed -> what else is worth knowing -> number; never judged
     command: str
+
+    @property
+    def differences(self) -> dict[int, float]:
+        """seed -> quantity less its hardest control; only of seeds for which every control was measured."""
+        if self.difference is None:
+            return {}
+        names = {name for beaten in self.controls.values() for name in beaten}
+        return _differences(self.direction, self.points, self.controls, len(names))
 
 
 # --- the rule ---------------------------------------------------------------------------------------------------------
@@ -95,23 +103,38 @@ def decide(
 ) -> tuple[Verdict, str]:
     """The verdict on judged seeds alone, and what decided it."""
     if len(points) < LEAST_SEEDS:
-        return "undecided", f"{len(points)} of {LEAST_SEEDS} seeds"
-    past = [claim.beyond(point, claim.threshold) for point in points.values()]
-    ahead = [claim.beyond(points[seed], claim.hardest(beaten.values())) for seed, beaten in controls.items() if beaten]
+        return "undecided", f"only {len(points)} of {LEAST_SEEDS} seeds"
+    way = claim.direction
+    past = [beyond(way, point, claim.threshold) for point in points.values()]
+    ahead = [beyond(way, points[seed], hardest(way, beaten.values())) for seed, beaten in controls.items() if beaten]
     if max(past) <= 0:
-        return "fails", "all seeds on the wrong side of the threshold"
+        return "fails", "every seed is on the wrong side of the threshold"
     if len(ahead) == len(points) and max(ahead) <= 0:
-        return "fails", "no seed beyond its highest control"
+        return "fails", "no seed beats its hardest control"
     missing = sorted({name for seed in points for name in claim.controls if name not in controls.get(seed, {})})
     if missing:
         return "undecided", f"not measured: {', '.join(missing)}"
-    for values, bar in ((past, "threshold"), (ahead, "highest control")):
+    for values, bar, interval in (
+        (past, "the threshold", "the 95 % interval includes the threshold"),
+        (ahead, "the hardest control", "the 95 % interval of the paired difference includes zero"),
+    ):
         wrong = sum(value <= 0 for value in values)
         if wrong:
-            return "undecided", f"{wrong} of {len(values)} seeds on the wrong side of the {bar}"
+            return "undecided", f"{wrong} of {len(values)} seeds on the wrong side of {bar}"
         if values and t_interval(values).low <= 0:
-            return "undecided", f"the interval reaches across the {bar}"
-    return "holds", "all seeds and intervals beyond the threshold" + (" and every control" if ahead else "")
+            return "undecided", interval
+    return "holds", "every seed and interval is beyond the threshold" + (" and every control" if ahead else "")
+
+
+def _differences(
+    direction: Direction, points: Mapping[int, float], controls: Mapping[int, Mapping[str, float]], asked: int
+) -> dict[int, float]:
+    """seed -> quantity less its hardest control, where all controls that were asked for are measured."""
+    return {
+        seed: points[seed] - hardest(direction, beaten.values())
+        for seed, beaten in controls.items()
+        if len(beaten) == asked > 0
+    }
 
 
 def _judgement(claim: Claim, group: "_RunGroup") -> Judgement:
@@ -134,51 +157,47 @@ def _judgement(claim: Claim, group: "_RunGroup") -> Judgement:
     verdict: Verdict = "undecided"
     unknown = len(judged) >= LEAST_SEEDS > len(points)  # though enough were run
     if unknown:
-        reason = f"undefined for seed {', '.join(map(str, undefined))}"
+        reason = f"undefined for seed{'s' * (len(undefined) > 1)} {', '.join(map(str, undefined))}"
     elif judged:
         verdict, reason = decide(claim, points, controls)
     elif not fit:
         reason = f"exploratory: not judged at size {group.size}"
     else:
         unfinished = [seed for seed in tables if seed in JUDGED_SEEDS]
-        why = "not finished" if unfinished else "no seed of 0 to 4"
+        why = "not finished" if unfinished else "none of the judged seeds, 0 to 4"
         reason = f"exploratory: {why}"
-    differences = {
-        seed: points[seed] - claim.hardest(beaten.values())
-        for seed, beaten in controls.items()
-        if beaten and len(beaten) == len(claim.controls)
-    }
     estimate, low, high = _interval(points.values())
+    differences = _differences(claim.direction, points, controls, len(claim.controls))
     difference, difference_low, difference_high = _interval(differences.values())
     beside = {
-        words: {seed: value for seed in points or tables if (value := quantity(tables[seed])) is not None}
-        for words, quantity in claim.beside.items()
+        seed: {words: value for words, tell in claim.beside.items() if (value := tell(tables[seed])) is not None}
+        for seed in points or tables
     }
     return Judgement(
         claim=claim.id,
         sentence=claim.sentence,
         paper=claim.paper,
-        note=claim.note,
         size=group.label,
-        verdict=verdict,
-        reason=reason if points or unknown else f"{reason}; the runs lack what it takes",
+        law=group.law,
         judged=bool(judged),
-        seeds=tuple(points),
-        primary=getattr(claim.primary, "__name__", "quantity"),
+        exploratory={seed: point for seed, point in measured.items() if seed not in points},
+        verdict=verdict,
+        reason=reason if points or unknown else f"{reason}; the runs lack the measurements that it needs",
+        note=claim.note,
         meaning=" ".join((claim.primary.__doc__ or "").split()),
         direction=claim.direction,
+        seeds=tuple(points),
+        primary=getattr(claim.primary, "__name__", "quantity"),
         threshold=claim.threshold,
-        estimate=estimate,
-        low=low,
-        high=high,
         points=points,
         controls=controls,
-        differences=differences,
         difference=difference,
         difference_low=difference_low,
         difference_high=difference_high,
-        aside={seed: point for seed, point in measured.items() if seed not in points},
-        beside={words: values for words, values in beside.items() if values},
+        estimate=estimate,
+        low=low,
+        high=high,
+        beside={seed: values for seed, values in beside.items() if values},
         command=_command(group, sorted(judged or points or tables)),
     )
 
@@ -207,6 +226,13 @@ class _RunGroup(NamedTuple):
         if self.verb == "probe":
             return (", ".join(self.models) or self.size) + ("" if self.size == "natural" else f" on {self.size}")
         return ", ".join([self.size, *(f"{key}={value}" for key, value in self.changes)])
+
+    @property
+    def law(self) -> str | None:
+        """The law of batches: `rows` or `tree`; None of a probe and of a model that was not trained here."""
+        if self.verb == "probe" or self.size not in SIZES:
+            return None
+        return dict(self.changes).get("training.packing", configure(self.size).training.packing)
 
 
 def _groups(runs: Sequence[Run]) -> list[_RunGroup]:

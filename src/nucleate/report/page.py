@@ -8,9 +8,7 @@ the file, nothing else.
 
 import base64
 import hashlib
-import html
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -168,29 +166,26 @@ def _verdicts(run: Run) -> list[str]:
     return [cut(str(one), LONGEST * 3) for one in [*sentences, *run.manifest.get("notes", [])]]
 
 
+_LEDGER = (
+    "claim", "size", "law", "verdict", "reason", "seeds", "primary", "direction", "threshold", "estimate", "low",
+    "high", "difference", "difference_low", "difference_high",
+)  # fmt: skip
+
+
 def _ledger(folders: Sequence[Path]) -> Table:
-    """The verdicts that `nucleate claims` left beside the page or in a run, each claim with its sentence."""
-    header = ("claim", "size", "verdict", "seeds", "primary", "threshold", "estimate", "low", "high")
-    found = next((folder for folder in folders if (folder / "claims.json").is_file()), None)
-    if found is None:
-        return Table(header, [])
-    told = (found / "claims.md").read_text(encoding="utf-8") if (found / "claims.md").is_file() else ""
-    sentences = {one: f"{one}. {_plain(words)}" for one, words in re.findall(r"^## (C\d+)\. (.*)$", told, re.MULTILINE)}
-    shown_only = {
-        (one, _plain(size)) for one, size in re.findall(r"^### (C\d+) at (.*): \*exploratory\*$", told, re.MULTILINE)
-    }
-    rows = json.loads((found / "claims.json").read_text(encoding="utf-8"))
-    named = [
-        row
-        | {"claim": sentences.get(row["claim"], row["claim"])}
-        | ({"verdict": "exploratory"} if (row["claim"], row["size"]) in shown_only else {})
-        for row in rows
-    ]
-    return Table(header, [tuple(_listed(row[name]) for name in header) for row in named])
+    """The verdicts that `nucleate claims` left beside the page or in a run, each claim with its sentence. A file of an
+    earlier version has fewer columns."""
+    found = next((folder / "claims.json" for folder in folders if (folder / "claims.json").is_file()), None)
+    rows = [] if found is None else json.loads(found.read_text(encoding="utf-8"))
+    header = tuple(name for name in _LEDGER if any(name in row for row in rows))
+    return Table(header, [tuple(_listed(_in_words(row).get(name)) for name in header) for row in rows])
 
 
-def _plain(markdown: str) -> str:
-    return html.unescape(re.sub(r"\\(.)", r"\1", markdown))
+def _in_words(row: dict[str, Any]) -> dict[str, Any]:
+    """The claim with its sentence, the quantity without underscores, what is not judged named so."""
+    named = {"claim": ". ".join(row[key] for key in ("claim", "sentence") if key in row)}
+    named |= {"primary": words(row["primary"])} if "primary" in row else {}
+    return row | named | ({} if row.get("judged", True) else {"verdict": "exploratory"})
 
 
 def _listed(value: Any) -> Cell:
