@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from nucleate.claims.table import beyond, hardest
+from nucleate.claims.table import CLAIMS, beyond, hardest
 from nucleate.claims.verdicts import LEAST_SEEDS, Judgement, NotRun
 from nucleate.files import write_whole
 from nucleate.report.drawing import WIDTH, plain, save, style
@@ -80,8 +80,9 @@ def short_table(columns: Mapping[str, Sequence[Judgement]]) -> list[str]:
     A cell has the verdict, the estimate with its interval, and the paired difference to the hardest control, with two
     decimals. A set that has several judgements of a claim cannot stand in one column.
     """
+    groups = _by_claim(one for judgements in columns.values() for one in judgements)
     rows = []
-    for claim, group in _by_claim([one for judgements in columns.values() for one in judgements]).items():
+    for claim, group in ((one.id, groups[one.id]) for one in CLAIMS if one.id in groups):
         cells = []
         for name, judgements in columns.items():
             here = [one for one in judgements if one.claim == claim]
@@ -89,17 +90,14 @@ def short_table(columns: Mapping[str, Sequence[Judgement]]) -> list[str]:
                 raise ValueError(f"{claim} is judged by {len(here)} groups of the runs of {name!r}")
             cells.append(_cell(here[0]) if here else "–")
         rows.append((f"{claim}. {escaped(group[0].sentence.rstrip('.'))}", escaped(_bar(group[0])), *cells))
-    rows.sort(key=lambda row: int(row[0][1:].partition(".")[0]))
     return markdown_table(("what the paper says", "to hold", *map(escaped, columns)), rows)
 
 
 def _cell(one: Judgement) -> str:
     if one.estimate is None:
         return "–"
-    verdict = one.verdict if one.judged else "exploratory"
-    shown = (
-        f"{f'**{verdict}**' if verdict == 'holds' else verdict} {_with_interval(one.estimate, one.low, one.high, 2)}"
-    )
+    verdict = "**holds**" if one.verdict == "holds" else one.verdict if one.judged else "exploratory"
+    shown = f"{verdict} {_with_interval(one.estimate, one.low, one.high, 2)}"
     return shown if one.difference is None else f"{shown}; {one.difference:+.2f}"
 
 
