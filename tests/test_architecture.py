@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "nucleate"
-FLOOR = {"refusal", "threads", "files", "streams", "compiled", "progress", "devices"}  # what every room may stand on
+FLOOR = {
+    "refusal",
+    "threads",
+    "files",
+    "streams",
+    "compiled",
+    "progress",
+    "devices",
+    "locks",
+    "memory",
+}  # what every room may stand on
 ALLOWED = {
     **{room: set() for room in FLOOR},
     "config": set(),

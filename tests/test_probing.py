@@ -234,7 +234,7 @@ def test_a_probe_killed_after_its_first_model_and_resumed_gives_the_same_bytes(f
     monkeypatch.setattr(
         door.Subject, "load", lambda self: pytest.fail("read again") if self.name == "tuned" else loaded(self)
     )
-    monkeypatch.setattr(study, "_memory", lambda: 0)  # and with the states on disk
+    monkeypatch.setattr(study, "total_memory", lambda: 0)  # and with the states on disk
     assert door.probe_into(tmp_path / "killed", models, resume=True, **asked)
     assert not (tmp_path / "killed" / "spill").exists()
     for name in ("metrics", "tasks", "confusion", "suspicious", "coordinates"):

@@ -4,8 +4,10 @@ import math
 from itertools import pairwise
 
 import numpy as np
+import psutil
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from nucleate.model import training
 from nucleate.model.networks import gpt2
@@ -99,6 +101,20 @@ def test_equal_states_are_equal_bytes_and_best_weights_come_back(tmp_path):
     assert other.lm_head.weight is other.transformer.wte.weight  # tied weights stay tied
     saved = load_state(tmp_path / "a", *fresh())["best"]
     assert all(torch.equal(saved[name], best[name]) for name in best)
+
+
+def test_a_loaded_state_keeps_no_hold_of_its_file_which_windows_would_then_not_replace(tmp_path):
+    def held() -> bool:
+        return any(one.path == str(tmp_path / "state") for one in psutil.Process().memory_maps())
+
+    model, optimizer = fresh()
+    run(model, optimizer, epochs=1)
+    save_state(tmp_path / "state", model, optimizer, best=weights(model))
+    raw = load_file(tmp_path / "state")
+    assert held()
+    del raw
+    loaded = load_state(tmp_path / "state", model, optimizer)
+    assert loaded["best"] and not held()
 
 
 def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(tmp_path):

@@ -5,6 +5,7 @@ import sys
 import traceback
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,8 @@ _SWEPT = ("learn", "pretrain", "align")  # verbs that write one run folder
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done, 1 failed while running, 2 refused at the door, 130 after Ctrl-C."""
     out = None
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # some terminals lack letters; that stops nothing
     try:
         asked = _parser().parse_args(argv)
         out = asked.out if hasattr(asked, "resume") else None

@@ -4,7 +4,6 @@
 finished or not. Every file appears whole (written beside its place, then renamed). What was measured is not its affair.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -24,6 +23,7 @@ from typing import Any
 import polars as pl
 
 from nucleate.files import write_whole
+from nucleate.locks import LOCK, is_locked, locked
 from nucleate.refusal import Refused
 from nucleate.threads import thread_count
 
@@ -162,7 +162,7 @@ def open_run(
         raise Refused("--resume keeps what is there, --overwrite replaces it; give one of them")
     make_folder(folder)
     _check_place(folder)
-    with _locked(folder):
+    with locked(folder):
         status = _status(folder)
         if status is not None and not overwrite:
             _check_resumable(folder, status, settings, differing, resume)
@@ -221,7 +221,7 @@ def _check_reads(folder: Path, reads: Iterable[Any]) -> None:
 
 
 # What a run may leave behind when it is killed before its first manifest is written.
-_OURS = {".lock", "config.toml", ".config.toml.part", ".manifest.json.part"}
+_OURS = {LOCK, "config.toml", ".config.toml.part", ".manifest.json.part"}
 
 
 def _status(folder: Path) -> str | None:
@@ -241,23 +241,12 @@ def _clear(folder: Path) -> None:
     if manifest.exists():
         write_whole(manifest, lambda path: path.write_text('{"status": "cleared"}\n', encoding="utf-8"))
     for inside in folder.iterdir():
-        if inside.name in (".lock", "manifest.json"):
+        if inside.name in (LOCK, "manifest.json"):
             continue
         if inside.is_dir() and not inside.is_symlink():
             shutil.rmtree(inside)
         else:
             inside.unlink()
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """The operating system's lock: it dies with the process, so a killed run never blocks the next."""
-    with open(folder / ".lock", "a") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise Refused(f"{folder} is in use by another process; wait for it, or name another folder") from None
-        yield
 
 
 def file_hash(path: Path) -> str:
@@ -338,16 +327,7 @@ class Run:
     def state(self) -> str:
         """The manifest's status, or `killed` for a run that says it is running while no process holds its lock."""
         status = str(self.manifest["status"])
-        if status != "running":
-            return status
-        try:
-            with open(self.folder / ".lock") as stream:
-                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return "running"
-        except OSError:  # no lock, or not ours to read
-            pass
-        return "killed"
+        return "killed" if status == "running" and not is_locked(self.folder) else status
 
 
 def load_run(path: str | Path) -> Run:

@@ -4,6 +4,7 @@ A worker is the command line in a process of its own, so that a run that crashes
 memory, harms no other; what the verb computes is not this file's affair.
 """
 
+import _thread
 import os
 import re
 import runpy
@@ -15,10 +16,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
+from nucleate.memory import free_memory, memory_of
 from nucleate.progress import Progress
 
 _LOOK = 0.1  # seconds between two looks at the workers
@@ -60,7 +63,7 @@ def run_all(jobs: Sequence[Job], *, workers: int, progress: Progress) -> list[Jo
     """Run every job, at most `workers` at once with one thread each; the outcomes, in the order of the jobs.
 
     A job that fails stops no other. A further worker starts only where the free memory, less what the running ones may
-    still take, holds the largest that any worker has been so far (1 GiB before that is known; one always runs). On
+    still take, holds the largest that any worker was seen to be (1 GiB before that is known; one always runs). On
     Ctrl-C the workers are interrupted and waited for; when this process dies in any other way, they die with it.
     """
     waiting, running, outcomes = deque(jobs), list[_Worker](), dict[str, JobResult]()
@@ -75,7 +78,7 @@ def run_all(jobs: Sequence[Job], *, workers: int, progress: Progress) -> list[Jo
                     break
                 running.append(_Worker.started(waiting.popleft()))
             time.sleep(_LOOK)
-            largest = max(largest, *(worker.memory("VmHWM") for worker in running))
+            largest = max(largest, *(memory_of(worker.process.pid) for worker in running))
             for worker in [worker for worker in running if worker.process.poll() is not None]:
                 running.remove(worker)
                 outcome = outcomes[worker.job.name] = worker.outcome()
@@ -85,7 +88,7 @@ def run_all(jobs: Sequence[Job], *, workers: int, progress: Progress) -> list[Jo
                 _tell_all(progress, running, len(outcomes), len(jobs), seen)
     except KeyboardInterrupt:
         for worker in running:
-            worker.process.send_signal(signal.SIGINT)
+            worker.interrupt()
         deadline = time.monotonic() + _GRACE
         while any(worker.process.poll() is None for worker in running) and time.monotonic() < deadline:
             time.sleep(_LOOK)
@@ -128,38 +131,35 @@ class _Worker:
 
     job: Job
     process: subprocess.Popen[bytes]
-    errors: IO[bytes]
+    errors: IO[bytes]  # a file with a name
     began: float
 
     @classmethod
     def started(cls, job: Job) -> "_Worker":
-        """In a session of its own: Ctrl-C in the terminal reaches the parent only, which hands it on."""
-        errors = tempfile.TemporaryFile()  # noqa: SIM115 -- closed with the worker
+        """Out of the terminal's reach: Ctrl-C there is for the parent only, which hands it on."""
+        errors = tempfile.NamedTemporaryFile(delete=False)  # noqa: SIM115 -- closed and removed with the worker
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", __name__, *job.arguments],
-            stdin=subprocess.PIPE,  # never written to: it closes when this process dies
+            stdin=subprocess.PIPE,  # a byte hands on Ctrl-C; it closes when this process dies
             stdout=subprocess.DEVNULL,
             stderr=errors,
-            start_new_session=True,
+            start_new_session=True,  # and the same on Windows, which ignores this:
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
             env={**os.environ, **_ONE_THREAD},
         )
         return cls(job, process, errors, time.monotonic())
 
-    def memory(self, name: str) -> int:
-        """Bytes held now (VmRSS) or at most so far (VmHWM); 0 where the system does not say."""
-        try:
-            status = Path(f"/proc/{self.process.pid}/status").read_text()
-        except OSError:
-            return 0
-        found = re.search(rf"^{name}:\s+(\d+) kB", status, flags=re.MULTILINE)
-        return int(found[1]) * 1024 if found else 0
+    def interrupt(self) -> None:
+        """What Ctrl-C does, asked for through the pipe: no signal does it on every system."""
+        assert self.process.stdin is not None
+        with suppress(OSError):  # it has just ended
+            os.write(self.process.stdin.fileno(), b"\n")
 
     def told(self) -> float:
         """How far it says it is: the last share (` 40%  words`) that its bar has written, 0..1."""
-        file = self.errors.fileno()
-        size = os.fstat(file).st_size
-        tail = os.pread(file, _TAIL, max(0, size - _TAIL))  # the place where it goes on writing is shared: no seek
-        found = re.findall(rb"^ *(\d+)%  ", tail, flags=re.MULTILINE)
+        with open(self.errors.name, "rb") as file:  # anew: the place where the worker goes on writing is shared
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+            found = re.findall(rb"^ *(\d+)%  ", file.read(_TAIL), flags=re.MULTILINE)
         return int(found[-1]) / 100 if found else 0.0
 
     def outcome(self) -> JobResult:
@@ -167,49 +167,33 @@ class _Worker:
         code = self.process.wait()
         if self.process.stdin:
             self.process.stdin.close()
-        self.errors.seek(0)
-        lines = self.errors.read().decode("utf-8", errors="replace").split("\n")
         self.errors.close()
+        lines = Path(self.errors.name).read_text("utf-8", errors="replace").split("\n")
+        Path(self.errors.name).unlink()
         seconds = time.monotonic() - self.began
         if code == 0:
             return JobResult(self.job.name, "done", seconds)
         if code < 0:
-            memory = ", as the system does where memory runs out" if code == -signal.SIGKILL else ""
-            return JobResult(self.job.name, "failed", seconds, f"killed by {signal.Signals(-code).name}{memory}")
+            name = signal.Signals(-code).name
+            memory = ", as the system does where memory runs out" if name == "SIGKILL" else ""
+            return JobResult(self.job.name, "failed", seconds, f"killed by {name}{memory}")
         last = next((line.strip() for line in reversed(lines) if line.strip()), f"exit code {code}")
         return JobResult(self.job.name, "failed", seconds, last.removeprefix("nucleate: "))
 
 
 def _room(running: Sequence[_Worker], largest: int) -> bool:
     """Whether one more worker of that size fits beside the running ones, once these have grown to it."""
-    free = _free_memory()
-    return free is None or free >= largest + sum(max(0, largest - worker.memory("VmRSS")) for worker in running)
-
-
-def _free_memory() -> int | None:
-    """Bytes that new processes may take from the machine, or from its container where that has less; None: unknown."""
-    try:
-        found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), flags=re.MULTILINE)
-    except OSError:
-        return None
-    free = int(found[1]) * 1024 if found else None
-    try:
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text())  # "max", no number, where there is no limit
-        cached = re.search(r"^inactive_file (\d+)", (group / "memory.stat").read_text(), flags=re.MULTILINE)
-        inside = limit - int((group / "memory.current").read_text()) + (int(cached[1]) if cached else 0)
-    except (OSError, ValueError):
-        return free
-    return inside if free is None else min(free, inside)
+    return free_memory() >= largest + sum(max(0, largest - memory_of(worker.process.pid)) for worker in running)
 
 
 def _work(arguments: Sequence[str]) -> None:
-    """What a worker does: the command line, under the eye of a thread that ends it when its parent is gone."""
+    """What a worker does: the command line, beside a thread that listens to its parent: a byte is Ctrl-C; the end of
+    the pipe is the end of the parent, and of the worker too."""
 
     def watch() -> None:
         while os.read(0, 1):
-            pass
-        os.kill(os.getpid(), signal.SIGKILL)  # runs are made to survive this; an orphan would hold their locks
+            _thread.interrupt_main()
+        os._exit(1)  # at once: runs are made to survive this; an orphan would hold their locks
 
     threading.Thread(target=watch, daemon=True).start()
     sys.argv = ["nucleate", *arguments]

@@ -4,11 +4,9 @@
 same call.
 """
 
-import fcntl
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,13 +16,14 @@ import polars as pl
 from nucleate.config import differing
 from nucleate.engines.local import Job, JobResult, run_all
 from nucleate.files import write_whole
+from nucleate.locks import LOCK, locked
 from nucleate.progress import Progress
 from nucleate.refusal import Refused
 from nucleate.runs import METRICS, load_run, make_folder
 
 _PLAN = "sweep.json"
 _TABLES = ("metrics.parquet", "runs.parquet")
-_OURS = {".lock", f".{_PLAN}.part"}  # what a sweep leaves behind when it is killed before its plan is written
+_OURS = {LOCK, f".{_PLAN}.part"}  # what a sweep leaves behind when it is killed before its plan is written
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def sweep(
         _check_plan(folder, before, runs)
     _check_idle(folder, before)
     make_folder(folder)
-    with _locked(folder):
+    with locked(folder, "sweep"):
         if overwrite:
             _clear(folder, before)
             before = {}
@@ -172,14 +171,3 @@ def _clear(folder: Path, before: Mapping[str, str]) -> None:
             shutil.rmtree(folder / name)
     for table in (*_TABLES, _PLAN):
         (folder / table).unlink(missing_ok=True)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """The operating system's lock: it dies with the process, so a killed sweep never blocks the next."""
-    with open(folder / ".lock", "w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise Refused(f"{folder} is in use by another sweep; wait for it, or name another folder") from None
-        yield

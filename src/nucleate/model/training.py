@@ -188,7 +188,8 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             scalars = json.loads((file.metadata() or {})["scalars"])
-            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Copies, for the file is replaced later, and Windows replaces none that is still mapped.
+            stored = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise Refused(f"{path}: is no training state ({error}): start again with --overwrite") from error
     own = _own(model)

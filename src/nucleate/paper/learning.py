@@ -4,7 +4,6 @@
 the measured ones the same forward pass also gives every layer's states, of which `measures.survey` makes rows.
 """
 
-import resource
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from nucleate.files import write_whole
 from nucleate.measures.baselines import MOST_FEATURES
 from nucleate.measures.survey import Labelling, Row, Survey
 from nucleate.measures.tsne import tsne
+from nucleate.memory import memory_of
 from nucleate.model.networks import save_network
 from nucleate.model.states import Reading, read_groups
 from nucleate.paper.answers import answer_rows, curve_rows, score_in
@@ -313,7 +313,7 @@ def _memory_needed(study: _Learning) -> int:
     """What is taken already; weights with gradients, moments and best; then whichever is larger, the n-grams of the
     text or the states, each with the copies that neighbours and probes make (`benchmarks/memory.py` compares)."""
     count, layers = len(study.members["all"].instances), study.config.model.layers + 1
-    taken = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    taken = memory_of()
     states, texts = 3 * layers * study.config.model.width, 6 * MOST_FEATURES
     return taken + 5 * 4 * study.model.num_parameters() + 4 * count * max(states, texts) + _COMPILED
 

@@ -1,6 +1,5 @@
 """What a probe asks of every model: the settings, the prompts with their two halves, the tokens that are read."""
 
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from nucleate.data.dataset import Instance
 from nucleate.data.prompts import Prompts
 from nucleate.measures.neighbours import Labels
 from nucleate.measures.shares import TaskDeals
+from nucleate.memory import total_memory
 from nucleate.model.prompts import PromptReading, read_prompts_states
 from nucleate.model.subjects import Subject
 from nucleate.model.texts import PLAIN_CHATS, prompts_of
@@ -188,7 +188,7 @@ class ProbeStudy:
             template=self.settings.template,
             messages=prompts.messages,
             chat=self.settings.chat,
-            spill=spill if 4 * width * count * len(prompts.instances) > _memory() / 4 else None,
+            spill=spill if 4 * width * count * len(prompts.instances) > total_memory() / 4 else None,
             progress=progress,
         )
         self.reading.append(time.perf_counter() - began)
@@ -207,10 +207,6 @@ class ProbeStudy:
     def complete(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """A row with the columns that a whole run shares."""
         return {"experiment": "probe", "arm": "main", "seed": self.settings.seed, **row}
-
-
-def _memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _columns(instances: Sequence[Instance], *names: str) -> list[list[Any]]:
