@@ -13,6 +13,7 @@ from nucleate.data.dataset import load_dataset
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+FINDINGS = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^nucleate (.+?)(?:  +#.*)?$", README, flags=re.MULTILINE)
 
 
@@ -56,11 +57,11 @@ def test_files_that_documents_point_to_exist():
             assert (document.parent / target).exists(), f"{document.name} points to {target}"
 
 
-def test_the_readmes_ledger_is_that_of_the_results():
+def test_the_ledger_of_the_findings_is_that_of_the_results():
     """Every cell: verdict, estimate with interval, difference to the hardest control; every threshold with its side."""
     told = (ROOT / "results" / "claims.md").read_text(encoding="utf-8")
     ledger = {(row[0].split(".")[0], row[1]): row for row in map(cells, re.findall(r"^\| C\d+\. .*$", told, re.M))}
-    header, _, *rows = README.partition("<!-- ledger -->")[2].partition("<!-- end")[0].strip().splitlines()
+    header, _, *rows = FINDINGS.partition("<!-- ledger -->")[2].partition("<!-- end")[0].strip().splitlines()
     sizes = [cell.split()[0] for cell in cells(header)[2:]]
     judged = {place for place, row in ledger.items() if row[-1] == "0, 1, 2, 3, 4"}
     claims = [cells(row)[0].split(".")[0] for row in rows]
@@ -83,7 +84,7 @@ def test_the_readmes_ledger_is_that_of_the_results():
 
 
 def runs_of(claim: str, size: str) -> str:
-    """What the ledger calls the runs that the README tells of: by rows, but for the applications."""
+    """What the ledger calls the runs that the findings tell of: by rows, but for the applications."""
     return size + {"C16": ", pretrain.unseen=no", "C17": ", pretrain.unseen=no", "C18": ""}.get(
         claim, ", training.packing=rows"
     )
