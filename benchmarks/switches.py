@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from nucleate.data.dataset import load_dataset
+from nucleate.intervals import t_interval
 from nucleate.model.networks import load_network
 from nucleate.model.switch import Switch, SwitchTraining, learn_switch
 from nucleate.paper.corrections import Correction, Network
-from nucleate.report.seeds import interval
 from nucleate.runs import Run, load_run
 from nucleate.streams import stream
 
@@ -83,7 +83,7 @@ def errors(correction: Correction, run: Run, kind: str, rate: float, count: int)
 
 
 def told(values: np.ndarray) -> str:
-    return str(interval(values)) if len(values) > 1 else f"{values[0]:.3f}"
+    return str(t_interval(values)) if len(values) > 1 else f"{values[0]:.3f}"
 
 
 if __name__ == "__main__":
