@@ -35,7 +35,7 @@ def main(folders: list[str]) -> None:
         "On test: the share of source instances for which the switch stays off, and of all others for which it is on,"
     )
     print(
-        "means over seeds with 95 % t-intervals. The targets are among the others; a switch that errs there does no harm."
+        "means over seeds with 95 % t-intervals. The targets are among the others; a switch that errs there harms none."
     )
     print("Made by `python benchmarks/switches.py RUN …` of the runs of `nucleate sweep align`.")
     for count in EXAMPLES:
