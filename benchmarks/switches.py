@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from nucleate.data.dataset import load_dataset
+from nucleate.intervals import t_interval
 from nucleate.model.networks import load_network
 from nucleate.model.switch import Switch, SwitchTraining, learn_switch
 from nucleate.paper.corrections import Correction, Network
-from nucleate.report.seeds import interval
 from nucleate.runs import Run, load_run
 from nucleate.streams import stream
 
@@ -35,7 +35,7 @@ def main(folders: list[str]) -> None:
         "On test: the share of source instances for which the switch stays off, and of all others for which it is on,"
     )
     print(
-        "means over seeds with 95 % t-intervals. The targets are among the others; of them an erring switch harms none."
+        "means over seeds with 95 % t-intervals. The targets are among the others; a switch that errs there harms none."
     )
     print("Made by `python benchmarks/switches.py RUN …` of the runs of `nucleate sweep align`.")
     for count in EXAMPLES:
@@ -83,7 +83,7 @@ def errors(correction: Correction, run: Run, kind: str, rate: float, count: int)
 
 
 def told(values: np.ndarray) -> str:
-    return str(interval(values)) if len(values) > 1 else f"{values[0]:.3f}"
+    return str(t_interval(values)) if len(values) > 1 else f"{values[0]:.3f}"
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from nucleate.runs import load_run
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+FINDINGS = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^nucleate (.+?)(?:  +#.*)?$", README, flags=re.MULTILINE)
 
 
@@ -59,13 +60,13 @@ def test_files_that_documents_point_to_exist():
             assert (document.parent / target).exists(), f"{document.name} points to {target}"
 
 
-def test_the_readmes_ledger_is_that_of_the_judged_runs():
+def test_the_ledger_of_the_findings_is_that_of_the_judged_runs():
     """Every cell, rounded once from the runs' own numbers; `short_table` makes the table."""
     columns = {
         "narrow (width 32)": judgements_of("narrow-rows"),
         "small (width 256)": judgements_of("small-rows", "pretrain-small", "align-small"),
     }
-    told = README.partition("<!-- ledger -->")[2].partition("<!-- end")[0].strip().splitlines()
+    told = FINDINGS.partition("<!-- ledger -->")[2].partition("<!-- end")[0].strip().splitlines()
     assert told == short_table(columns)[:-1]
 
 
