@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _data(asked: argparse.Namespace) -> None:
-    from nucleate.paper.network import make_dataset
+    from nucleate.data.synthetic import generate
     from nucleate.report.dataset_figure import figure_1
     from nucleate.runs import make_folder
 
@@ -74,7 +74,7 @@ def _data(asked: argparse.Namespace) -> None:
     out = Path(asked.out)
     if out.is_dir() and any(out.iterdir()) and not asked.overwrite:
         raise Refused(f"{out} exists; --overwrite writes the dataset there again, or name another folder")
-    dataset = make_dataset(config, kind=asked.kind)
+    dataset = generate(config.data, seed=config.seed, kind=asked.kind)
     make_folder(out)
     dataset.save(out)
     figure_1(dataset.frame(), {"mappings": dataset.mappings, "patterns": dataset.patterns}, out)
