@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from nucleate.config import differing, flat_toml
+from nucleate.data.sources import Source
 from nucleate.devices import device_for
 from nucleate.files import write_whole
 from nucleate.long_table import HEADS, METHODS
@@ -32,6 +33,7 @@ from nucleate.model.texts import PLAIN_CHATS, Prompt
 from nucleate.model.training import weights
 from nucleate.progress import Progress, silent
 from nucleate.redirecting.prompts import SIDES, name_of
+from nucleate.redirecting.settings import RedirectSettings
 from nucleate.redirecting.study import (
     Others,
     RedirectStudy,
@@ -40,7 +42,6 @@ from nucleate.redirecting.study import (
     mark_of,
     read_others,
     read_source,
-    settings_of,
     source_prompts,
     study_of,
 )
@@ -56,17 +57,16 @@ _AFFORDABLE = 40_000_000  # weights of a whole head: above that, teaching it tak
 def redirect_into(
     folder: Path,
     model: str | Path,
-    data: Any,
+    data: Source,
+    settings: RedirectSettings,
     *,
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress = silent,
-    **options: Any,
 ) -> bool:
-    """Redirect `source` of a model into a run folder: measures, and the switched model. False where it is finished.
+    """Redirect one task of a model into a run folder: measures, and the switched model. False where it is finished.
 
-    `model` is a path or a hub id, `data` whatever `read_prompts` reads, `options` the fields of `RedirectSettings`."""
-    settings = settings_of(options)
+    `model` is a path or a hub id, `data` whatever `read_prompts` reads."""
     study = study_of(data, settings)
     place = located(model)
     tokenizer = tokenizer_of(place, trust_remote_code=settings.trust_remote_code)
@@ -102,9 +102,8 @@ def redirect_into(
     return True
 
 
-def budget(model: str | Path, data: Any, **options: Any) -> list[str]:
+def budget(model: str | Path, data: Source, settings: RedirectSettings) -> list[str]:
     """What redirecting will take, in sentences, from the model's settings alone."""
-    settings = settings_of(options)
     study = study_of(data, settings)
     prompts = [*(one for side in study.dealt.sides.values() for one in side), *study.dealt.others]
     shared = sum(len(text) for text in {one.instruction for one in prompts}) / 4
