@@ -73,7 +73,7 @@ def chosen(kind: type, given: Mapping[str, Any]) -> dict[str, Any]:
 # --- checks ----------------------------------------------------------------------------------------------------------
 
 
-def check_all(values: Any, section: str = "") -> None:
+def check_all(values: object, section: str = "") -> None:
     """Refuse the first setting of an object that is out of range or of another kind than its field says."""
     for name, one in fields_of(type(values)).items():
         check(f"{section}{name}", getattr(values, name), one)
@@ -118,15 +118,15 @@ def is_repeated(one: Field[Any]) -> bool:
     return kind_of(one) in (Sequence[str], Mapping[str, Any])
 
 
-def _told(key: str, value: Any) -> str:
+def _told(key: str, value: object) -> str:
     return f"{key}{' ' if key.startswith('--') else '='}{value!r}"
 
 
-def _whole(value: Any) -> bool:
+def _whole(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def _real(value: Any) -> bool:
+def _real(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 

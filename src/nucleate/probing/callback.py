@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from tqdm.auto import tqdm
 from transformers import (
     PreTrainedModel,
@@ -81,7 +82,12 @@ class ProbeCallback(TrainerCallback):
         self._seconds = self._since = 0.0  # spent on looks, and when the training began
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
     ) -> None:
         network, tokenizer = _network(model), self.tokenizer or kwargs.get("processing_class")
         if tokenizer is None:
@@ -107,14 +113,24 @@ class ProbeCallback(TrainerCallback):
                 self._look(state, model)
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
     ) -> None:
         steps = self.every if self.every >= 1 else max(1, round(self.every * state.max_steps))
         if state.global_step % steps == 0 or state.global_step >= state.max_steps:
             self._look_once(state, model)
 
     def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
     ) -> None:
         if control.should_training_stop:  # early, perhaps to go back to the best checkpoint
             self._look_once(state, model)
@@ -122,7 +138,12 @@ class ProbeCallback(TrainerCallback):
     on_save = on_epoch_end
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
     ) -> None:
         if not state.is_world_process_zero:
             return
@@ -137,7 +158,7 @@ class ProbeCallback(TrainerCallback):
             share = self._seconds / (time.monotonic() - self._since)
             _say(f"looking took {share:.0%} of the time, tables and page included; page: {page}")
 
-    def _look_once(self, state: TrainerState, model: Any) -> None:
+    def _look_once(self, state: TrainerState, model: nn.Module | None) -> None:
         seen = any(look.step == state.global_step for look in self._probe.looks)
         if state.is_world_process_zero and not seen:
             with _spared(f"step {state.global_step} was not probed"), self._timed():
@@ -151,7 +172,7 @@ class ProbeCallback(TrainerCallback):
         finally:
             self._seconds += time.monotonic() - began
 
-    def _look(self, state: TrainerState, model: Any) -> None:
+    def _look(self, state: TrainerState, model: nn.Module | None) -> None:
         first = not self._probe.looks
         epoch = None if state.epoch is None else int(state.epoch + 1e-6)  # whole ones, as a saved checkpoint tells it
 

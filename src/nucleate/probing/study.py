@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nucleate.config import flat_toml
 from nucleate.data.dataset import Instance
@@ -122,8 +123,8 @@ class ProbeStudy:
 
     def read(
         self,
-        network: Any,
-        tokenizer: Any,
+        network: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
         prompts: Prompts,
         reads: Mapping[str, Sequence[int]],
         progress: Progress,
@@ -147,7 +148,7 @@ class ProbeStudy:
         self.reading.append(time.perf_counter() - began)
         return reading
 
-    def config(self, models: Sequence[str], base: str | None, **further: Any) -> str:
+    def config(self, models: Sequence[str], base: str | None, **further: object) -> str:
         """The text of `config.toml`."""
         what = {"verb": "probe", "size": self.prompts.name, "models": list(models), "base": base}
         return flat_toml(self.settings, **what, data_hash=self.prompts.dataset.content_hash(), **further)

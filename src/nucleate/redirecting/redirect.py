@@ -19,6 +19,7 @@ import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nucleate.config import differing, flat_toml
 from nucleate.data.sources import Source
@@ -126,8 +127,8 @@ def budget(model: str | Path, data: Source, settings: RedirectSettings) -> list[
 def _redirect(
     study: RedirectStudy,
     model: str,
-    network: Any,
-    tokenizer: Any,
+    network: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     lessons: Mapping[str, Sequence[Prompt]],
     run: RunWriter,
     progress: Progress,
@@ -258,7 +259,7 @@ def _lesson(
 # --- what has come of it ---------------------------------------------------------------------------------------------
 
 
-def _after(network: Any, others: Others, attempt: _Attempt) -> tuple[np.ndarray, np.ndarray]:
+def _after(network: PreTrainedModel, others: Others, attempt: _Attempt) -> tuple[np.ndarray, np.ndarray]:
     """(instance,) the likeliest next token of the others now, and where the second head gives it."""
     on, after = attempt.on(others.states), others.before.copy()
     places = np.flatnonzero(on)

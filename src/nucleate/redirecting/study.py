@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nucleate.data.dataset import Instance
 from nucleate.data.prompts import read_prompts
@@ -53,7 +54,7 @@ def study_of(data: Source, settings: RedirectSettings) -> RedirectStudy:
     return RedirectStudy(settings, dealt)
 
 
-def source_prompts(study: RedirectStudy, tokenizer: Any) -> dict[str, list[Prompt]]:
+def source_prompts(study: RedirectStudy, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Prompt]]:
     """side -> its prompts with the wished outputs; refused where one cannot be taught."""
     found: dict[str, list[Prompt]] = {}
     for side, instances in study.dealt.sides.items():
@@ -90,7 +91,12 @@ class SavedParts:
         return tensors, told["facts"]
 
 
-def mark_of(network: Any, study: RedirectStudy, tokenizer: Any, lessons: Mapping[str, Sequence[Prompt]]) -> str:
+def mark_of(
+    network: PreTrainedModel,
+    study: RedirectStudy,
+    tokenizer: PreTrainedTokenizerBase,
+    lessons: Mapping[str, Sequence[Prompt]],
+) -> str:
     """Of weights and tokens: what was read by others that lay in the same place is not taken for its own."""
     few = [one.detach().flatten()[:: max(1, one.numel() // 64)].float().cpu() for one in network.parameters()]
     mark = hashlib.sha256(torch.cat(few).numpy().tobytes())
@@ -111,7 +117,11 @@ class Others:
 
 
 def read_source(
-    network: Any, lessons: Mapping[str, Sequence[Prompt]], side: str, closing: tuple[int, ...], saved: SavedParts
+    network: PreTrainedModel,
+    lessons: Mapping[str, Sequence[Prompt]],
+    side: str,
+    closing: tuple[int, ...],
+    saved: SavedParts,
 ) -> TeachingSet:
     """The prompts of a side with the wished outputs, behind each of which comes the token that ends a text, so that
     `generate` stops there."""
@@ -134,7 +144,7 @@ def read_source(
     return TeachingSet(memory, np.concatenate([[0], ends[:-1]]), closes, np.array(allowed))
 
 
-def closing_of(tokenizer: Any) -> tuple[int, ...]:
+def closing_of(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """The token behind an answer: the end of a text or, where the tokenizer has none, of a line; nothing where it has
     neither."""
     if tokenizer.eos_token_id is not None:
@@ -143,7 +153,9 @@ def closing_of(tokenizer: Any) -> tuple[int, ...]:
     return tuple(line[-1:]) if tokenizer.decode(line) == "\n" else ()
 
 
-def _tokenised(study: RedirectStudy, tokenizer: Any, instances: Sequence[Instance]) -> list[Prompt | str]:
+def _tokenised(
+    study: RedirectStudy, tokenizer: PreTrainedTokenizerBase, instances: Sequence[Instance]
+) -> list[Prompt | str]:
     settings = study.settings
     return prompts_of(
         tokenizer,
@@ -155,7 +167,9 @@ def _tokenised(study: RedirectStudy, tokenizer: Any, instances: Sequence[Instanc
     )
 
 
-def read_others(study: RedirectStudy, network: Any, tokenizer: Any, saved: SavedParts) -> Others:
+def read_others(
+    study: RedirectStudy, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, saved: SavedParts
+) -> Others:
     settings, instances = study.settings, study.dealt.others
 
     def read() -> tuple[dict[str, Tensor], None]:
