@@ -51,11 +51,12 @@ from sklearn.metrics.cluster import contingency_matrix  # noqa: E402
 from sklearn.neighbors import NearestNeighbors  # noqa: E402
 
 from nucleate.config import Config, configure  # noqa: E402
+from nucleate.data.synthetic import generate  # noqa: E402
 from nucleate.model.networks import gpt2, word_tokenizer  # noqa: E402
 from nucleate.model.prefix_tree import Group  # noqa: E402
 from nucleate.model.states import instances_as_groups, read_groups  # noqa: E402
 from nucleate.model.training import cosine  # noqa: E402
-from nucleate.paper.learning import learn, make_dataset  # noqa: E402
+from nucleate.paper.learning import learn  # noqa: E402
 from nucleate.runs import load_run  # noqa: E402
 
 KINDS = ("task", "distribution", "distribution_mapping")
@@ -112,7 +113,7 @@ class Peer:
 
     def __init__(self, config: Config) -> None:
         self.config, self.seconds = config, dict.fromkeys(("train", "states", "tsne", "kmeans", "scores", "knn"), 0.0)
-        dataset = make_dataset(config)
+        dataset = generate(config.data, seed=config.seed)
         tokenizer = word_tokenizer([*dataset.vocabulary["instruction"], *dataset.vocabulary["task"]])
         longest = max(len(f"{i.instruction} {i.input} {i.output}".split()) for i in dataset.instances)
         self.pad = int(tokenizer.pad_token_id)

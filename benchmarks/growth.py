@@ -28,7 +28,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from nucleate.measures.neighbours import Labels  # noqa: E402
-from nucleate.measures.survey import Cohort, Labelling, labelling_of, survey  # noqa: E402
+from nucleate.measures.survey import Cohort, Effort, Labelling, labelling_of, survey  # noqa: E402
 from nucleate.measures.tsne import tsne  # noqa: E402
 from nucleate.model.networks import gpt2  # noqa: E402
 from nucleate.model.prefix_tree import Group  # noqa: E402
@@ -195,7 +195,7 @@ def prompts_and_states(prompts: int, layers: int, width: int) -> tuple[Labelling
 
 def survey_of(prompts: int, layers: int, width: int) -> Callable[[], Any]:
     chosen, states = prompts_and_states(prompts, layers, width)
-    return lambda: survey(chosen, states, iterations=250)
+    return lambda: survey(chosen, states, Effort(iterations=250))
 
 
 def groups_of(prompts: int) -> list[Group]:

@@ -20,11 +20,12 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from nucleate.config import configure  # noqa: E402
+from nucleate.data.synthetic import generate  # noqa: E402
 from nucleate.measures import survey as surveys  # noqa: E402
 from nucleate.measures.tsne import tsne  # noqa: E402
 from nucleate.model.states import read_groups  # noqa: E402
 from nucleate.paper.instances import MEASURED, Members, places_of  # noqa: E402
-from nucleate.paper.network import make_dataset, make_network  # noqa: E402
+from nucleate.paper.network import make_network  # noqa: E402
 from nucleate.paper.surveys import labels_of, survey_of  # noqa: E402
 
 PARTS = {
@@ -42,7 +43,7 @@ def main() -> None:
     parser.add_argument("--size", default="small", choices=("tiny", "small", "paper"))
     config = configure(parser.parse_args().size)
     torch.set_num_threads(1)
-    dataset = make_dataset(config)
+    dataset = generate(config.data, seed=config.seed)
     model, tokenizer = make_network(config, dataset, device="cpu")
     members = Members.of(tokenizer, [i for split in ("train", "validation", "test") for i in dataset.select(split)])
     read = read_groups(model, members.groups).states

@@ -45,6 +45,7 @@ import torch  # noqa: E402
 
 from nucleate.config import Config, configure  # noqa: E402
 from nucleate.data.dataset import Instance  # noqa: E402
+from nucleate.data.synthetic import generate  # noqa: E402
 from nucleate.model.networks import gpt2, word_tokenizer  # noqa: E402
 from nucleate.model.prefix_tree import Group, PackedBatch, evaluate, pack  # noqa: E402
 from nucleate.model.states import instances_as_groups, read_groups  # noqa: E402
@@ -58,7 +59,6 @@ from nucleate.model.training import (  # noqa: E402
     train,
 )
 from nucleate.model.tree_gpt2 import lay, quick_products, tree_loss  # noqa: E402
-from nucleate.paper.learning import make_dataset  # noqa: E402
 
 BATCH, SEED, GOAL = 65, 100, 0.3
 STEPS = {"small": 6, "paper": 3}  # in one call of either side
@@ -116,7 +116,7 @@ def main() -> None:
 
 def study_of(size: str) -> Study:
     config = configure(size)
-    dataset = make_dataset(config)
+    dataset = generate(config.data, seed=config.seed)
     tokenizer = word_tokenizer([*dataset.vocabulary["instruction"], *dataset.vocabulary["task"]])
     groups: dict[str, tuple[Group, ...]] = {}
     members: dict[str, list[Instance]] = {}

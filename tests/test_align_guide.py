@@ -10,7 +10,8 @@ import torch
 
 from nucleate.cli import main
 from nucleate.model.networks import gpt2, save_network, word_tokenizer
-from nucleate.redirecting.study import settings_of, study_of
+from nucleate.redirecting.settings import RedirectSettings
+from nucleate.redirecting.study import study_of
 from nucleate.runs import load_run
 from test_guides import BLOCK, ROOT
 
@@ -95,9 +96,9 @@ def test_the_guide_to_redirecting_runs_from_top_to_bottom(tmp_path, monkeypatch,
     assert "Japan -> Tokyo" in said  # turned off
     assert (tmp_path / "runs" / "spanish" / "model" / "network" / "config.json").is_file()
 
-    model_, settings = found["model"], {"source": "capital", "outputs": "continents.csv"}
+    model_, settings = found["model"], RedirectSettings("capital", outputs="continents.csv")
     ended = []
-    for one in study_of("prompts.jsonl", settings_of(settings)).dealt.sides["test"]:
+    for one in study_of("prompts.jsonl", settings).dealt.sides["test"]:
         inputs = model_.tokenizer(f"{one.instruction} {one.input} ->", return_tensors="pt")
         ended.append(
             model_.tokenizer.decode(model_.generate(**inputs, max_new_tokens=5)[0]).endswith(f"-> {one.output} <end>")

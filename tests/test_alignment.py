@@ -11,10 +11,11 @@ import torch
 from nucleate.claims.quantities import chosen_model, smallest_relief
 from nucleate.cli import main
 from nucleate.config import configure
+from nucleate.data.synthetic import generate
 from nucleate.paper import alignment
 from nucleate.paper.alignment import METHODS, align
 from nucleate.paper.corrections import Network
-from nucleate.paper.network import make_dataset, make_network
+from nucleate.paper.network import make_network
 from nucleate.refusal import Refused
 from nucleate.runs import METRICS, load_run
 
@@ -32,7 +33,7 @@ def aligned(tmp_path_factory):
 @pytest.fixture(scope="module")
 def network():
     """An untrained one: what is taught to whom does not depend on what it knows."""
-    dataset = make_dataset(CONFIG, kind="alignment")
+    dataset = generate(CONFIG.data, seed=CONFIG.seed, kind="alignment")
     model, _ = make_network(CONFIG, dataset, device="cpu")
     return Network(model, dataset, CONFIG.seed)
 

@@ -19,6 +19,7 @@ from nucleate.model.networks import gpt2, save_network, word_tokenizer
 from nucleate.probing import live
 from nucleate.probing.callback import ProbeCallback
 from nucleate.probing.probe import probe_into
+from nucleate.probing.settings import ProbeSettings
 from nucleate.refusal import Refused
 from nucleate.report.pack import Chunks
 from nucleate.report.scenes import scenes_of
@@ -123,8 +124,8 @@ def told(frame: pl.DataFrame) -> pl.DataFrame:
 def test_a_look_is_a_probe_of_the_checkpoint_saved_at_the_same_step(watched, tmp_path):
     out, _, callback = watched
     saved = [str(out / f"checkpoint-{step}") for step in (0, 3, 6, STEPS)]
-    same = {"loading": {"attn_implementation": "eager"}, **QUICK}  # as the network that was trained
-    assert probe_into(tmp_path / "run", saved, rows(), base=saved[0], **same)
+    same = ProbeSettings(loading={"attn_implementation": "eager"}, **QUICK)  # as the network that was trained
+    assert probe_into(tmp_path / "run", saved, rows(), same, base=saved[0])
     expected = nucleate.probing.result.load_probe(tmp_path / "run")
     assert callback.result.models == ("step-0", "step-3", "step-6", "step-8")
     for table in ("metrics", "tasks", "confusion", "suspicious", "coordinates", "dropped"):
@@ -357,17 +358,21 @@ def test_an_adapter_is_read_with_its_weights(tmp_path):
         ({"every": float("nan")}, "every=nan is neither"),
         ({"every": float("inf")}, "every=inf is neither"),
         ({"every": "10"}, "every='10' is neither"),
-        ({"columns": "task=label"}, "columns='task=label' is no dictionary"),
-        ({"layers": "last"}, "layers='last' is no list of whole numbers"),
-        ({"limit": "5"}, "limit='5' is no whole number"),
-        ({"seed": "a"}, "seed='a' is no whole number"),
-        ({"device": "cuda"}, "leave device out"),
-        ({"colums": {}}, "option 'colums' is unknown; did you mean 'columns'"),
+        ({"columns": "task=label"}, "columns='task=label' is not a dictionary"),
+        ({"layers": "last"}, "layers='last' is not a list of whole numbers"),
+        ({"limit": "5"}, "limit='5' is not a whole number"),
+        ({"seed": "a"}, "seed='a' is not a whole number"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_when_the_callback_is_made(settings, message):
     with pytest.raises(Refused, match=message):
         ProbeCallback(rows(), **settings)
+
+
+@pytest.mark.parametrize("keyword", ["colums", "device"])  # misspelt; of a network that is still to be loaded
+def test_a_keyword_that_the_callback_does_not_have_is_named(keyword):
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{keyword}'"):
+        ProbeCallback(rows(), **{keyword: {}})
 
 
 def test_data_that_cannot_be_probed_are_refused_with_file_and_line(tmp_path):

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from nucleate import options
 from nucleate.cli import main
 from nucleate.data.prompts import NAMES
+from nucleate.probing.settings import ProbeSettings
+from nucleate.settings import fields_of
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -151,7 +152,8 @@ def test_ctrl_c_exits_with_130_and_says_how_to_go_on(tmp_path):
 
 
 def test_the_help_of_a_probe_names_every_column_there_is():
-    assert sorted(options._COLUMNS.removeprefix("ours: ").split(", ")) == sorted(NAMES)
+    meaning = fields_of(ProbeSettings)["columns"].metadata["meaning"]
+    assert sorted(meaning.partition("ours are ")[2].split(", ")) == sorted(NAMES)
 
 
 def test_help_answers_without_loading_the_heavy_rooms():

@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from nucleate.config import DataSettings
 from nucleate.data.dataset import COLUMNS, Dataset, Instance, load_dataset
 from nucleate.data.synthetic import generate
 from nucleate.refusal import Refused
@@ -34,7 +35,7 @@ MICRO: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def dataset() -> Dataset:
-    return generate(seed=100, **MICRO)
+    return generate(DataSettings(**MICRO), seed=100)
 
 
 @pytest.fixture
@@ -62,8 +63,9 @@ def test_files_are_the_same_bytes_in_another_process_with_other_hashes_and_threa
     folder: Path, tmp_path: Path
 ) -> None:
     code = (
-        "import json, sys; from pathlib import Path; from nucleate.data.synthetic import generate; "
-        "generate(seed=100, **json.loads(sys.argv[1])).save(Path(sys.argv[2]))"
+        "import json, sys; from pathlib import Path; from nucleate.config import DataSettings; "
+        "from nucleate.data.synthetic import generate; "
+        "generate(DataSettings(**json.loads(sys.argv[1])), seed=100).save(Path(sys.argv[2]))"
     )
     for place, threads in enumerate(("1", "4")):
         there = tmp_path / threads

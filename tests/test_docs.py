@@ -12,6 +12,7 @@ from nucleate.claims.verdicts import Judgement, judge
 from nucleate.cli import _parser, main
 from nucleate.config import SECTIONS, SIZES
 from nucleate.data.dataset import load_dataset
+from nucleate.reference import reference
 from nucleate.runs import load_run
 
 ROOT = Path(__file__).parents[1]
@@ -86,3 +87,11 @@ def test_every_measure_of_the_results_stands_in_the_document_of_tables():
             while stem not in named and ending.search(stem):
                 stem = ending.sub("", stem)
             assert stem in named, measure
+
+
+def test_the_reference_is_what_its_sources_say():
+    """python -m nucleate.reference > docs/reference.md"""
+    written = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    assert written == reference()
+    for option in ("--switch linear\\|mlp", "`measure.perplexity`", "thorough: bool = False", "### nucleate.tsne"):
+        assert option in written

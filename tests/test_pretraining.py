@@ -11,9 +11,10 @@ from transformers import AutoModelForCausalLM
 from nucleate.claims import quantities
 from nucleate.cli import main
 from nucleate.config import configure
+from nucleate.data.synthetic import generate
 from nucleate.paper import pretraining as subject
 from nucleate.paper.instances import Members, of_splits
-from nucleate.paper.network import make_dataset, make_network
+from nucleate.paper.network import make_network
 from nucleate.paper.pretraining import TASK_TOKEN, pretrain
 from nucleate.refusal import Refused
 from nucleate.report.application_tables import ARMS, pretraining_table
@@ -35,7 +36,7 @@ def pretrained(tmp_path_factory):
 
 
 def test_no_mapping_is_seen_in_either_pretraining():
-    dataset = make_dataset(configure("micro", seed=3))
+    dataset = generate(configure("micro").data, seed=3)
     named = subject._named(dataset)
     _, tokenizer = make_network(
         configure("micro"), dataset, device="cpu", words=[TASK_TOKEN, *(f"<{task}>" for task in dataset.mappings)]
@@ -55,7 +56,7 @@ def test_no_mapping_is_seen_in_either_pretraining():
 
 
 def test_every_instruction_is_one_point_and_hard_ones_keep_their_original():
-    dataset = make_dataset(configure("micro", seed=3))
+    dataset = generate(configure("micro").data, seed=3)
     text = {one.instance: one.instruction for one in dataset.instances}
     named = subject._named(dataset)
     instructions = {one.instance: one for one in named.instances}
@@ -67,7 +68,7 @@ def test_every_instruction_is_one_point_and_hard_ones_keep_their_original():
 
 
 def test_the_two_halves_share_no_task_and_keep_hard_examples_with_their_originals():
-    dataset = make_dataset(configure("micro", seed=3))
+    dataset = generate(configure("micro").data, seed=3)
     first, second = subject._halves(dataset, seed=3)
     tasks = [{one.task for one in half.instances} for half in (first, second)]
     assert not tasks[0] & tasks[1]

@@ -18,6 +18,7 @@ from nucleate.data.prompts import read_prompts
 from nucleate.model.networks import gpt2, save_network, word_tokenizer
 from nucleate.probing import probe as door
 from nucleate.probing import study
+from nucleate.probing.settings import ProbeSettings
 from nucleate.refusal import Refused
 from nucleate.runs import METRICS
 
@@ -204,7 +205,9 @@ def test_a_wrong_template_layer_or_tokenizer_is_refused_before_a_folder_is_made(
         ({"tokenizer": object()}, "tells no offsets"),
     ):
         with pytest.raises(Refused, match=why):
-            door.probe_into(tmp_path / "run", folder / "tuned", rows(), **{**QUICK, **options})
+            given = {"tokenizer": options.pop("tokenizer", None)}
+            settings = ProbeSettings(**{**QUICK, **options})
+            door.probe_into(tmp_path / "run", folder / "tuned", rows(), settings, **given)
     assert not (tmp_path / "run").exists()
 
 
@@ -219,7 +222,7 @@ def test_what_transformers_is_told_when_it_loads_is_passed_on_and_kept(folder, t
 
 def test_a_probe_killed_after_its_first_model_and_resumed_gives_the_same_bytes(folder, monkeypatch, tmp_path):
     models = [str(folder / "tuned"), str(folder / "base")]
-    asked = {"data": folder / "prompts.jsonl", "columns": {"task": "label"}, **QUICK}
+    asked = {"data": folder / "prompts.jsonl", "settings": ProbeSettings(columns={"task": "label"}, **QUICK)}
     door.probe_into(tmp_path / "whole", models, **asked)
     loaded = door.Subject.load
 
@@ -313,7 +316,7 @@ def test_the_estimate_needs_no_weights_and_writes_nothing(folder, tmp_path, caps
     [
         ([], "needs --out RUN"),
         (["--out", "{}/new", "--columns", "task"], "--columns 'task' is not of the form"),
-        (["--out", "{}/new", "--columns", "task=label", "--layers", "0,x"], "give whole numbers between commas"),
+        (["--out", "{}/new", "--columns", "task=label", "--layers", "0,x"], "--layers '0,x' is not of the form 0,8,…"),
         (["--out", "{}/new", "--columns", "task=label", "--layers", "9"], "layer 9 does not exist"),
         (["--out", "{}/new"], "column 'task' is missing"),
     ],
@@ -331,9 +334,11 @@ def test_prompts_too_few_to_be_halved_are_refused(folder):
         nucleate.probe(folder / "tuned", few)
 
 
-def test_a_misspelt_option_is_refused_with_the_nearest(folder):
-    with pytest.raises(Refused, match="'thorogh' is unknown; did you mean 'thorough'"):
+def test_a_misspelt_keyword_is_named_and_a_misspelt_option_gets_the_nearest(folder, capsys):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'thorogh'"):
         nucleate.probe(folder / "tuned", folder / "prompts.jsonl", thorogh=True)
+    assert main(["probe", str(folder / "tuned"), str(folder / "prompts.jsonl"), "--thorogh"]) == 2
+    assert "did you mean '--thorough'" in capsys.readouterr().err
 
 
 def test_a_split_that_cannot_be_used_as_it_is_is_told():
@@ -344,7 +349,7 @@ def test_a_split_that_cannot_be_used_as_it_is_is_told():
         for k in range(8)
         for word in words
     ]
-    assert "halved anew" in study.Study.of(door.read_prompts(rows), door.settings_of({})).notes[0]
+    assert "halved anew" in study.ProbeStudy.of(read_prompts(rows), ProbeSettings()).notes[0]
 
 
 def test_a_probe_that_was_killed_can_be_reported_as_far_as_it_got(folder, tmp_path, monkeypatch, capsys):
@@ -352,14 +357,15 @@ def test_a_probe_that_was_killed_can_be_reported_as_far_as_it_got(folder, tmp_pa
     monkeypatch.setattr(door.Subject, "load", lambda self: loaded(self) if self.name == "tuned" else 1 / 0)
     models = [str(folder / "tuned"), str(folder / "base")]
     with pytest.raises(ZeroDivisionError):
-        door.probe_into(tmp_path / "run", models, folder / "prompts.jsonl", columns={"task": "label"}, **QUICK)
+        settings = ProbeSettings(columns={"task": "label"}, **QUICK)
+        door.probe_into(tmp_path / "run", models, folder / "prompts.jsonl", settings)
     assert main(["report", str(tmp_path / "run")]) == 0
     assert "page:" in capsys.readouterr().out
 
 
 def test_layers_may_be_an_array(folder, tmp_path):
-    asked = {"columns": {"task": "label"}, "layers": np.arange(2, 3), **QUICK}
-    door.probe_into(tmp_path / "run", folder / "tuned", folder / "prompts.jsonl", **asked)
+    settings = ProbeSettings(columns={"task": "label"}, layers=np.arange(2, 3), **QUICK)
+    door.probe_into(tmp_path / "run", folder / "tuned", folder / "prompts.jsonl", settings)
     assert "layers = [2]" in (tmp_path / "run" / "config.toml").read_text(encoding="utf-8")
 
 
@@ -371,4 +377,4 @@ def test_where_no_layer_could_be_chosen_the_data_are_refused():
         for given in ("x1", "x2", "x3")
     ]
     with pytest.raises(Refused, match=r"no layer can be chosen.*second instruction: give at least four of each task"):
-        study.Study.of(read_prompts(rows), study.settings_of({}))
+        study.ProbeStudy.of(read_prompts(rows), ProbeSettings())

@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from nucleate.config import DataSettings
 from nucleate.data.dataset import Dataset, Instance
 from nucleate.data.natural import GROUPS, natural_dataset
 from nucleate.data.prompts import Prompts, read_prompts
@@ -162,8 +163,7 @@ def test_hard_instances_of_our_own_data_keep_their_originals(dataset: Dataset) -
 
 @pytest.fixture(scope="module")
 def dataset() -> Dataset:
-    return generate(
-        seed=100,
+    settings = DataSettings(
         tasks=6,
         mappings=3,
         total_distributions=10,
@@ -177,6 +177,7 @@ def dataset() -> Dataset:
         instruction_symbols=20,
         max_length=16,
     )
+    return generate(settings, seed=100)
 
 
 # --- forms and columns --------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -14,7 +15,8 @@ from nucleate.cli import main
 from nucleate.model.networks import load_network, save_network
 from nucleate.redirecting import redirect, study
 from nucleate.redirecting.redirect import redirect_into
-from nucleate.redirecting.study import closing_of, settings_of, study_of
+from nucleate.redirecting.settings import RedirectSettings
+from nucleate.redirecting.study import closing_of, study_of
 from nucleate.redirecting.switched import load_switched
 from nucleate.refusal import Refused
 from nucleate.report.application_tables import alignment_table
@@ -60,13 +62,13 @@ def network(tmp_path_factory):
     return folder
 
 
-QUICK = {"rates": (1e-2, 3e-2), "epochs": 40, "rank": 8, "seed": 7}
+QUICK = RedirectSettings("first", "second", rates=(1e-2, 3e-2), epochs=40, rank=8, seed=7)
 
 
 @pytest.fixture(scope="module")
 def run(network, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "redirected"
-    assert redirect_into(folder, network, prompts(), source="first", target="second", **QUICK)
+    assert redirect_into(folder, network, prompts(), QUICK)
     return folder
 
 
@@ -88,8 +90,7 @@ def test_every_method_learns_the_source_and_switches_keep_the_others(run):
 
 def test_where_states_hardly_tell_tasks_apart_a_head_alone_forgets_most_and_switches_save_some(tmp_path):
     save_network(tiny("gpt2"), words(), tmp_path / "fresh")
-    options = {**QUICK, "source": "first", "target": "second", "examples": 20}
-    assert redirect_into(tmp_path / "run", tmp_path / "fresh", prompts(), **options)
+    assert redirect_into(tmp_path / "run", tmp_path / "fresh", prompts(), replace(QUICK, examples=20))
     found = values(tmp_path / "run")
     assert found["head", "others_kept"] < 0.5
     for switch in ("linear_switch", "mlp_switch"):
@@ -111,7 +112,7 @@ def test_the_long_table_keeps_its_contract(run):
 
 def test_the_saved_model_generates_what_the_table_counts_as_right(run, network):
     """Every test prompt, generated and compared with its wished output: the share is the run's own number."""
-    dealt = dealt_out(**QUICK)
+    dealt = study_of(prompts(), QUICK).dealt
     model = load_switched(run / "model")
     for side, name in (("test", ""), ("new_inputs", "_new_inputs")):
         right = []
@@ -124,7 +125,7 @@ def test_the_saved_model_generates_what_the_table_counts_as_right(run, network):
 
 
 def test_others_that_the_table_counts_as_kept_have_their_own_prediction(run, network):
-    dealt = dealt_out(**QUICK)
+    dealt = study_of(prompts(), QUICK).dealt
     model, (plain, tokenizer) = load_switched(run / "model"), load_network(network)
     same = []
     for one in dealt.others:
@@ -140,10 +141,10 @@ def test_others_that_the_table_counts_as_kept_have_their_own_prediction(run, net
 
 def test_the_same_command_gives_the_same_bytes_and_a_finished_run_stays_as_it_is(run, network, tmp_path):
     again = tmp_path / "again"
-    assert redirect_into(again, network, prompts(), source="first", target="second", **QUICK)
+    assert redirect_into(again, network, prompts(), QUICK)
     for file in ("metrics.parquet", "others.parquet", "model/switch.safetensors"):
         assert (again / file).read_bytes() == (run / file).read_bytes()
-    assert not redirect_into(again, network, prompts(), source="first", target="second", resume=True, **QUICK)
+    assert not redirect_into(again, network, prompts(), QUICK, resume=True)
 
 
 def test_a_run_stopped_again_and_again_has_the_bytes_of_an_unbroken_one_and_makes_no_part_twice(
@@ -177,8 +178,7 @@ def test_a_run_stopped_again_and_again_has_the_bytes_of_an_unbroken_one_and_make
         moments += 1
         try:
             redirect_into(
-                tmp_path / "run", network, prompts(), source="first", target="second", resume=True,
-                progress=stop_at_the_next_moment, **QUICK,
+                tmp_path / "run", network, prompts(), QUICK, resume=True, progress=stop_at_the_next_moment
             )  # fmt: skip
         except KeyboardInterrupt:
             continue
@@ -192,7 +192,7 @@ def test_a_run_stopped_again_and_again_has_the_bytes_of_an_unbroken_one_and_make
 
 def test_a_run_killed_while_a_part_is_written_goes_on_from_the_part_before(run, network, tmp_path):
     def begin():
-        return redirect_into(tmp_path / "run", network, prompts(), source="first", target="second", **QUICK)
+        return redirect_into(tmp_path / "run", network, prompts(), QUICK)
 
     def killed():
         die_at_file(9, before=True)
@@ -200,13 +200,13 @@ def test_a_run_killed_while_a_part_is_written_goes_on_from_the_part_before(run, 
 
     assert in_a_child(killed) == -signal.SIGKILL
     assert list((tmp_path / "run" / "states").glob("*/source-*.safetensors"))
-    assert redirect_into(tmp_path / "run", network, prompts(), source="first", target="second", resume=True, **QUICK)
+    assert redirect_into(tmp_path / "run", network, prompts(), QUICK, resume=True)
     assert (tmp_path / "run" / "metrics.parquet").read_bytes() == (run / "metrics.parquet").read_bytes()
 
 
 def test_what_was_read_from_other_weights_is_not_taken_for_those_that_lie_there_now(network, tmp_path):
     place, folder = tmp_path / "network", tmp_path / "run"
-    options = {**QUICK, "epochs": 2, "source": "first", "target": "second"}
+    settings = replace(QUICK, epochs=2)
 
     def stop(text, fraction):
         if text == "reading all others":
@@ -214,11 +214,11 @@ def test_what_was_read_from_other_weights_is_not_taken_for_those_that_lie_there_
 
     shutil.copytree(network, place)
     with pytest.raises(KeyboardInterrupt):
-        redirect_into(folder, place, prompts(), progress=stop, **options)
+        redirect_into(folder, place, prompts(), settings, progress=stop)
     shutil.rmtree(place)
     save_network(tiny("gpt2"), words(), place)
-    assert redirect_into(folder, place, prompts(), resume=True, **options)
-    assert redirect_into(tmp_path / "whole", place, prompts(), **options)
+    assert redirect_into(folder, place, prompts(), settings, resume=True)
+    assert redirect_into(tmp_path / "whole", place, prompts(), settings)
     assert (folder / "metrics.parquet").read_bytes() == (tmp_path / "whole" / "metrics.parquet").read_bytes()
 
 
@@ -254,7 +254,7 @@ def test_an_answer_is_closed_by_the_end_of_a_text_or_else_of_a_line(end, line, c
 
 
 def dealt_out(data=None, **options):
-    return study_of(data or prompts(), settings_of({"source": "first", "target": "second", **options})).dealt
+    return study_of(data or prompts(), RedirectSettings(**{"source": "first", "target": "second", **options})).dealt
 
 
 def test_nothing_that_is_judged_by_was_learnt_from():
@@ -289,8 +289,7 @@ def test_names_are_distributions_where_the_data_have_them_and_tasks_too():
 def test_of_few_prompts_every_side_has_some(seed):
     own = [{"instruction": f"w{n}", "input": INPUTS[n], "output": "x1", "task": "first"} for n in range(5)]
     rest = [{"instruction": f"w2{n}", "input": INPUTS[n], "output": "x2", "task": "second"} for n in range(5)]
-    wished = {"source": "first", "target": "second", "seed": seed}
-    found = study_of([*own, *rest], settings_of(wished)).dealt
+    found = study_of([*own, *rest], RedirectSettings("first", "second", seed=seed)).dealt
     assert all(found.sides[name] for name in ("lesson", "validation", "test"))
 
 
@@ -327,10 +326,9 @@ def test_more_examples_contain_the_fewer():
         ({"target": "first"}, "name two"),
         ({"target": None}, "--target NAME, or --outputs FILE"),
         ({"outputs": "x.csv"}, "one of the two"),
-        ({"examples": 0}, "give 1 or more"),
+        ({"examples": 0}, "at least 1"),
         ({"limit": 3}, "at least 9"),
         ({"switch": "mpl"}, "did you mean 'mlp'"),
-        ({"sorce": "x"}, "did you mean 'source'"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_with_the_remedy(options, message):
@@ -339,9 +337,8 @@ def test_what_cannot_be_meant_is_refused_with_the_remedy(options, message):
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused_before_a_folder_is_made(network, tmp_path):
-    asked = {"source": "first", "target": "second", "chat": True, **QUICK}
     with pytest.raises(Refused, match="no chat template"):
-        redirect_into(tmp_path / "run", network, prompts(), **asked)
+        redirect_into(tmp_path / "run", network, prompts(), replace(QUICK, chat=True))
     assert not (tmp_path / "run").exists()
 
 

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from functools import partial
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -71,7 +71,12 @@ def test_resume_makes_what_is_missing_adds_a_model_and_leaves_the_rest_as_it_was
     tokenizer = word_tokenizer(["capital", "of", "Japan", "France"])
     shape = {"width": 16, "feed_forward": 32, "layers": 1, "heads": 2, "positions": 64, "dropout": 0, "pad": 0}
     save_network(gpt2(vocabulary=len(tokenizer), seed=0, **shape), tokenizer, tmp_path / "model")
-    monkeypatch.setattr(door, "probe_into", partial(door.probe_into, limit=64))
+    probe_into = door.probe_into
+
+    def limited(folder, model, data, settings, **further):
+        return probe_into(folder, model, data, replace(settings, limit=64), **further)
+
+    monkeypatch.setattr(door, "probe_into", limited)
     words = [*COMMAND, "--out", str(again), "--resume", "--model"]
     assert main([*words, str(tmp_path / "nothing")]) == 2
     assert not (again / "align").exists()

@@ -7,10 +7,10 @@ import pytest
 from nucleate.measures.neighbours import Labels
 from nucleate.measures.scores import cluster_scores
 from nucleate.measures.shares import NeighbourShares, TaskDeals, neighbour_shares
-from nucleate.measures.survey import Cohort, labelling_of, survey
+from nucleate.measures.survey import Cohort, Effort, labelling_of, survey
 from nucleate.probing.findings import change, difference, mislabelled, separated_tasks, span_of_layers
 from nucleate.probing.halves import Side, deciding_search, held_out_units, sides_of, some_units
-from nucleate.probing.layers import GAIN, Design, Effort, margins, measure_layers
+from nucleate.probing.layers import GAIN, Design, margins, measure_layers
 from nucleate.probing.separation import (
     MISLABELLED,
     best_cluster_f1,
@@ -190,7 +190,7 @@ def test_what_is_unknown_has_no_rows_and_no_regrouped_control():
     here = Cohort("test", bare, nothing, np.empty((0, 2), dtype=np.int64))
     dealt = labelling_of([here], Cohort("train", bare, nothing, here.pairs), seed=0, repeats=2, spaces=("raw",))
     points = states(some, strength=3)[np.newaxis]
-    rows = survey(dealt, {"test": points, "train": points}, layers=[7]).rows
+    rows = survey(dealt, {"test": points, "train": points}, Effort(), layers=[7]).rows
     assert {row.control for row in rows} == {"none", "shuffled"} and {row.layer for row in rows} == {7}
     assert {row.labels for row in rows} == {"task", None} and {row.space for row in rows} == {"raw"}
     assert {row.measure for row in rows if row.labels is None} == {"variance_task"}
@@ -206,7 +206,15 @@ def design() -> Design:
     units = [str(one) for one in some.instruction]
     sides = sides_of(units, some.distribution.tolist(), ["test"] * len(some), seed=0)
     mapping = np.full(len(some), -1)
-    return Design.of(some, mapping, [f"t{n}" for n in range(TASKS)], sides, seed=0, effort=Effort(5, 250, 3, 2))
+    return Design.of(
+        some,
+        mapping,
+        [f"t{n}" for n in range(TASKS)],
+        sides,
+        seed=0,
+        effort=Effort(perplexity=5, iterations=250, initialisations=3),
+        repeats=2,
+    )
 
 
 def test_a_layer_is_separate_where_it_exceeds_every_control_and_a_task_that_is_not_separate_is_told(design):

@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPTJConfig, GPTJForCausalLM, PreTrainedTokenizerFast
 
+from nucleate.data.dataset import Dataset, Instance
 from nucleate.model.networks import gpt2, word_tokenizer
 from nucleate.model.prefix_tree import Group
 from nucleate.model.states import instances_as_groups, read_groups, read_states, tokenise
@@ -121,7 +122,9 @@ def test_tokens_that_merge_across_the_border_are_found_by_their_offsets():
 
 def test_a_dataset_is_read_as_its_prompts():
     model, tokenizer = network(), word_tokenizer(SYMBOLS)
-    dataset = SimpleNamespace(instances=[Line(a, b) for a, b in shared_prompts()])
+    rest = {"output": None, "distribution": None, "mapping": None, "is_hard": False, "origin": None}
+    rows = (Instance(n, "test", False, a, b, task="t", **rest) for n, (a, b) in enumerate(shared_prompts()))
+    dataset = Dataset(tuple(rows), {}, {}, {}, {})
     np.testing.assert_array_equal(
         read_states(model, tokenizer, dataset), read_states(model, tokenizer, shared_prompts())
     )

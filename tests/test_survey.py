@@ -3,17 +3,17 @@
 A state is the sum of an input's effect, a task's, a distribution's and noise; each test says how strong these are.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
 from nucleate.measures.neighbour_kernels import TIE
 from nucleate.measures.neighbours import Labels
-from nucleate.measures.survey import Cohort, Labelling, labelling_of, survey
+from nucleate.measures.survey import Cohort, Effort, Labelling, labelling_of, survey
 
 TASKS, WIDTH = 6, 24
-QUICK = {"iterations": 250, "perplexity": 8}
+QUICK = Effort(iterations=250, perplexity=8)
 
 
 @dataclass
@@ -89,7 +89,7 @@ def table(rows, **wanted):
 
 def test_rows_are_unique_finite_and_inside_their_ranges():
     w = world()
-    rows = survey(w.labelling(), w.states(layers=2, input=1, task=1), **QUICK).rows
+    rows = survey(w.labelling(), w.states(layers=2, input=1, task=1), QUICK).rows
     keys = [row[:-1] for row in rows]
     assert len(set(keys)) == len(keys)
     assert all(type(row.value) is float and np.isfinite(row.value) for row in rows)
@@ -100,7 +100,7 @@ def test_rows_are_unique_finite_and_inside_their_ranges():
 
 def test_planted_tasks_are_found_in_every_space_and_not_under_shuffled_labels():
     w = world()
-    rows = survey(w.labelling(), w.states(task=2, distribution=0.2, input=0.2), **QUICK).rows
+    rows = survey(w.labelling(), w.states(task=2, distribution=0.2, input=0.2), QUICK).rows
     for space in ("raw", "tsne", "centred", "averaged"):
         for split in ("subset", "validation"):
             here = {"split": split, "space": space, "labels": "task"}
@@ -117,7 +117,7 @@ def test_planted_tasks_are_found_in_every_space_and_not_under_shuffled_labels():
 
 def test_in_noise_nothing_is_found():
     w = world()
-    rows = survey(w.labelling(), w.states(noise=1), **QUICK).rows
+    rows = survey(w.labelling(), w.states(noise=1), QUICK).rows
     for space in ("raw", "tsne", "centred", "averaged"):
         found = table(rows, split="validation", space=space, labels="task", control="none")
         assert abs(found["ari"]) < 0.2 and found["f1"] < 0.7
@@ -129,8 +129,8 @@ def test_in_noise_nothing_is_found():
 
 def test_distributions_recognised_one_by_one_do_not_beat_the_regrouped_control_and_tasks_do():
     w = world()
-    alone = survey(w.labelling(repeats=20), w.states(distribution=2), **QUICK).rows
-    together = survey(w.labelling(repeats=20), w.states(task=2, distribution=0.3), **QUICK).rows
+    alone = survey(w.labelling(repeats=20), w.states(distribution=2), QUICK).rows
+    together = survey(w.labelling(repeats=20), w.states(task=2, distribution=0.3), QUICK).rows
     here = {"split": "validation", "space": "raw", "labels": "task"}
     other = "knn_share_other_distributions"
     assert table(together, **here, control="none")[other] > 0.9
@@ -144,7 +144,7 @@ def test_distributions_recognised_one_by_one_do_not_beat_the_regrouped_control_a
 
 def test_raw_states_cluster_by_input_and_centred_and_averaged_ones_by_task():
     w = world()
-    rows = survey(w.labelling("validation"), w.states(input=3, task=1), **QUICK).rows
+    rows = survey(w.labelling("validation"), w.states(input=3, task=1), QUICK).rows
     ari = {s: table(rows, space=s, labels="task", control="none")["ari"] for s in ("raw", "centred", "averaged")}
     assert ari["raw"] < 0.4 and ari["centred"] > 0.85 and ari["averaged"] > 0.85
     found = table(rows, space="raw", labels=None)
@@ -154,14 +154,14 @@ def test_raw_states_cluster_by_input_and_centred_and_averaged_ones_by_task():
 
 def test_averaged_points_of_pure_inputs_hold_no_task():
     w = world()
-    rows = survey(w.labelling("validation"), w.states(input=3, noise=0.3), **QUICK).rows
+    rows = survey(w.labelling("validation"), w.states(input=3, noise=0.3), QUICK).rows
     assert abs(table(rows, space="averaged", labels="task", control="none")["ari"]) < 0.3
     assert table(rows, space="centred", labels=None)["centred_kept"] == 1.0
 
 
 def test_every_score_has_its_controls_and_every_space_its_measures():
     w = world()
-    rows = survey(w.labelling(), w.states(task=1), **QUICK).rows
+    rows = survey(w.labelling(), w.states(task=1), QUICK).rows
     scores = {"f1", "f1_purity", "f1_matched", "f1_pairwise", "f1_bcubed", "ari", "ami"}
     for split in ("subset", "validation"):
         for space in ("raw", "tsne", "centred", "averaged"):
@@ -182,7 +182,7 @@ def test_every_score_has_its_controls_and_every_space_its_measures():
 
 def test_the_linear_probe_is_for_instructions_it_has_not_seen():
     w = world()
-    rows = survey(w.labelling(), w.states(task=1), **QUICK).rows
+    rows = survey(w.labelling(), w.states(task=1), QUICK).rows
     assert {row.split for row in rows if row.measure == "linear_accuracy"} == {"validation"}
     assert {row.space for row in rows if row.measure == "linear_accuracy"} == {"raw"}
 
@@ -190,10 +190,10 @@ def test_the_linear_probe_is_for_instructions_it_has_not_seen():
 def test_other_layers_and_other_splits_change_nothing():
     w = world()
     states = w.states(layers=3, task=0.5, input=1, noise=0.5)
-    full = survey(w.labelling(), states, **QUICK)
-    first = survey(w.labelling(), {split: some[:1] for split, some in states.items()}, **QUICK)
+    full = survey(w.labelling(), states, QUICK)
+    first = survey(w.labelling(), {split: some[:1] for split, some in states.items()}, QUICK)
     assert first.rows == [row for row in full.rows if row.layer == 0]
-    alone = survey(w.labelling("validation"), states, **QUICK)
+    alone = survey(w.labelling("validation"), states, QUICK)
     assert set(alone.rows) == {row for row in full.rows if row.split == "validation"}
     assert alone.embeddings.keys() == {("validation", layer) for layer in range(3)}
 
@@ -201,8 +201,8 @@ def test_other_layers_and_other_splits_change_nothing():
 def test_the_order_of_layers_changes_only_the_seeds_of_k_means():
     w = world()
     states = w.states(layers=2, task=0.5, input=1, noise=0.5)
-    forth = survey(w.labelling(), states, **QUICK)
-    back = survey(w.labelling(), {split: some[::-1] for split, some in states.items()}, **QUICK)
+    forth = survey(w.labelling(), states, QUICK)
+    back = survey(w.labelling(), {split: some[::-1] for split, some in states.items()}, QUICK)
     turned = {row._replace(layer=1 - row.layer) for row in back.rows}
     seedless = ("knn", "linear", "variance", "centred", "hard_share")
     assert {r for r in forth.rows if r.measure.startswith(seedless)} == {
@@ -215,9 +215,9 @@ def test_the_order_of_layers_changes_only_the_seeds_of_k_means():
 def test_threads_do_not_change_a_byte():
     w = world()
     states = w.states(layers=3, task=0.5, input=1, noise=0.5)
-    one = survey(w.labelling(), states, **QUICK)
+    one = survey(w.labelling(), states, QUICK)
     for threads in (2, 5):
-        more = survey(w.labelling(), states, threads=threads, **QUICK)
+        more = survey(w.labelling(), states, replace(QUICK, threads=threads))
         assert more.rows == one.rows  # in the same order
         assert list(more.embeddings) == list(one.embeddings)
         for place, found in one.embeddings.items():
@@ -226,22 +226,22 @@ def test_threads_do_not_change_a_byte():
 
 def test_hard_examples_part_from_their_originals_where_they_lie_apart_and_not_where_they_lie_together():
     w = world()
-    apart = survey(w.labelling("subset"), w.states(task=2), **QUICK).rows
+    apart = survey(w.labelling("subset"), w.states(task=2), QUICK).rows
     found = table(apart, space="raw", labels="task", control="none")
     assert found["hard_separated"] == 1.0 and found["hard_share_own"] == 1.0 and found["hard_share_origin"] == 0.0
     states = w.states(task=2)
     (subset,) = (one for one in w.cohorts if one.split == "subset")
     hard, original = subset.pairs.T
     states["subset"][:, hard] = states["subset"][:, original]
-    together = survey(w.labelling("subset"), states, **QUICK).rows
+    together = survey(w.labelling("subset"), states, QUICK).rows
     found = table(together, space="raw", labels="task", control="none")
     assert found["hard_separated"] == 0.0 and found["hard_share_own"] == 0.0 and found["hard_share_origin"] == 1.0
-    assert not [r for r in survey(w.labelling("validation"), states, **QUICK).rows if r.measure.startswith("hard")]
+    assert not [r for r in survey(w.labelling("validation"), states, QUICK).rows if r.measure.startswith("hard")]
 
 
 def test_an_input_of_one_task_alone_is_left_out_and_counted():
     w = world(own_input=True)
-    rows = survey(w.labelling("validation"), w.states(input=3, task=1), **QUICK).rows
+    rows = survey(w.labelling("validation"), w.states(input=3, task=1), QUICK).rows
     (validation,) = (one for one in w.cohorts if one.split == "validation")
     assert np.mean(validation.labels.input != 50) < 1
     assert table(rows, space="centred", labels=None)["centred_kept"] == np.mean(validation.labels.input != 50)
@@ -250,7 +250,7 @@ def test_an_input_of_one_task_alone_is_left_out_and_counted():
 
 def test_where_no_input_is_shared_there_are_no_centred_and_averaged_rows():
     w = world(shared=False)
-    rows = survey(w.labelling(), w.states(input=1, task=1), **QUICK).rows
+    rows = survey(w.labelling(), w.states(input=1, task=1), QUICK).rows
     assert {row.space for row in rows} == {"raw", "tsne"}
     assert not [row for row in rows if row.measure == "centred_kept"]
 
@@ -259,7 +259,7 @@ def test_where_no_input_is_shared_there_are_no_centred_and_averaged_rows():
 def test_knn_share_of_one_layer_equals_counting_by_hand(split):
     w = world()
     states = w.states(task=0.3, input=0.5, noise=0.5)
-    rows = survey(w.labelling(), states, **QUICK).rows
+    rows = survey(w.labelling(), states, QUICK).rows
     (one,) = (c for c in w.cohorts if c.split == split)
     query, known = one.labels, w.reference.labels
     shares, others = [], []

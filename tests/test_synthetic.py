@@ -1,6 +1,5 @@
 """The synthetic task: the paper's rules hold in the two files, for every seed; what cannot be is refused."""
 
-import inspect
 import json
 import random
 import subprocess
@@ -18,8 +17,9 @@ import pytest
 
 import check_dataset
 from nucleate.config import DataSettings, configure
+from nucleate.data import synthetic
 from nucleate.data.dataset import Dataset, Instance, load_dataset
-from nucleate.data.synthetic import _deal, _deal_inputs, generate
+from nucleate.data.synthetic import _deal, _deal_inputs
 from nucleate.data.synthetic_settings import ALPHABET
 from nucleate.refusal import Refused
 
@@ -33,6 +33,10 @@ SMALL: dict[str, Any] = {
     "validation_tasks": 3,
     "validation_distributions": 4,
 }
+
+
+def generate(*, seed: int, kind: str = "main", **settings: Any) -> Dataset:
+    return synthetic.generate(DataSettings(**settings), seed=seed, kind=kind)
 
 
 @pytest.fixture(scope="module")
@@ -93,10 +97,14 @@ def test_every_size_of_the_configuration_makes_its_data(size: str, kind: str, tm
         assert_all_rules_hold(generate(seed=seed, kind=kind, **settings), tmp_path / str(seed))
 
 
-def test_every_setting_arrives_under_its_name_with_the_configurations_default() -> None:
-    parameters = inspect.signature(generate).parameters
-    defaults = {name: one.default for name, one in parameters.items() if name not in ("seed", "kind")}
-    assert defaults == asdict(DataSettings())
+def test_the_dataset_keeps_every_setting_of_the_configuration_under_its_name(paper: Dataset) -> None:
+    assert paper.settings == {"seed": 0, "kind": "main", **asdict(DataSettings())}
+
+
+def test_the_dataset_of_a_size_is_that_of_its_settings_and_loads_no_torch() -> None:
+    assert synthetic.synthetic_dataset("micro", 3) == synthetic.generate(configure("micro").data, seed=3)
+    check = "import nucleate, sys; nucleate.synthetic_dataset('micro'); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 
 # --- the check notices --------------------------------------------------------------------------------------------

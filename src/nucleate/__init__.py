@@ -22,7 +22,7 @@ _HOMES = {
     "natural_dataset": "nucleate.data.natural",
     "probe": "nucleate.probing.probe",
     "read_states": "nucleate.model.states",
-    "synthetic_dataset": "nucleate.paper.network",
+    "synthetic_dataset": "nucleate.data.synthetic",
     "tsne": "nucleate.measures.tsne",
 }
 __all__ = sorted(_HOMES)

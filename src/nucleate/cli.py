@@ -18,12 +18,12 @@ from nucleate.options import (
     add_probe,
     add_redirect,
     add_settings,
-    columns,
     config_of,
+    given_of,
     key_and_value,
-    loading,
-    numbers,
 )
+from nucleate.probing.settings import ProbeSettings
+from nucleate.redirecting.settings import RedirectSettings
 from nucleate.refusal import Refused
 from nucleate.terminal import ProgressBar, print_summary, print_table
 
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _data(asked: argparse.Namespace) -> None:
-    from nucleate.paper.network import make_dataset
+    from nucleate.data.synthetic import generate
     from nucleate.report.dataset_figure import figure_1
     from nucleate.runs import make_folder
 
@@ -77,7 +77,7 @@ def _data(asked: argparse.Namespace) -> None:
     out = Path(asked.out)
     if out.is_dir() and any(out.iterdir()) and not asked.overwrite:
         raise Refused(f"{out} exists; --overwrite writes the dataset there again, or name another folder")
-    dataset = make_dataset(config, kind=asked.kind)
+    dataset = generate(config.data, seed=config.seed, kind=asked.kind)
     make_folder(out)
     dataset.save(out)
     figure_1(dataset.frame(), {"mappings": dataset.mappings, "patterns": dataset.patterns}, out)
@@ -121,43 +121,32 @@ def _redirect(asked: argparse.Namespace) -> None:
     """The same on a ready-made model (--model)."""
     from nucleate.redirecting.redirect import budget, redirect_into
 
-    given = {name: value for name in REDIRECT if (value := getattr(asked, name)) is not None}
     barred = next((name for name in ("size", *SHORT, "set") if getattr(asked, name)), None)
     if barred is not None:
         raise Refused(f"--{barred} belongs to the paper's own networks: leave it out, or leave --model out")
-    data, estimating = given.pop("data", None), given.pop("estimate", False)
-    if data is None:
+    if asked.data is None:
         raise Refused("nucleate align --model needs --data D, the labelled prompts")
-    if asked.out is None and not estimating:
+    if asked.out is None and not asked.estimate:
         raise Refused("nucleate align needs --out RUN, the folder to write to (or --estimate, which writes nothing)")
-    given |= {name: value for name in ("device", "dtype", "seed") if (value := getattr(asked, name)) is not None}
-    if "columns" in given:
-        given["columns"] = columns(given["columns"])
-    for sentence in budget(asked.model, data, **given):
-        print(sentence, file=sys.stdout if estimating else sys.stderr)
-    if estimating:
+    settings = RedirectSettings(**given_of(asked, RedirectSettings))
+    for sentence in budget(asked.model, asked.data, settings):
+        print(sentence, file=sys.stdout if asked.estimate else sys.stderr)
+    if asked.estimate:
         return
-    _run(asked, partial(redirect_into, Path(asked.out), asked.model, data, **given))
+    _run(asked, partial(redirect_into, Path(asked.out), asked.model, asked.data, settings))
     print(f"switched model: {Path(asked.out) / 'model'}")
 
 
 def _probe(asked: argparse.Namespace) -> None:
     from nucleate.probing.probe import budget, probe_into
 
-    options: dict[str, Any] = {
-        "columns": columns(asked.columns),
-        "layers": numbers(asked.layers) if asked.layers else None,
-        "revisions": tuple(asked.revision),
-        "loading": dict(loading(text) for text in asked.loading) or None,
-    }
-    kept = ("template", "chat", "limit", "dtype", "device", "trust_remote_code", "thorough", "seed")
-    options |= {name: getattr(asked, name) for name in kept}
+    settings = ProbeSettings(**given_of(asked, ProbeSettings))
     if asked.out is None and not asked.estimate:
         raise Refused("nucleate probe needs --out RUN, the folder to write to (or --estimate, which writes nothing)")
     if asked.estimate:
-        print("\n".join(budget(asked.models, asked.data, base=asked.base, **options)))
+        print("\n".join(budget(asked.models, asked.data, settings, base=asked.base)))
         return
-    _run(asked, partial(probe_into, Path(asked.out), asked.models, asked.data, base=asked.base, **options))
+    _run(asked, partial(probe_into, Path(asked.out), asked.models, asked.data, settings, base=asked.base))
 
 
 def _run(asked: argparse.Namespace, experiment: Callable[..., bool]) -> None:
@@ -190,10 +179,10 @@ def _reproduce(asked: argparse.Namespace) -> None:
         verb: partial(getattr(room, verb), config) for verb, room in rooms.items()
     }
     if asked.model is not None:
-        of_model: dict[str, Any] = {"seed": config.seed, "device": config.device, "dtype": config.dtype}
-        probe.check([asked.model], "natural", **of_model)
+        settings = ProbeSettings(seed=config.seed, device=config.device, dtype=config.dtype)
+        probe.check([asked.model], "natural", settings)
         experiments["probe"] = lambda folder, **again: probe.probe_into(
-            folder, [asked.model], "natural", **of_model, **again
+            folder, [asked.model], "natural", settings, **again
         )
     for room in rooms.values():  # refused before the first experiment has taken its hours
         room.dataset_for(config)

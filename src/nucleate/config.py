@@ -5,96 +5,92 @@ with every run, and a run can be resumed only under the settings that it was beg
 """
 
 import json
-import math
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import Field, asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from nucleate.refusal import Refused, nearest
-
-
-def _setting(default: Any, meaning: str, *, choices: tuple[str, ...] = (), least: float | None = None) -> Any:
-    return field(default=default, metadata={"meaning": meaning, "choices": choices, "least": least})
+from nucleate.settings import fields_of, parse, setting
 
 
 @dataclass(frozen=True)
 class DataSettings:
     """The synthetic task (§2.2, Appendix A); the defaults are Table 4's."""
 
-    tasks: int = _setting(50, "ordinary tasks (Table 4)", least=1)
-    mappings: int = _setting(5, "input-output pairs of a task (Table 4)", least=1)
-    min_distributions: int = _setting(1, "fewest instruction distributions of a task (Table 4)", least=1)
-    max_distributions: int = _setting(6, "most instruction distributions of a task (Table 4)", least=1)
-    total_distributions: int = _setting(
+    tasks: int = setting(50, "ordinary tasks (Table 4)", least=1)
+    mappings: int = setting(5, "input-output pairs of a task (Table 4)", least=1)
+    min_distributions: int = setting(1, "fewest instruction distributions of a task (Table 4)", least=1)
+    max_distributions: int = setting(6, "most instruction distributions of a task (Table 4)", least=1)
+    total_distributions: int = setting(
         144, "distributions of all ordinary tasks together: 144 x 10 x 5 + 90 hard = 7,290 of Table 3's 7,300", least=1
     )
-    instructions: int = _setting(10, "training instructions of a distribution (Table 4)", least=1)
-    subset: str = _setting(
+    instructions: int = setting(10, "training instructions of a distribution (Table 4)", least=1)
+    subset: str = setting(
         "narrow",
         "training subset: hard examples with their originals (narrow), or all instructions of the source tasks (broad)",
         choices=("narrow", "broad"),
     )
-    subset_tasks: int = _setting(5, "source tasks of the hard examples and of the subset (Table 4)", least=0)
-    source_distributions: int = _setting(6, "distributions of the source tasks together: 6 x 6 x 5 = 180", least=0)
-    hard_instructions: int = _setting(3, "hard instructions of a distribution (Table 4)", least=0)
-    validation_tasks: int = _setting(10, "tasks in validation and test (Table 4)", least=1)
-    validation_distributions: int = _setting(21, "distributions of those tasks together: 21 x 3 x 5 = 315", least=1)
-    validation_instructions: int = _setting(3, "unseen instructions of a distribution, in each of the two", least=1)
-    task_symbols: int = _setting(25, "symbols for inputs and outputs (Table 4)", least=2)
-    instruction_symbols: int = _setting(35, "symbols for instructions (Table 4)", least=2)
-    min_metacharacters: int = _setting(1, "fewest metacharacters of a pattern (Table 4)", least=1)
-    max_metacharacters: int = _setting(3, "most metacharacters of a pattern (Table 4)", least=1)
-    min_characters: int = _setting(3, "fewest characters of a metacharacter (Table 4)", least=1)
-    max_characters: int = _setting(10, "most characters of a metacharacter (Table 4)", least=1)
-    min_length: int = _setting(3, "shortest instruction, in symbols", least=1)
-    max_length: int = _setting(40, "longest instruction, in symbols", least=1)
-    inputs: str = _setting(
+    subset_tasks: int = setting(5, "source tasks of the hard examples and of the subset (Table 4)", least=0)
+    source_distributions: int = setting(6, "distributions of the source tasks together: 6 x 6 x 5 = 180", least=0)
+    hard_instructions: int = setting(3, "hard instructions of a distribution (Table 4)", least=0)
+    validation_tasks: int = setting(10, "tasks in validation and test (Table 4)", least=1)
+    validation_distributions: int = setting(21, "distributions of those tasks together: 21 x 3 x 5 = 315", least=1)
+    validation_instructions: int = setting(3, "unseen instructions of a distribution, in each of the two", least=1)
+    task_symbols: int = setting(25, "symbols for inputs and outputs (Table 4)", least=2)
+    instruction_symbols: int = setting(35, "symbols for instructions (Table 4)", least=2)
+    min_metacharacters: int = setting(1, "fewest metacharacters of a pattern (Table 4)", least=1)
+    max_metacharacters: int = setting(3, "most metacharacters of a pattern (Table 4)", least=1)
+    min_characters: int = setting(3, "fewest characters of a metacharacter (Table 4)", least=1)
+    max_characters: int = setting(10, "most characters of a metacharacter (Table 4)", least=1)
+    min_length: int = setting(3, "shortest instruction, in symbols", least=1)
+    max_length: int = setting(40, "longest instruction, in symbols", least=1)
+    inputs: str = setting(
         "own", "inputs of a task: its own draw (own), or the same for every task (shared)", choices=("own", "shared")
     )
-    pairs: int = _setting(0, "source-target pairs of the alignment data (Table 7: 3)", least=0)
+    pairs: int = setting(0, "source-target pairs of the alignment data (Table 7: 3)", least=0)
 
 
 @dataclass(frozen=True)
 class ModelSettings:
     """The network (Tables 5 and 8)."""
 
-    width: int = _setting(768, "hidden dimension (Table 8: 32, 256, 768, 2048)", least=1)
-    feed_forward: int = _setting(1024, "inner width of the feed-forward part (Table 5; 2 x width elsewhere)", least=1)
-    layers: int = _setting(6, "transformer blocks (Table 5)", least=1)
-    heads: int = _setting(8, "attention heads (Table 5)", least=1)
-    dropout: float = _setting(0.2, "dropout, on all three places of GPT-2 (Table 5)", least=0.0)
+    width: int = setting(768, "hidden dimension (Table 8: 32, 256, 768, 2048)", least=1)
+    feed_forward: int = setting(1024, "inner width of the feed-forward part (Table 5; 2 x width elsewhere)", least=1)
+    layers: int = setting(6, "transformer blocks (Table 5)", least=1)
+    heads: int = setting(8, "attention heads (Table 5)", least=1)
+    dropout: float = setting(0.2, "dropout, on all three places of GPT-2 (Table 5)", least=0.0)
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
     """The optimisation (Table 5; batch size and weight decay are not in the paper)."""
 
-    epochs: int = _setting(200, "epochs (Table 5; 500 at width 32)", least=1)
-    batch: int = _setting(65, "instances of an optimiser step", least=1)
-    packing: str = _setting(
+    epochs: int = setting(200, "epochs (Table 5; 500 at width 32)", least=1)
+    batch: int = setting(65, "instances of an optimiser step", least=1)
+    packing: str = setting(
         "tree",
         "whole instructions with all their inputs, computed once (tree), or instances drawn one by one (rows)",
         choices=("tree", "rows"),
     )
-    learning_rate: float = _setting(1e-4, "AdamW's learning rate, annealed to zero by a cosine (Table 5)", least=0.0)
-    weight_decay: float = _setting(0.01, "AdamW's weight decay (torch's default)", least=0.0)
-    max_gradient_norm: float = _setting(1.0, "gradients are clipped to this norm (Table 5)", least=0.0)
+    learning_rate: float = setting(1e-4, "AdamW's learning rate, annealed to zero by a cosine (Table 5)", least=0.0)
+    weight_decay: float = setting(0.01, "AdamW's weight decay (torch's default)", least=0.0)
+    max_gradient_norm: float = setting(1.0, "gradients are clipped to this norm (Table 5)", least=0.0)
 
 
 @dataclass(frozen=True)
 class MeasureSettings:
     """When and how the hidden states are measured (§3.2, §3.3, Table 6)."""
 
-    dense_until: int = _setting(20, "measure at every epoch up to this one", least=0)
-    every: int = _setting(5, "and at every so many epochs after it", least=1)
-    components: int = _setting(3, "t-SNE: dimensions (Table 6)", least=1)
-    perplexity: float = _setting(10.0, "t-SNE: perplexity (Table 6)", least=1.0)
-    iterations: int = _setting(2000, "t-SNE: iterations (Table 6)", least=250)
-    display_iterations: int = _setting(100, "t-SNE for display, started from the previous epoch's: iterations", least=1)
-    initialisations: int = _setting(10, "k-means: initialisations, the best is kept", least=1)
-    repeats: int = _setting(20, "deals of the shuffled and regrouped labels, averaged", least=1)
-    last_layer: str = _setting(
+    dense_until: int = setting(20, "measure at every epoch up to this one", least=0)
+    every: int = setting(5, "and at every so many epochs after it", least=1)
+    components: int = setting(3, "t-SNE: dimensions (Table 6)", least=1)
+    perplexity: float = setting(10.0, "t-SNE: perplexity (Table 6)", least=1.0)
+    iterations: int = setting(2000, "t-SNE: iterations (Table 6)", least=250)
+    display_iterations: int = setting(100, "t-SNE for display, started from the previous epoch's: iterations", least=1)
+    initialisations: int = setting(10, "k-means: initialisations, the best is kept", least=1)
+    repeats: int = setting(20, "deals of the shuffled and regrouped labels, averaged", least=1)
+    last_layer: str = setting(
         "normed",
         "the last layer's state after the final norm, as transformers returns it (normed), or before it (plain)",
         choices=("normed", "plain"),
@@ -105,9 +101,9 @@ class MeasureSettings:
 class PretrainSettings:
     """The pre-training of §4.1 and the fine-tuning after it, which otherwise follows `training`."""
 
-    epochs: int = _setting(200, "epochs of pre-training, over the instructions alone (Table 5's number)", least=1)
-    finetuning: float = _setting(1.0, "fine-tuning lasts this share of training.epochs", least=0.0)
-    unseen: str = _setting(
+    epochs: int = setting(200, "epochs of pre-training, over the instructions alone (Table 5's number)", least=1)
+    finetuning: float = setting(1.0, "fine-tuning lasts this share of training.epochs", least=0.0)
+    unseen: str = setting(
         "yes", "also the arms whose fine-tuning tasks are none of the pre-training's", choices=("yes", "no")
     )
 
@@ -116,11 +112,11 @@ class PretrainSettings:
 class AlignSettings:
     """The redirection of §4.2, the same for all four methods; what comes before it follows `training`."""
 
-    epochs: int = _setting(20, "epochs over the redirected instances", least=1)
-    batch: int = _setting(5, "instances of an optimiser step, whole instructions: one with all its inputs", least=1)
-    rates: int = _setting(5, "learning rates tried, evenly spread in proportion", least=1)
-    lowest_rate: float = _setting(1e-4, "the lowest of them", least=0.0)
-    highest_rate: float = _setting(1e-2, "the highest of them", least=0.0)
+    epochs: int = setting(20, "epochs over the redirected instances", least=1)
+    batch: int = setting(5, "instances of an optimiser step, whole instructions: one with all its inputs", least=1)
+    rates: int = setting(5, "learning rates tried, evenly spread in proportion", least=1)
+    lowest_rate: float = setting(1e-4, "the lowest of them", least=0.0)
+    highest_rate: float = setting(1e-2, "the highest of them", least=0.0)
 
 
 SECTIONS: dict[str, type] = {
@@ -140,10 +136,12 @@ VERB_SECTIONS = ("pretrain", "align")  # read by the verb of the same name alone
 class Config:
     """All settings of one run."""
 
-    size: str = _setting("paper", "the size that the settings began with")
-    seed: int = _setting(100, "the root of every random stream (0-4 are kept for the judged runs)", least=0)
-    device: str = _setting("auto", "auto, cpu or cuda")
-    dtype: str = _setting("float32", "precision of training: float32 or bfloat16", choices=("float32", "bfloat16"))
+    size: str = setting("paper", "the size that the settings began with")
+    seed: int = setting(100, "the root of every random stream (0-4 are kept for the judged runs)", least=0)
+    device: str = setting(
+        "auto", "where to compute: auto (cuda if there is one), cpu or cuda", choices=("auto", "cpu", "cuda")
+    )
+    dtype: str = setting("float32", "precision of training: float32 or bfloat16", choices=("float32", "bfloat16"))
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
@@ -255,42 +253,20 @@ def configure(size: str, *, changes: Mapping[str, str] | None = None, **top: Any
     config = SIZES[size]()
     changed = dict(changes or {})
     if "model.width" in changed and "model.feed_forward" not in changed:
-        width = _parse("model.width", changed["model.width"], _fields(ModelSettings)["width"])
+        width = parse("model.width", changed["model.width"], fields_of(ModelSettings)["width"])
         changed["model.feed_forward"] = str(feed_forward(width))
     for key, text in changed.items():
         section, _, name = key.partition(".")
-        if section not in SECTIONS or name not in _fields(SECTIONS[section]):
-            known = [f"{part}.{one}" for part, kind in SECTIONS.items() for one in _fields(kind)]
+        if section not in SECTIONS or name not in fields_of(SECTIONS[section]):
+            known = [f"{part}.{one}" for part, kind in SECTIONS.items() for one in fields_of(kind)]
             raise Refused(f"setting {key!r} does not exist{nearest(key, known)}; all of them: nucleate settings")
-        value = _parse(key, text, _fields(SECTIONS[section])[name])
+        value = parse(key, text, fields_of(SECTIONS[section])[name])
         config = replace(config, **{section: replace(getattr(config, section), **{name: value})})
-    known_top = _fields(Config)
+    known_top = fields_of(Config)
     for key, value in top.items():
         if value is not None:
-            config = replace(config, **{key: _parse(key, str(value), known_top[key])})
+            config = replace(config, **{key: parse(key, str(value), known_top[key])})
     return config
-
-
-def _fields(kind: type) -> dict[str, Field[Any]]:
-    return {one.name: one for one in fields(kind)}
-
-
-def _parse(key: str, text: str, one: Field[Any]) -> Any:
-    """The text of a setting as its type; refused with the range or the choices when it does not fit."""
-    assert isinstance(one.type, type)
-    try:
-        value = one.type(text)
-    except ValueError:
-        kind = {int: "a whole number", float: "a number"}[one.type]
-        raise Refused(f"{key}={text!r} is not {kind}") from None
-    if isinstance(value, float) and not math.isfinite(value):
-        raise Refused(f"{key}={text!r} is not a finite number")
-    least, choices = one.metadata.get("least"), one.metadata.get("choices")
-    if least is not None and value < least:
-        raise Refused(f"{key}={text} is too small: at least {least}")
-    if choices and value not in choices:
-        raise Refused(f"{key}={text!r} is not known{nearest(value, choices)}")
-    return value
 
 
 def describe(config: Config) -> Iterable[tuple[str, Any, str]]:

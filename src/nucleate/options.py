@@ -1,13 +1,18 @@
 """What can be written on the command line: options that verbs share, and what their words mean."""
 
 import argparse
-import json
 import re
 from collections.abc import Mapping
+from dataclasses import MISSING, Field
+from functools import reduce
+from operator import or_
 from typing import Any, NoReturn
 
-from nucleate.config import SIZES, Config, configure
+from nucleate.config import SECTIONS, SIZES, Config, configure
+from nucleate.probing.settings import ProbeSettings
+from nucleate.redirecting.settings import RedirectSettings
 from nucleate.refusal import Refused, nearest
+from nucleate.settings import explained, fields_of, is_repeated, kind_of, option_of, parse
 
 _SIZES = [size for size in SIZES if size != "micro"]  # micro is for tests: whole, fast, and nothing is learnt
 SHORT = {"width": "model.width", "epochs": "training.epochs"}  # options that are short for a setting
@@ -38,21 +43,19 @@ class Parser(argparse.ArgumentParser):
 
 def add_settings(parser: argparse.ArgumentParser, *, network: bool = True) -> None:
     """Those of a size; without a `network`, those of its data."""
+    top = fields_of(Config)
     parser.add_argument("--size", default="tiny", metavar="|".join(_SIZES), help="the one dial (default: tiny)")
-    parser.add_argument("--seed", type=int, help="root of every random stream (default: 100)")
+    _add(parser, "--seed", top["seed"])
     if network:
-        parser.add_argument("--width", type=int, help="hidden dimension of the network")
-        parser.add_argument("--epochs", type=int, help="epochs to train")
-        parser.add_argument(
-            "--device", choices=("auto", "cpu", "cuda"), help="where to compute (default: cuda if there is one)"
-        )
-        parser.add_argument("--dtype", help="float32 or bfloat16 (default: float32)")
+        for option, key in SHORT.items():
+            section, _, name = key.partition(".")
+            one = fields_of(SECTIONS[section])[name]
+            parser.add_argument(f"--{option}", metavar=option.upper(), help=f"{one.metadata['meaning']}; sets {key}")
+        _add(parser, "--device", top["device"])
+        _add(parser, "--dtype", top["dtype"])
     parser.add_argument(
         "--set", action="append", default=[], metavar="section.key=value", help="any setting; see nucleate settings"
     )
-
-
-_COLUMNS = "ours: instruction, prompt, text, messages, input, task, output, distribution, mapping, split"
 
 
 def add_probe(parser: argparse.ArgumentParser) -> None:
@@ -65,78 +68,55 @@ def add_probe(parser: argparse.ArgumentParser) -> None:
         help="JSONL, CSV, Parquet, a dataset's folder; or natural, natural-shared, natural-sentences",
     )
     parser.add_argument("--base", metavar="M", help="the model before its fine-tuning, to compare with")
-    parser.add_argument("--columns", default="", metavar="ours=theirs,…", help=f"as task=label; {_COLUMNS}")
-    parser.add_argument("--template", help="how a prompt is put together (default: {instruction} {input})")
-    parser.add_argument("--chat", action="store_true", help="as the user's turn of the model's chat template")
-    parser.add_argument("--layers", metavar="0,8,…", help="only these layers")
-    parser.add_argument("--limit", type=int, metavar="N", help="read so many prompts, spread over the tasks")
-    parser.add_argument("--revision", action="append", default=[], metavar="R", help="of a hub id; again for a series")
-    parser.add_argument("--dtype", default="float32", help="precision of the weights, or auto (default: float32)")
-    parser.add_argument("--device", default="auto", help="where to compute (default: cuda if there is one)")
-    parser.add_argument(
-        "--loading", action="append", default=[], metavar="name=value", help="of from_pretrained, as device_map=auto"
-    )
-    parser.add_argument("--thorough", action="store_true", help="every read, space and control at every layer")
+    add_fields(parser, ProbeSettings)
     parser.add_argument("--estimate", action="store_true", help="say what it will take, and stop; needs no weights")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
-    parser.add_argument("--seed", type=int, default=100, help="root of every random stream (default: 100)")
     add_out(parser, "RUN", required=False)
 
 
-# Options that only a model has which is redirected; all are None unless given.
-REDIRECT = (
-    *("data", "source", "target", "outputs", "columns", "template", "chat", "limit", "examples", "switch", "copy"),
-    *("estimate", "trust_remote_code"),
-)
+_SHARED = ("device", "dtype", "seed")  # with the paper's own networks
+_REDIRECT = (name for name, one in fields_of(RedirectSettings).items() if option_of(one) and name not in _SHARED)
+REDIRECT = ("data", *_REDIRECT, "estimate")  # options that belong to --model; all are None unless given
 
 
 def add_redirect(parser: argparse.ArgumentParser) -> None:
+    """Beside those of `add_settings`."""
     parser.add_argument("--model", metavar="M", help="redirect this one: folder, GGUF file or hub id")
     parser.add_argument("--data", metavar="D", help="with --model: labelled prompts, as for nucleate probe")
-    parser.add_argument("--source", metavar="A", help="the distribution, or task, to be answered otherwise")
-    parser.add_argument("--target", metavar="B", help="another with the same inputs, whose outputs it shall give")
-    parser.add_argument("--outputs", metavar="FILE", help="or a table with the columns input and output")
-    parser.add_argument("--columns", metavar="ours=theirs,…", help="names of columns, as task=label")
-    parser.add_argument("--template", help="how a prompt is put together (default: {instruction} {input})")
-    parser.add_argument("--limit", type=int, metavar="N", help="prompts of each distribution or task (default: 200)")
-    parser.add_argument("--examples", type=int, metavar="N", help="of each other that the switch sees (default: 1)")
-    parser.add_argument("--switch", metavar="linear|mlp", help="which one is saved (default: mlp)")
-    for option, help in {
-        "chat": "as the user's turn of the model's chat template",
-        "copy": "save the original weights with the switch, not where they lie",
-        "estimate": "say what it will take, and stop",
-        "trust-remote-code": "run code that comes with the model",
-    }.items():
-        parser.add_argument(f"--{option}", action="store_true", default=None, help=help)
+    add_fields(parser, RedirectSettings, without=_SHARED)
+    parser.add_argument("--estimate", action="store_true", default=None, help="say what it will take, and stop")
 
 
-def numbers(text: str) -> tuple[int, ...]:
-    """Of --layers."""
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise Refused(f"--layers {text!r}: give whole numbers between commas, as 0,8,16") from None
+def add_fields(parser: argparse.ArgumentParser, kind: type, *, without: tuple[str, ...] = ()) -> None:
+    """An option for each field of a settings class; what is not given is None."""
+    for name, one in fields_of(kind).items():
+        if name not in without and (option := option_of(one)) is not None:
+            _add(parser, option, one)
 
 
-def loading(text: str) -> tuple[str, Any]:
-    """One --loading: the value is JSON, or text."""
-    name, value = _sides(text, "--loading", "name=value")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
+def _add(parser: argparse.ArgumentParser, option: str, one: Field[Any]) -> None:
+    help = explained(one)
+    if kind_of(one) is bool:
+        parser.add_argument(option, dest=one.name, action="store_true", default=None, help=help)
+        return
+    form = "|".join(one.metadata["choices"]) or one.metadata["form"] or one.name.upper()
+    action = "append" if is_repeated(one) else "store"
+    parser.add_argument(option, dest=one.name, action=action, metavar=form, help=help)
 
 
-def columns(text: str) -> dict[str, str]:
-    """Of --columns: ours to theirs."""
-    return dict(_sides(part, "--columns", "ours=theirs") for part in text.split(",") if part)
-
-
-def _sides(text: str, option: str, form: str) -> tuple[str, str]:
-    ours, equals, theirs = (part.strip() for part in text.partition("="))
-    if not (ours and equals and theirs):
-        raise Refused(f"{option} {text!r} is not of the form {form}")
-    return ours, theirs
+def given_of(asked: argparse.Namespace, kind: type) -> dict[str, Any]:
+    """The fields of a settings class that `add_fields` asked for and that were given, each as its type."""
+    given: dict[str, Any] = {}
+    for name, one in fields_of(kind).items():
+        typed, option = getattr(asked, name, None), option_of(one)
+        if typed is None or option is None:
+            if one.default is MISSING:
+                raise Refused(f"nucleate {asked.verb} needs {option} {one.metadata['form']}, {one.metadata['meaning']}")
+        elif isinstance(typed, list):
+            parts = [parse(option, text, one) for text in typed]
+            given[name] = reduce(or_, parts) if isinstance(parts[0], dict) else sum(parts, ())
+        else:
+            given[name] = parse(option, typed, one) if isinstance(typed, str) else typed
+    return given
 
 
 def add_out(parser: argparse.ArgumentParser, name: str, *, required: bool = True) -> None:

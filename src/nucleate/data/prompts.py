@@ -12,14 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from nucleate.data.dataset import SPLITS, Dataset, Instance
-from nucleate.data.sources import NamedColumns, as_text, frame_table, open_source
+from nucleate.data.sources import NamedColumns, Source, as_text, frame_table, open_source
 from nucleate.refusal import Refused, nearest
 
 FORMS = ("instruction", "prompt", "text", "messages")  # which column holds the prompt; only `instruction` has inputs
@@ -48,7 +46,7 @@ class Prompts:
 
 
 def read_prompts(
-    source: str | Path | Dataset | pl.DataFrame | Iterable[Mapping[str, Any]],
+    source: Source,
     *,
     columns: Mapping[str, str] | None = None,
     limit: int | None = None,

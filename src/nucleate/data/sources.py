@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
@@ -19,6 +19,16 @@ _READABLE = (
     "data is a .jsonl, .csv or .parquet file, a folder of `nucleate data` or of Hugging Face datasets "
     f"(save_to_disk), or one of {', '.join(GROUPS)}"
 )
+
+
+class PandasFrame(Protocol):
+    """A data frame of pandas, which need not be installed."""
+
+    def notna(self) -> Any: ...
+    def astype(self, dtype: Any) -> Any: ...
+
+
+Source = str | Path | Dataset | pl.DataFrame | PandasFrame | Iterable[Mapping[str, Any]]  # a name is one of ours
 
 
 @dataclass(frozen=True)
@@ -35,7 +45,7 @@ class NamedColumns:
         return f"{self.title}, {self.unit} {place}"
 
 
-def open_source(source: Any) -> tuple[str, Dataset | NamedColumns]:
+def open_source(source: Source) -> tuple[str, Dataset | NamedColumns]:
     """The name of the data, and the data: as a dataset where it is one of ours."""
     if isinstance(source, str) and source in GROUPS:
         return source, natural_dataset(source)
@@ -45,7 +55,7 @@ def open_source(source: Any) -> tuple[str, Dataset | NamedColumns]:
         return str(source.settings.get("group", "dataset")), source
     if isinstance(source, pl.DataFrame):
         return "prompts", frame_table(source, "the data frame")
-    if hasattr(source, "notna") and hasattr(source, "to_dict"):  # a pandas data frame; its nulls have many faces
+    if hasattr(source, "notna") and hasattr(source, "astype"):  # of pandas, whose nulls have many faces
         source = source.astype(object).where(source.notna(), None).to_dict("records")
     if not isinstance(source, Iterable) or isinstance(source, Mapping):
         raise Refused(f"a {type(source).__name__} is no table of prompts; give a list of rows, each a dict")

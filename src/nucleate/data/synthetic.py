@@ -14,9 +14,10 @@ from functools import cache
 from itertools import islice
 from typing import Any
 
+from nucleate.config import DataSettings, configure
 from nucleate.data.dataset import Dataset, Instance
 from nucleate.data.patterns import sample_pattern, sample_strings
-from nucleate.data.synthetic_settings import ALPHABET, IDEOGRAPHS, SyntheticSettings, as_used, bounds
+from nucleate.data.synthetic_settings import ALPHABET, IDEOGRAPHS, as_used, bounds, hard_tasks, strings_needed
 from nucleate.refusal import Refused
 
 _PATTERN_ATTEMPTS = 200
@@ -42,34 +43,12 @@ class _Distribution:
     test: tuple[str, ...]
 
 
-def generate(
-    *,
-    seed: int,
-    kind: str = "main",
-    tasks: int = 50,
-    mappings: int = 5,
-    min_distributions: int = 1,
-    max_distributions: int = 6,
-    total_distributions: int = 144,
-    instructions: int = 10,
-    subset: str = "narrow",
-    subset_tasks: int = 5,
-    source_distributions: int = 6,
-    hard_instructions: int = 3,
-    validation_tasks: int = 10,
-    validation_distributions: int = 21,
-    validation_instructions: int = 3,
-    task_symbols: int = 25,
-    instruction_symbols: int = 35,
-    min_metacharacters: int = 1,
-    max_metacharacters: int = 3,
-    min_characters: int = 3,
-    max_characters: int = 10,
-    min_length: int = 3,
-    max_length: int = 40,
-    inputs: str = "own",
-    pairs: int = 0,
-) -> Dataset:
+def synthetic_dataset(size: str = "paper", seed: int = 100) -> Dataset:
+    """The synthetic dataset of a size: the same for the same seed on any machine."""
+    return generate(configure(size).data, seed=seed)
+
+
+def generate(settings: DataSettings, *, seed: int, kind: str = "main") -> Dataset:
     """The data of the main experiment (`kind="main"`, Table 4) or of §4.2 (`"alignment"`, Table 7).
 
     `dataset.settings` holds the settings as they were used, which differ from those asked for in these cases:
@@ -79,17 +58,17 @@ def generate(
       room for three sources, three targets and another task; `settings["source_targets"]` names each source's target.
     - `source_distributions` is the number drawn where `subset="broad"` draws it.
     """
-    settings = as_used(SyntheticSettings(**locals()))
+    settings = as_used(settings, seed=seed, kind=kind)
     symbols = [*ALPHABET, *map(chr, IDEOGRAPHS)]
     instruction_words = symbols[: settings.instruction_symbols]
     task_words = symbols[settings.instruction_symbols :][: settings.task_symbols]
 
-    roles = _deal_roles(settings)
-    functions = _sample_functions(settings, roles, task_words)
-    distributions = _sample_distributions(settings, roles, instruction_words)
-    hard = _sample_hard_instructions(settings, roles, distributions, instruction_words)
+    roles = _deal_roles(settings, seed)
+    functions = _sample_functions(settings, seed, roles, task_words)
+    distributions = _sample_distributions(settings, seed, roles, instruction_words)
+    hard = _sample_hard_instructions(settings, seed, roles, distributions, instruction_words)
 
-    described: dict[str, Any] = asdict(settings)
+    described: dict[str, Any] = {"seed": seed, "kind": kind, **asdict(settings)}
     if kind == "alignment":
         described["source_targets"] = {_task(source): _task(target) for source, target in roles.pairs}
     elif settings.subset == "broad":
@@ -106,7 +85,7 @@ def generate(
 # --- which task plays which part ----------------------------------------------------------------------------------
 
 
-def _deal_roles(settings: SyntheticSettings) -> _Roles:
+def _deal_roles(settings: DataSettings, seed: int) -> _Roles:
     """Sources, validation tasks and numbers of distributions.
 
     Source tasks and alignment pairs are drawn uniformly. Validation tasks are drawn uniformly among the tasks that are
@@ -115,12 +94,12 @@ def _deal_roles(settings: SyntheticSettings) -> _Roles:
     distributions are uniform over all that respect the least, the most and the totals asked for.
     """
     everyone = range(settings.tasks)
-    sources = sorted(_stream(settings, "sources").sample(everyone, settings.subset_tasks))
-    drawn = _stream(settings, "pairs").sample(everyone, 2 * settings.pairs)
+    sources = sorted(_stream(seed, "sources").sample(everyone, settings.subset_tasks))
+    drawn = _stream(seed, "pairs").sample(everyone, 2 * settings.pairs)
     pairs = sorted(zip(drawn[::2], drawn[1::2], strict=True))
 
     groups, overlap = _possible_groups(settings)
-    rng = _stream(settings, "validation")
+    rng = _stream(seed, "validation")
     always = sorted(drawn)
     others = [task for task in everyone if task not in sources and task not in always]
     joining = rng.sample(sources, overlap)
@@ -132,7 +111,7 @@ def _deal_roles(settings: SyntheticSettings) -> _Roles:
         sorted(set(validation) - set(joining)),
         [task for task in everyone if task not in sources and task not in validation],
     )
-    rng = _stream(settings, "distributions")
+    rng = _stream(seed, "distributions")
     sums = _draw_weighted(rng, groups)
     counts = [0] * settings.tasks
     for place, (of_group, total) in enumerate(zip(members, sums, strict=True)):
@@ -145,7 +124,7 @@ def _deal_roles(settings: SyntheticSettings) -> _Roles:
 Sums = tuple[int, int, int, int]  # distributions of: sources in validation, other sources, other validation, the rest
 
 
-def _possible_groups(settings: SyntheticSettings) -> tuple[dict[Sums, int], int]:
+def _possible_groups(settings: DataSettings) -> tuple[dict[Sums, int], int]:
     """In how many ways each split of the total over the four groups can come about; how many sources validate."""
     sources, validation, tasks = settings.subset_tasks, settings.validation_tasks, settings.tasks
     for overlap in range(max(0, validation + sources - tasks), min(sources, validation) + 1):
@@ -166,7 +145,7 @@ def _possible_groups(settings: SyntheticSettings) -> tuple[dict[Sums, int], int]
     )
 
 
-def _groups(settings: SyntheticSettings, overlap: int, total: int) -> dict[Sums, int]:
+def _groups(settings: DataSettings, overlap: int, total: int) -> dict[Sums, int]:
     sources, validation = settings.subset_tasks, settings.validation_tasks
     free = settings.tasks - sources - validation + overlap
     low, high = bounds(settings, source=False)
@@ -218,14 +197,16 @@ def _draw_weighted(rng: random.Random, weights: dict[Any, int]) -> Any:
 # --- what the tasks do --------------------------------------------------------------------------------------------
 
 
-def _sample_functions(settings: SyntheticSettings, roles: _Roles, symbols: Sequence[str]) -> dict[str, dict[str, str]]:
+def _sample_functions(
+    settings: DataSettings, seed: int, roles: _Roles, symbols: Sequence[str]
+) -> dict[str, dict[str, str]]:
     """{task: {input: output}}, the hard tasks last.
 
     A mapping is two different symbols. No two tasks share one; a source and its hard task (or its target) have the same
     inputs, so all their outputs differ. Inputs are drawn uniformly for each task, or once for all (`inputs="shared"`).
     Outputs are drawn uniformly among those that the input has left, and may repeat within a task.
     """
-    twins = {source: _hard_task(source) for source in roles.sources if settings.hard_tasks}
+    twins = {source: _hard_task(source) for source in roles.sources if hard_tasks(settings)}
     twins |= {source: _task(target) for source, target in roles.pairs}
     targets = {target for _, target in roles.pairs}
     # Tasks that need their inputs twice choose first: only they can fail to find room.
@@ -233,12 +214,12 @@ def _sample_functions(settings: SyntheticSettings, roles: _Roles, symbols: Seque
     order = [*sorted(twins), *alone]
     demand = [2] * len(twins) + [1] * len(alone)
 
-    rng = _stream(settings, "inputs")
+    rng = _stream(seed, "inputs")
     if settings.inputs == "shared":
         inputs = [rng.sample(symbols, settings.mappings)] * len(order)
     else:
         inputs = _deal_inputs(rng, symbols, settings.mappings, demand)
-    rng = _stream(settings, "outputs")
+    rng = _stream(seed, "outputs")
     left = {x: rng.sample([y for y in symbols if y != x], len(symbols) - 1) for x in symbols}
     functions: dict[str, dict[str, str]] = {}
     for task, xs in zip(order, inputs, strict=True):
@@ -275,7 +256,9 @@ def _deal_inputs(rng: random.Random, symbols: Sequence[str], number: int, demand
 # --- what the tasks are called by ---------------------------------------------------------------------------------
 
 
-def _sample_distributions(settings: SyntheticSettings, roles: _Roles, symbols: Sequence[str]) -> list[_Distribution]:
+def _sample_distributions(
+    settings: DataSettings, seed: int, roles: _Roles, symbols: Sequence[str]
+) -> list[_Distribution]:
     """A pattern and its instructions for every distribution, in the order of the tasks.
 
     An instruction matches its own distribution's pattern and no other: else the task would be ill-defined (§2.1).
@@ -289,7 +272,7 @@ def _sample_distributions(settings: SyntheticSettings, roles: _Roles, symbols: S
             strings: tuple[str, ...] | None = None
             short = 0
             for attempt in range(_PATTERN_ATTEMPTS):
-                rng = _stream(settings, "pattern", name, str(attempt))
+                rng = _stream(seed, "pattern", name, str(attempt))
                 pattern = sample_pattern(
                     rng,
                     symbols,
@@ -299,7 +282,11 @@ def _sample_distributions(settings: SyntheticSettings, roles: _Roles, symbols: S
                     max_characters=settings.max_characters,
                 )
                 strings = sample_strings(
-                    pattern, rng, settings.strings, min_length=settings.min_length, max_length=settings.max_length
+                    pattern,
+                    rng,
+                    strings_needed(settings),
+                    min_length=settings.min_length,
+                    max_length=settings.max_length,
                 )
                 if strings is None:
                     short += 1
@@ -329,11 +316,11 @@ def _sample_distributions(settings: SyntheticSettings, roles: _Roles, symbols: S
     return found
 
 
-def _refuse_patterns(settings: SyntheticSettings, name: str, short: int) -> None:
+def _refuse_patterns(settings: DataSettings, name: str, short: int) -> None:
     if short > _PATTERN_ATTEMPTS // 2:
         raise Refused(
             f"data.instructions={settings.instructions} and data.validation_instructions="
-            f"{settings.validation_instructions} need {settings.strings} distinct strings of "
+            f"{settings.validation_instructions} need {strings_needed(settings)} distinct strings of "
             f"{settings.min_length}-{settings.max_length} symbols per pattern, but {short} of {_PATTERN_ATTEMPTS} "
             "patterns drawn had fewer; raise data.max_length, data.max_characters or data.max_metacharacters"
         )
@@ -350,14 +337,18 @@ def _cut(strings: tuple[str, ...], train: int, further: int) -> Iterator[tuple[s
 
 
 def _sample_hard_instructions(
-    settings: SyntheticSettings, roles: _Roles, distributions: Sequence[_Distribution], symbols: Sequence[str]
+    settings: DataSettings,
+    seed: int,
+    roles: _Roles,
+    distributions: Sequence[_Distribution],
+    symbols: Sequence[str],
 ) -> dict[str, tuple[tuple[str, str], ...]]:
     """{distribution of a source task: ((original, hard), ...)}: one symbol replaced, uniform among what is allowed.
 
     A hard instruction is new and matches no pattern, not even its original's: it is an outlier of that distribution
     (§2.2), and no instruction that could be drawn from a distribution belongs to another task.
     """
-    if not settings.hard_tasks:
+    if not hard_tasks(settings):
         return {}
     matches = [re.compile(one.pattern).fullmatch for one in distributions]
     taken: set[str] = set()
@@ -366,7 +357,7 @@ def _sample_hard_instructions(
     for one in distributions:
         if one.task not in sources:
             continue
-        rng = _stream(settings, "hard", one.name)
+        rng = _stream(seed, "hard", one.name)
         pairs = []
         for original in rng.sample(one.train, len(one.train)):
             changes = [
@@ -396,7 +387,7 @@ def _sample_hard_instructions(
 
 
 def _rows(
-    settings: SyntheticSettings,
+    settings: DataSettings,
     roles: _Roles,
     functions: dict[str, dict[str, str]],
     distributions: Sequence[_Distribution],
@@ -452,7 +443,7 @@ def _hard_task(number: int) -> str:
     return f"{_task(number)}-hard"
 
 
-def _stream(settings: SyntheticSettings, *names: str) -> random.Random:
+def _stream(seed: int, *names: str) -> random.Random:
     """A random stream of its own for every name, whatever is drawn elsewhere."""
-    digest = hashlib.sha256("/".join([str(settings.seed), "data", *names]).encode()).digest()
+    digest = hashlib.sha256("/".join([str(seed), "data", *names]).encode()).digest()
     return random.Random(int.from_bytes(digest[:8], "big") >> 1)

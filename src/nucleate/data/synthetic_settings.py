@@ -1,8 +1,12 @@
 """The settings of the synthetic data at the door: what the kind implies is filled in, the impossible refused."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 
+from nucleate.config import Config, DataSettings
 from nucleate.refusal import Refused, nearest
+from nucleate.settings import check, check_all, fields_of
+
+KINDS = ("main", "alignment")
 
 # Single letters and digits that differ at a glance: no 0 beside o, no Greek or Cyrillic letter that looks Latin, none
 # that Unicode splits or folds into another (ß, ς, й, ё, և). The instructions' vocabulary comes first, so that Table 4's
@@ -16,62 +20,23 @@ _TABLE_7_PAIRS = 3
 BROAD_SOURCES = (2, 4)  # distributions of a source task under subset=broad
 
 
-@dataclass(frozen=True)
-class SyntheticSettings:
-    """What `generate` was asked for, under the names of its keywords."""
-
-    seed: int
-    kind: str
-    tasks: int
-    mappings: int
-    min_distributions: int
-    max_distributions: int
-    total_distributions: int
-    instructions: int
-    subset: str
-    subset_tasks: int
-    source_distributions: int
-    hard_instructions: int
-    validation_tasks: int
-    validation_distributions: int
-    validation_instructions: int
-    task_symbols: int
-    instruction_symbols: int
-    min_metacharacters: int
-    max_metacharacters: int
-    min_characters: int
-    max_characters: int
-    min_length: int
-    max_length: int
-    inputs: str
-    pairs: int
-
-    @property
-    def hard_tasks(self) -> int:
-        return self.subset_tasks if self.hard_instructions else 0
-
-    @property
-    def strings(self) -> int:
-        """Distinct strings that every pattern must offer: those for training, for validation and for test."""
-        return self.instructions + 2 * self.validation_instructions
+def hard_tasks(settings: DataSettings) -> int:
+    """How many tasks the hard examples come from."""
+    return settings.subset_tasks if settings.hard_instructions else 0
 
 
-def as_used(asked: SyntheticSettings) -> SyntheticSettings:
+def strings_needed(settings: DataSettings) -> int:
+    """Distinct strings that every pattern must offer: those for training, for validation and for test."""
+    return settings.instructions + 2 * settings.validation_instructions
+
+
+def as_used(asked: DataSettings, *, seed: int, kind: str) -> DataSettings:
     """The settings with what the kind implies filled in; impossible ones are refused, with the remedy."""
-    _choose("kind", asked.kind, ("main", "alignment"))
-    _choose("data.subset", asked.subset, ("narrow", "broad"))
-    _choose("data.inputs", asked.inputs, ("own", "shared"))
-    for name, value in asdict(asked).items():
-        if name in ("kind", "subset", "inputs"):
-            continue
-        least = {"seed": 0, "subset_tasks": 0, "source_distributions": 0, "hard_instructions": 0, "pairs": 0}.get(
-            name, 1
-        )
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            where = name if name == "seed" else f"data.{name}"
-            raise Refused(f"{where}={value!r} must be a whole number of at least {least}; set it to {least} or more")
-
-    settings = _of_kind(asked)
+    if kind not in KINDS:
+        raise Refused(f"kind={kind!r} is not known{nearest(str(kind), KINDS)}")
+    check("seed", seed, fields_of(Config)["seed"])
+    check_all(asked, "data.")
+    settings = _of_kind(asked, kind)
     for low, high in (
         ("min_distributions", "max_distributions"),
         ("min_metacharacters", "max_metacharacters"),
@@ -89,8 +54,8 @@ def as_used(asked: SyntheticSettings) -> SyntheticSettings:
     return settings
 
 
-def _of_kind(asked: SyntheticSettings) -> SyntheticSettings:
-    if asked.kind == "alignment":
+def _of_kind(asked: DataSettings, kind: str) -> DataSettings:
+    if kind == "alignment":
         room = (asked.validation_tasks - 1) // 2
         if min(room, asked.tasks // 2) < max(1, asked.pairs):
             wanted = max(1, asked.pairs)
@@ -112,13 +77,13 @@ def _of_kind(asked: SyntheticSettings) -> SyntheticSettings:
         asked = replace(asked, source_distributions=0, hard_instructions=0)
     elif asked.subset == "broad":
         asked = replace(asked, source_distributions=0)
-    needed = asked.tasks + asked.hard_tasks + asked.mappings
+    needed = asked.tasks + hard_tasks(asked) + asked.mappings
     if asked.inputs == "shared" and asked.task_symbols == _TABLE_4_TASK_SYMBOLS and asked.task_symbols < needed:
         asked = replace(asked, task_symbols=needed)
     return asked
 
 
-def _check_subset(settings: SyntheticSettings) -> None:
+def _check_subset(settings: DataSettings) -> None:
     if settings.subset == "narrow" and settings.subset_tasks and not settings.hard_instructions:
         raise Refused(
             "data.hard_instructions=0 leaves the narrow subset empty; raise it, or set data.subset=broad or "
@@ -133,7 +98,7 @@ def _check_subset(settings: SyntheticSettings) -> None:
         )
 
 
-def _check_totals(settings: SyntheticSettings) -> None:
+def _check_totals(settings: DataSettings) -> None:
     """Each total of distributions by itself; `synthetic._possible_groups` refuses what only together is impossible."""
     for name, number, what in (
         ("total_distributions", settings.tasks, "tasks"),
@@ -151,8 +116,8 @@ def _check_totals(settings: SyntheticSettings) -> None:
             )
 
 
-def _check_symbols(settings: SyntheticSettings) -> None:
-    symbols, tasks = settings.task_symbols, settings.tasks + settings.hard_tasks
+def _check_symbols(settings: DataSettings) -> None:
+    symbols, tasks = settings.task_symbols, settings.tasks + hard_tasks(settings)
     most = len(ALPHABET) + len(IDEOGRAPHS)
     if symbols + settings.instruction_symbols > most:
         raise Refused(
@@ -178,12 +143,7 @@ def _check_symbols(settings: SyntheticSettings) -> None:
         )
 
 
-def _choose(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise Refused(f"{name}={value!r} is not known{nearest(str(value), choices)}")
-
-
-def _at_most(settings: SyntheticSettings, low: str, high: str) -> None:
+def _at_most(settings: DataSettings, low: str, high: str) -> None:
     if getattr(settings, low) > getattr(settings, high):
         raise Refused(
             f"data.{low}={getattr(settings, low)} is more than data.{high}={getattr(settings, high)}; "
@@ -191,7 +151,7 @@ def _at_most(settings: SyntheticSettings, low: str, high: str) -> None:
         )
 
 
-def bounds(settings: SyntheticSettings, *, source: bool) -> tuple[int, int]:
+def bounds(settings: DataSettings, *, source: bool) -> tuple[int, int]:
     """Fewest and most distributions of a task."""
     low, high = settings.min_distributions, settings.max_distributions
     if source and settings.subset == "broad":

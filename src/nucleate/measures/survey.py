@@ -183,6 +183,17 @@ def _shared_inputs(labels: Labels, reference: Labels) -> np.ndarray:
 
 
 @dataclass(frozen=True)
+class Effort:
+    """How much is spent on t-SNE and k-means, and on how many threads; what they are done to stands elsewhere."""
+
+    components: int = 3  # of t-SNE, like the next two
+    perplexity: float = 10
+    iterations: int = 2000
+    initialisations: int = 10  # of k-means
+    threads: int = 1
+
+
+@dataclass(frozen=True)
 class Survey:
     """The rows of one moment, and what they were counted from."""
 
@@ -195,13 +206,9 @@ class Survey:
 def survey(
     labelling: Labelling,
     states: Mapping[str, np.ndarray],  # split -> (layer, instance, width), the training set among them
+    effort: Effort,
     *,
     layers: Sequence[int] | None = None,  # their numbers in the rows; None: 0, 1, ...
-    components: int = 3,
-    perplexity: float = 10,
-    iterations: int = 2000,
-    initialisations: int = 10,
-    threads: int = 1,
 ) -> Survey:
     """All measures of all splits and layers at one moment, under control none, shuffled and regrouped.
 
@@ -216,14 +223,14 @@ def survey(
         if (cohort.split, "tsne") in labelling.places
     ]
     # The last bits of a matrix product depend on BLAS's threads; ours are put to whole layers instead.
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(effort.threads) as pool:
         embedded = tsne(
             [points for _, _, points in shown],
-            components=components,
-            perplexity=perplexity,
-            iterations=iterations,
+            components=effort.components,
+            perplexity=effort.perplexity,
+            iterations=effort.iterations,
             seed=stream(labelling.seed, "tsne"),
-            threads=threads,
+            threads=effort.threads,
         )
         embeddings = {(cohort.split, layer): one for (cohort, layer, _), one in zip(shown, embedded, strict=True)}
         looks = [
@@ -249,7 +256,7 @@ def survey(
                         rows += found.rows
                         clouds += found.clouds
                         neighbours_of |= {(*place, space): one for space, one in found.neighbours_of.items()}
-        scored, clusters = _cluster_rows(labelling, clouds, initialisations=initialisations, threads=threads, pool=pool)
+        scored, clusters = _cluster_rows(labelling, clouds, effort, pool)
     return Survey(rows + scored, embeddings, neighbours_of, clusters)
 
 
@@ -331,9 +338,7 @@ def _look_at_centred(labelling: Labelling, layer: int, states: Mapping[str, np.n
 def _cluster_rows(
     labelling: Labelling,
     clouds: Sequence[_PointCloud],
-    *,
-    initialisations: int,
-    threads: int,
+    effort: Effort,
     pool: ThreadPoolExecutor,
 ) -> tuple[list[Row], dict[tuple[str, int, str, str], np.ndarray]]:
     """k-means with as many clusters as there are classes, scored against true, shuffled and regrouped labels."""
@@ -343,7 +348,7 @@ def _cluster_rows(
         (classes,) = labelling.places[cloud.cohort.split, cloud.space].deals[kind]["none"]
         seed = stream(labelling.seed, cloud.cohort.split, cloud.layer, cloud.space, kind)
         jobs.append(KMeansJob(cloud.points, len(np.unique(classes)), seed))
-    found = kmeans_many(jobs, initialisations=initialisations, threads=threads)
+    found = kmeans_many(jobs, initialisations=effort.initialisations, threads=effort.threads)
     scored = [
         pool.submit(_score_rows, labelling, cloud, kind, one.clusters)
         for (cloud, kind), one in zip(tried, found, strict=True)

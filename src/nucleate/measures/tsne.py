@@ -19,6 +19,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import validate_data
@@ -34,24 +35,26 @@ FARTHEST_START = 1e4  # for given layouts: points further apart than some thousa
 
 
 def tsne(
-    problems: Sequence[Any],
+    problems: Sequence[ArrayLike],
     *,
     components: int = 3,
     perplexity: float = 10,
     iterations: int = 2000,
     seed: int = 0,
-    start: Sequence[Any] | None = None,
+    start: Sequence[ArrayLike | None] | None = None,
     threads: int | None = None,
     device: str = "cpu",
     direction: str = "gradient",
 ) -> list[Embedding]:
     """One `Embedding` per problem; a problem is an (n, width) array, and problems of different n go together.
 
-    With a starting layout (`start`: one (n, components) array or None per problem) there is neither PCA nor early
-    exaggeration: for displays that follow a layout from epoch to epoch. `seed` matters only where PCA has nothing to
-    say, that is for axes without variance. On the CPU a problem's result is the same bytes whatever the other problems,
-    their order and the number of threads (default: `OMP_NUM_THREADS`, else all cores). Any other `device` is torch's:
-    the same algorithm, whose last bits depend on the batch. `direction`: "gradient", or "scikit-learn" for its own.
+    `components` are the dimensions of a layout, `perplexity` the neighbours that a point feels, `iterations` the steps
+    at most. With a starting layout (`start`: one (n, components) array or None per problem) there is neither PCA nor
+    early exaggeration: for displays that follow a layout from epoch to epoch. `seed` matters only where PCA has
+    nothing to say, that is for axes without variance. On the CPU a problem's result is the same bytes whatever the
+    other problems, their order and the number of threads (default: `OMP_NUM_THREADS`, else all cores). Any other
+    `device` is torch's: the same algorithm, whose last bits depend on the batch. `direction`: "gradient", or
+    "scikit-learn" for its own.
     """
     _check_settings(components, perplexity, iterations, threads)
     if direction not in ("gradient", "scikit-learn"):
@@ -99,7 +102,7 @@ class TSNE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         *,
         perplexity: float | None = None,
         max_iter: int = 2000,
-        random_state: Any = 0,
+        random_state: int | np.random.RandomState | None = 0,
         n_jobs: int | None = None,
         device: str = "cpu",
     ) -> None:
@@ -110,7 +113,7 @@ class TSNE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.n_jobs = n_jobs
         self.device = device
 
-    def fit(self, X: Any, y: Any = None) -> "TSNE":
+    def fit(self, X: ArrayLike, y: object = None) -> "TSNE":
         points = validate_data(self, X, dtype=[np.float64, np.float32], ensure_min_samples=2)
         if isinstance(self.random_state, int | np.integer):
             seed = int(self.random_state)
@@ -131,7 +134,7 @@ class TSNE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self.n_iter_ = found.iterations
         return self
 
-    def fit_transform(self, X: Any, y: Any = None) -> np.ndarray:
+    def fit_transform(self, X: ArrayLike, y: object = None) -> np.ndarray:
         return self.fit(X).embedding_
 
     @property
@@ -150,7 +153,7 @@ def _check_settings(components: int, perplexity: float, iterations: int, threads
         raise Refused(f"perplexity is {perplexity!r}; it counts neighbours and must be at least 1")
 
 
-def _checked_points(problem: Any, index: int, perplexity: float) -> np.ndarray:
+def _checked_points(problem: ArrayLike, index: int, perplexity: float) -> np.ndarray:
     points = _array(problem)
     if points.ndim != 2 or points.shape[1] == 0 or points.dtype.kind not in "fiub":
         raise Refused(
@@ -164,7 +167,9 @@ def _checked_points(problem: Any, index: int, perplexity: float) -> np.ndarray:
     return points
 
 
-def _checked_starts(start: Sequence[Any] | None, points: list[np.ndarray], components: int) -> list[np.ndarray | None]:
+def _checked_starts(
+    start: Sequence[ArrayLike | None] | None, points: list[np.ndarray], components: int
+) -> list[np.ndarray | None]:
     if start is None:
         return [None] * len(points)
     if len(start) != len(points):
@@ -184,7 +189,7 @@ def _checked_starts(start: Sequence[Any] | None, points: list[np.ndarray], compo
     return checked
 
 
-def _array(given: Any) -> np.ndarray:
+def _array(given: ArrayLike) -> np.ndarray:
     """A numpy array, also from a torch tensor (bfloat16 has no numpy form, so tensors go through float64)."""
     return given.detach().cpu().double().numpy() if hasattr(given, "detach") else np.asarray(given)
 

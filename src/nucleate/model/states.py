@@ -10,13 +10,14 @@ is False.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 from warnings import warn
 
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
+from nucleate.data.dataset import Dataset
 from nucleate.model.batches import batch_budget, deal, group_rows, layers_of
 from nucleate.model.prefix_tree import (
     Group,
@@ -114,8 +115,8 @@ class _Bare:
 
 def read_states(
     model: nn.Module,
-    tokenizer: Any,
-    prompts: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Dataset | Sequence[tuple[str, str]],
     *,
     read: str = "input",
     layers: Sequence[int] | None = None,
@@ -125,13 +126,13 @@ def read_states(
     """float32 array (layer, instance, width): the hidden states of each prompt at one token.
 
     `prompts` is a sequence of (instruction, input), joined by `template` (a blank between them, if any has an input),
-    or a Dataset. `read` is the last token of
-    the `input` (the paper's choice), that of the instruction (`instruction_end`), or that of the whole prompt
-    (`answer_start`). Instruction and input are tokenised together, so where they or the template merge, the last
-    token that holds some of the input is read. Equal prompts are computed once, a shared instruction once. Words
-    unknown to the tokenizer are read and counted in a warning."""
-    pairs = [(i.instruction, i.input) for i in prompts.instances] if hasattr(prompts, "instances") else list(prompts)
-    instances = [_Bare(instruction, given) for instruction, given in pairs]
+    or a Dataset. `read` is the last token of the `input` (the paper's choice), that of the instruction
+    (`instruction_end`), or that of the whole prompt (`answer_start`). `layers` are those to read, all unless given.
+    Instruction and input are tokenised together, so where they or the template merge, the last token that holds some
+    of the input is read. Equal prompts are computed once, a shared instruction once. Words unknown to the tokenizer
+    are read and counted in a warning. `tokens_per_batch` moves time and memory only."""
+    given = [(i.instruction, i.input) for i in prompts.instances] if isinstance(prompts, Dataset) else prompts
+    instances = [_Bare(instruction, input) for instruction, input in given]
     reading = read_prompts_states(
         model, tokenizer, instances, reads={read: layers}, template=template, tokens_per_batch=tokens_per_batch
     )
@@ -146,7 +147,7 @@ def read_states(
 
 
 def instances_as_groups(
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     instances: Sequence[HasPrompts],
     *,
     template: str = "{instruction} {input}",

@@ -7,11 +7,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 from nucleate.model.batches import layers_of
 from nucleate.model.estimate import Estimate, estimate
 from nucleate.model.networks import as_network, base_of, looks_local, network_shape, tokenizer_of
 from nucleate.model.series import checksum, find_models, located, refuse_twins
 from nucleate.refusal import Refused
+
+Model = str | Path | PreTrainedModel  # a folder, a file or a hub id; or a network that is loaded
 
 
 @dataclass(frozen=True)
@@ -19,8 +23,8 @@ class Subject:
     """A model, not loaded yet."""
 
     name: str
-    what: Any  # a path, a hub id, or a network
-    tokenizer: Any  # None: its own
+    what: Model | None  # None: one that is gone
+    tokenizer: PreTrainedTokenizerBase | None  # None: its own
     loading: Mapping[str, Any]
     epoch: int | None = None
     step: int | None = None
@@ -64,7 +68,7 @@ class Subject:
         tokenizer = tokenizer_of(what, self.tokenizer, **loading)
         return replace(self, what=what, loading=loading, checksum=found, tokenizer=tokenizer)
 
-    def load(self) -> tuple[Any, Any]:
+    def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Network and tokenizer."""
         return as_network(self.what, self.tokenizer, **self.loading)
 
@@ -77,10 +81,14 @@ def all_ready(subjects: Sequence[Subject]) -> list[Subject]:
 
 
 def subjects_of(
-    model: Any, base: Any, tokenizer: Any, loading: Mapping[str, Any], revisions: Sequence[str] = ()
+    model: Model | Sequence[Model],
+    base: Model | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    loading: Mapping[str, Any],
+    revisions: Sequence[str] = (),
 ) -> tuple[list[Subject], str | None]:
     """All models in order, the base last unless it is among them; and the base's name."""
-    asked = list(model) if isinstance(model, list | tuple) else [model]
+    asked: list[Any] = list(model) if isinstance(model, list | tuple) else [model]
     place = next((n for n, one in enumerate(asked) if one is base or (isinstance(one, str) and one == base)), None)
     if base is not None and place is None:
         place = len(asked)
@@ -94,10 +102,10 @@ def subjects_of(
     for one in listed:
         own = {**loading, "revision": one.revision} if one.revision else loading
         subjects.append(Subject(one.name, one.path, tokenizer, own, one.epoch, one.step, one.checksum))
-    for number, one in enumerate(asked):
-        if not isinstance(one, str | Path):
-            name = Path(getattr(one, "name_or_path", "") or type(one).__name__).name
+    for number, network in enumerate(asked):
+        if not isinstance(network, str | Path):
+            name = Path(getattr(network, "name_or_path", "") or type(network).__name__).name
             while any(subject.name == name for subject in subjects):
                 name += "'"
-            subjects.insert(number if not series else len(subjects), Subject(name, one, tokenizer, loading))
+            subjects.insert(number if not series else len(subjects), Subject(name, network, tokenizer, loading))
     return subjects, None if base is None or place is None else subjects[place].name

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from nucleate.config import Config
 from nucleate.data.dataset import Dataset
+from nucleate.data.synthetic import generate
 from nucleate.devices import device_for
 from nucleate.long_table import METHODS
 from nucleate.model.networks import load_network, save_network
@@ -28,7 +29,7 @@ from nucleate.model.training import make_optimizer, train, weights
 from nucleate.paper.answers import answer_rows, curve_rows, score_in
 from nucleate.paper.corrections import UNSEEN, Correction, Network
 from nucleate.paper.instances import Members, of_splits
-from nucleate.paper.network import check_network, make_dataset, make_network
+from nucleate.paper.network import check_network, make_network
 from nucleate.paper.trainings import (
     SECONDS,
     TrainingRecord,
@@ -377,4 +378,4 @@ def dataset_for(config: Config) -> Dataset:
             f"data.max_length={config.data.max_length} leaves no position for the further symbol of a conditional "
             f"correction; set it to {_LONGEST} or less"
         )
-    return make_dataset(config, kind="alignment")
+    return generate(config.data, seed=config.seed, kind="alignment")

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from nucleate.config import Config
 from nucleate.data.dataset import Dataset, Instance
+from nucleate.data.synthetic import generate
 from nucleate.devices import device_for
 from nucleate.files import write_whole
 from nucleate.measures.baselines import MOST_FEATURES
@@ -28,7 +29,7 @@ from nucleate.model.networks import save_network
 from nucleate.model.states import Reading, read_groups
 from nucleate.paper.answers import answer_rows, curve_rows, score_in
 from nucleate.paper.instances import MEASURED, Members, candidates_of, in_split, of_splits, places_of
-from nucleate.paper.network import check_network, make_dataset, make_network
+from nucleate.paper.network import check_network, make_network
 from nucleate.paper.surveys import labels_of, surface_rows, survey_of
 from nucleate.paper.trainings import (
     SECONDS,
@@ -353,7 +354,7 @@ def _fraction(study: _Learning, record: TrainingRecord) -> float:
 def dataset_for(config: Config) -> Dataset:
     """The synthetic data; settings that only fail together are refused."""
     check_network(config)
-    dataset = make_dataset(config)
+    dataset = generate(config.data, seed=config.seed)
     for split in MEASURED:
         count = len(dataset.select(split))
         if count <= 3 * config.measure.perplexity:

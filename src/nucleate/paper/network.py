@@ -1,4 +1,4 @@
-"""The data and the fresh network that settings ask for."""
+"""The fresh network that settings ask for."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -6,21 +6,10 @@ from dataclasses import asdict
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from nucleate.config import Config, configure
+from nucleate.config import Config
 from nucleate.data.dataset import Dataset
-from nucleate.data.synthetic import generate
 from nucleate.model.networks import gpt2, word_tokenizer
 from nucleate.refusal import Refused
-
-
-def synthetic_dataset(size: str = "paper", seed: int = 100) -> Dataset:
-    """The synthetic dataset of a size."""
-    return make_dataset(configure(size, seed=seed))
-
-
-def make_dataset(config: Config, *, kind: str = "main") -> Dataset:
-    """The dataset of a run: the same for the same data settings and seed, on any machine."""
-    return generate(seed=config.seed, kind=kind, **asdict(config.data))
 
 
 def make_network(

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from nucleate.config import Config, MeasureSettings, TrainingSettings
 from nucleate.data.dataset import Dataset, Instance
+from nucleate.data.synthetic import generate
 from nucleate.devices import device_for
 from nucleate.measures.survey import Labelling
 from nucleate.model.networks import load_network, save_network
@@ -28,7 +29,7 @@ from nucleate.model.prefix_tree import Group
 from nucleate.model.states import read_groups
 from nucleate.paper.answers import answer_rows, curve_rows, score_in
 from nucleate.paper.instances import MEASURED, Members, candidates_of, of_splits, places_of
-from nucleate.paper.network import check_network, make_dataset, make_network
+from nucleate.paper.network import check_network, make_network
 from nucleate.paper.surveys import labels_of, surface_rows, survey_of
 from nucleate.paper.trainings import (
     SECONDS,
@@ -367,7 +368,7 @@ def _only(dataset: Dataset, wanted: Callable[[str], bool]) -> Dataset:
 def dataset_for(config: Config) -> Dataset:
     """That of the main experiment; settings that only fail together are refused."""
     check_network(config)
-    dataset = make_dataset(config)
+    dataset = generate(config.data, seed=config.seed)
     for split in MEASURED:
         count = len({one.instruction for one in dataset.select(split)})
         if count < _FEWEST:

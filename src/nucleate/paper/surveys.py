@@ -8,7 +8,7 @@ from nucleate.config import Config, MeasureSettings
 from nucleate.data.dataset import Instance
 from nucleate.measures.baselines import surface_features
 from nucleate.measures.neighbours import Labels
-from nucleate.measures.survey import Cohort, Labelling, Row, Survey, labelling_of, survey
+from nucleate.measures.survey import Cohort, Effort, Labelling, Row, Survey, labelling_of, survey
 from nucleate.paper.instances import MEASURED, in_split, places_of
 from nucleate.threads import thread_count
 
@@ -59,12 +59,5 @@ def surface_rows(
 
 def survey_of(labels: Labelling, states: Mapping[str, np.ndarray], measure: MeasureSettings) -> Survey:
     """All measures of one moment's states, which are given by split."""
-    return survey(
-        labels,
-        states,
-        components=measure.components,
-        perplexity=measure.perplexity,
-        iterations=measure.iterations,
-        initialisations=measure.initialisations,
-        threads=thread_count(),
-    )
+    effort = Effort(measure.components, measure.perplexity, measure.iterations, measure.initialisations, thread_count())
+    return survey(labels, states, effort)

@@ -7,31 +7,42 @@ changes nothing: the trained weights are, to the bit, those of a training withou
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from tqdm.auto import tqdm
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
-from nucleate.probing.live import LiveProbe
+from nucleate.data.sources import Source
+from nucleate.probing.live import LOADING, LiveProbe
 from nucleate.probing.result import ProbeResult
+from nucleate.probing.settings import ProbeSettings
 from nucleate.refusal import Refused
 from nucleate.report.figures import draw_figures
 from nucleate.report.page import write_page
 from nucleate.runs import load_run
+from nucleate.settings import chosen, documented_by
 
 
+@documented_by(ProbeSettings, without=LOADING)
 class ProbeCallback(TrainerCallback):
     """Probes the network of a Trainer before the first step, every so many, and after the last.
 
     `data` are the labelled prompts: anything that `nucleate.probe` takes. `every` counts optimiser steps, or is a share
     of all of them where it is below 1. `out` is the run folder; unless it is given, the Trainer's output folder with
     `-probe` after its name. A training that goes on from a checkpoint goes on with its looks too; otherwise a folder
-    that holds something is refused before the first step, unless `overwrite` is set. `options` are those of
-    `nucleate.probe`, such as `columns`, `template`, `chat` and `limit`. `tokenizer` is the Trainer's unless given.
-    Under several processes the first one looks, and the others wait for it at their next step.
+    that holds something is refused before the first step, unless `overwrite` is set. `tokenizer` is the Trainer's
+    unless given. Under several processes the first one looks, and the others wait for it at their next step.
 
     Afterwards `result` holds what was found. Each look adds `probe_share`, `probe_separate` and `probe_best_layer` to
     the `log_history` of the Trainer's state.
@@ -39,15 +50,25 @@ class ProbeCallback(TrainerCallback):
 
     def __init__(
         self,
-        data: Any,
+        data: Source,
         *,
         every: float = 0.1,
-        layers: Any = None,
+        layers: Sequence[int] | None = None,
         out: str | Path | None = None,
-        tokenizer: Any = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         overwrite: bool = False,
-        **options: Any,
+        columns: Mapping[str, str] | None = None,
+        limit: int | None = None,
+        template: str | None = None,
+        chat: bool = False,
+        thorough: bool = False,
+        seed: int = 100,
+        perplexity: float = 10,
+        iterations: int = 1000,
+        initialisations: int = 10,
+        repeats: int = 20,
     ) -> None:
+        settings = ProbeSettings(**chosen(ProbeSettings, locals()))
         number = isinstance(every, int | float) and not isinstance(every, bool)
         if not (number and (0 < every < 1 or (1 <= every < float("inf") and every == int(every)))):
             raise Refused(f"every={every!r} is neither a number of steps nor a share of them below 1")
@@ -56,16 +77,22 @@ class ProbeCallback(TrainerCallback):
         self.tokenizer = tokenizer
         self.overwrite = overwrite
         self.result: ProbeResult | None = None
-        self._probe = LiveProbe.of(data, Path(), layers=layers, **options)
+        self._probe = LiveProbe.of(data, Path(), settings)
         self._unfinished: Path | None = None  # a folder of this one's own that is not finished
         self._seconds = self._since = 0.0  # spent on looks, and when the training began
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
     ) -> None:
-        network, self._tokenizer = _network(model), self.tokenizer or kwargs.get("processing_class")
-        if self._tokenizer is None:
+        network, tokenizer = _network(model), self.tokenizer or kwargs.get("processing_class")
+        if tokenizer is None:
             raise Refused("the Trainer has no processing_class: give ProbeCallback(…, tokenizer=tokenizer)")
+        self._tokenizer = tokenizer
         if not state.is_world_process_zero:
             return
         place = Path(str(args.output_dir)).resolve()
@@ -86,14 +113,24 @@ class ProbeCallback(TrainerCallback):
                 self._look(state, model)
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
     ) -> None:
         steps = self.every if self.every >= 1 else max(1, round(self.every * state.max_steps))
         if state.global_step % steps == 0 or state.global_step >= state.max_steps:
             self._look_once(state, model)
 
     def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
     ) -> None:
         if control.should_training_stop:  # early, perhaps to go back to the best checkpoint
             self._look_once(state, model)
@@ -101,7 +138,12 @@ class ProbeCallback(TrainerCallback):
     on_save = on_epoch_end
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
     ) -> None:
         if not state.is_world_process_zero:
             return
@@ -116,7 +158,7 @@ class ProbeCallback(TrainerCallback):
             share = self._seconds / (time.monotonic() - self._since)
             _say(f"looking took {share:.0%} of the time, tables and page included; page: {page}")
 
-    def _look_once(self, state: TrainerState, model: Any) -> None:
+    def _look_once(self, state: TrainerState, model: nn.Module | None) -> None:
         seen = any(look.step == state.global_step for look in self._probe.looks)
         if state.is_world_process_zero and not seen:
             with _spared(f"step {state.global_step} was not probed"), self._timed():
@@ -130,7 +172,7 @@ class ProbeCallback(TrainerCallback):
         finally:
             self._seconds += time.monotonic() - began
 
-    def _look(self, state: TrainerState, model: Any) -> None:
+    def _look(self, state: TrainerState, model: nn.Module | None) -> None:
         first = not self._probe.looks
         epoch = None if state.epoch is None else int(state.epoch + 1e-6)  # whole ones, as a saved checkpoint tells it
 
@@ -160,7 +202,7 @@ def _spared(what: str) -> Iterator[None]:
         _say(f"{what}: {type(error).__name__}: {error}")
 
 
-def _network(model: Any) -> Any:
+def _network(model: Any) -> PreTrainedModel:
     """The transformers network inside of what a Trainer holds: a compiled one, one with an adapter."""
     while True:
         if type(model).__name__ == "FullyShardedDataParallel":

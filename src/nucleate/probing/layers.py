@@ -15,7 +15,7 @@ import polars as pl
 from nucleate.intervals import Interval
 from nucleate.measures.clustering import KMeansJob, kmeans_many
 from nucleate.measures.neighbours import Labels
-from nucleate.measures.survey import Labelling, Survey, survey
+from nucleate.measures.survey import Effort, Labelling, Survey, survey
 from nucleate.probing.halves import Side, deciding_search, some_units
 from nucleate.probing.separation import (
     best_cluster_f1,
@@ -34,17 +34,6 @@ Tell = Callable[[str, int, int], None]  # what, done, of
 Rows = list[dict[str, Any]]
 
 
-@dataclass(frozen=True)
-class Effort:
-    """How much is spent on a survey."""
-
-    perplexity: float = 10
-    iterations: int = 1000  # of t-SNE
-    initialisations: int = 10  # of k-means
-    repeats: int = 20  # deals of the labels
-    threads: int = 1
-
-
 @dataclass(frozen=True, eq=False)
 class Design:
     """What is known of the prompts, and how they are dealt: the same for every network."""
@@ -58,6 +47,7 @@ class Design:
     everyone: int
     seed: int
     effort: Effort
+    repeats: int  # deals of the shuffled and regrouped labels
 
     @classmethod
     def of(
@@ -69,10 +59,11 @@ class Design:
         *,
         seed: int,
         effort: Effort,
+        repeats: int,
     ) -> Self:
         """All the prompts; `tasks` are the names of the codes."""
         kept, search = np.arange(len(labels)), deciding_search(sides[-1], labels)
-        return cls(labels, mapping, tuple(tasks), tuple(sides), search, kept, len(labels), seed, effort)
+        return cls(labels, mapping, tuple(tasks), tuple(sides), search, kept, len(labels), seed, effort, repeats)
 
     @property
     def deciding(self) -> str:
@@ -90,7 +81,7 @@ class Design:
 
     def labelling(self, side: Side, *spaces: str) -> Labelling:
         """The labels of a side for some spaces."""
-        return side.labelling(self.labels, self.mapping, seed=self.seed, repeats=self.effort.repeats, spaces=spaces)
+        return side.labelling(self.labels, self.mapping, seed=self.seed, repeats=self.repeats, spaces=spaces)
 
     def only(self, kept: np.ndarray) -> "Design":
         """The same with the prompts that a network could read."""
@@ -199,21 +190,11 @@ def _surveys(
     layers: Sequence[int],
 ) -> Iterator[tuple[Side, list[int], Survey]]:
     """A few layers at a time, so that not all of them need to be in memory."""
-    effort = design.effort
-    for first in range(0, len(layers), effort.threads):
-        some = list(layers[first : first + effort.threads])
-        block = np.asarray(states[first : first + effort.threads])
+    effort, step = design.effort, design.effort.threads
+    for first in range(0, len(layers), step):
+        some, block = list(layers[first : first + step]), np.asarray(states[first : first + step])
         for side in sides:
-            found = survey(
-                labellings[side.split],
-                side.states(block),
-                layers=some,
-                perplexity=effort.perplexity,
-                iterations=effort.iterations,
-                initialisations=effort.initialisations,
-                threads=effort.threads,
-            )
-            yield side, some, found
+            yield side, some, survey(labellings[side.split], side.states(block), effort, layers=some)
 
 
 # --- how sure --------------------------------------------------------------------------------------------------------

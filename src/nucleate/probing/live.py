@@ -1,6 +1,6 @@
 """A network probed while it learns: a run folder of `probe` that has one more model at every look.
 
-What `probing.py` does with checkpoints, without checkpoints: each look is a model called `step-…`, the first one the
+What `probe.py` does with checkpoints, without checkpoints: each look is a model called `step-…`, the first one the
 base that all others are compared with. Between two looks the folder is closed, and an interrupted run to whoever reads
 it: it can be drawn at any time, and a training that was killed goes on where its own checkpoint begins.
 """
@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nucleate.config import differing
 from nucleate.data.prompts import read_prompts
+from nucleate.data.sources import Source
 from nucleate.files import write_whole
 from nucleate.long_table import best_layer_of, deciding_measure, main_read, value_of
 from nucleate.model.prefix_tree import where_it_runs
@@ -24,12 +25,19 @@ from nucleate.model.subjects import Subject
 from nucleate.probing.findings import separate_at_best
 from nucleate.probing.one_model import join, note_seconds, part_of, probe_one, surface_of
 from nucleate.probing.result import ProbeResult, load_probe
-from nucleate.probing.study import ProbeStudy, settings_of
+from nucleate.probing.settings import ProbeSettings
+from nucleate.probing.study import ProbeStudy
 from nucleate.progress import Progress
 from nucleate.refusal import Refused
 from nucleate.runs import RunWriter, load_run, open_run
 
-_LOADED = ("device", "dtype", "revisions", "loading", "trust_remote_code")  # how weights are loaded: these are there
+LOADING = (
+    "revisions",
+    "dtype",
+    "device",
+    "trust_remote_code",
+    "loading",
+)  # settings without a use here: the weights are there
 
 
 @dataclass(frozen=True)
@@ -48,23 +56,25 @@ class LiveProbe:
 
     study: ProbeStudy
     folder: Path
-    source: Any  # of the prompts
+    source: Source  # of the prompts
     looks: list[Subject] = field(default_factory=list)  # by rising step; their networks have moved on since
     surface: dict[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, data: Any, folder: Path, **options: Any) -> "LiveProbe":
-        """`data` and `options` as for `probe`. Data that cannot be probed are refused here."""
-        settings = settings_of(options)
-        barred = next((name for name in _LOADED if name in options), None)
-        if barred is not None:
-            raise Refused(f"a network that is learning is probed as it is: leave {barred} out")
-        return cls(
-            ProbeStudy.of(read_prompts(data, columns=settings.columns, limit=settings.limit), settings), folder, data
-        )
+    def of(cls, data: Source, folder: Path, settings: ProbeSettings) -> "LiveProbe":
+        """`data` as for `probe`; what cannot be probed is refused here."""
+        prompts = read_prompts(data, columns=settings.columns, limit=settings.limit)
+        return cls(ProbeStudy.of(prompts, settings), folder, data)
 
     def begin(
-        self, network: Any, tokenizer: Any, step: int, *, resume: bool, overwrite: bool, progress: Progress
+        self,
+        network: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        step: int,
+        *,
+        resume: bool,
+        overwrite: bool,
+        progress: Progress,
     ) -> None:
         """Open the folder, before the first step of a training or, to `resume`, before the one after `step`; what
         could not be read is refused."""
@@ -82,7 +92,9 @@ class LiveProbe:
             remedies += ["give another folder as out=…", *([] if resume or overwrite else ["or overwrite=True"])]
             raise Refused(f"{why}: {', '.join(remedies)}") from None
 
-    def _begin(self, tokenizer: Any, step: int, *, resume: bool, overwrite: bool, progress: Progress) -> None:
+    def _begin(
+        self, tokenizer: PreTrainedTokenizerBase, step: int, *, resume: bool, overwrite: bool, progress: Progress
+    ) -> None:
         with self._open(resume=resume, overwrite=overwrite) as run:
             for seen in (int(name.rpartition("-")[2]) for name in load_run(self.folder).config["models"]):
                 earlier = _subject(None, tokenizer, seen, None)
@@ -97,7 +109,14 @@ class LiveProbe:
             self.surface = surface_of(self.study, run, progress)
             self._list(run)
 
-    def look(self, network: Any, tokenizer: Any, step: int, epoch: int | None, progress: Progress) -> "Look":
+    def look(
+        self,
+        network: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        step: int,
+        epoch: int | None,
+        progress: Progress,
+    ) -> "Look":
         """Probe the network as it is now. Its modes, its gradients and all random streams stay as they are."""
         subject = _subject(network, tokenizer, step, epoch)
         began = time.perf_counter()
@@ -159,7 +178,9 @@ class LiveProbe:
             yield run
 
 
-def _subject(network: Any, tokenizer: Any, step: int, epoch: int | None) -> Subject:
+def _subject(
+    network: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase, step: int, epoch: int | None
+) -> Subject:
     return Subject(f"step-{step}", network, tokenizer, {}, epoch, step)
 
 

@@ -1,48 +1,72 @@
 """Any model, any labelled prompts: at which layer are the tasks separate, which are confused, which labels look wrong?
 
 The paper's realistic setting (§3.4, Table 1) for any network and any prompts. What is written of each model stands in
-`probe_parts.py`; what it comes to in words, in `probing/findings.py`.
+`one_model.py`; what it comes to in words, in `findings.py`.
 """
 
 import shutil
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 from weakref import finalize
 
+from transformers import PreTrainedTokenizerBase
+
 from nucleate.config import differing
 from nucleate.data.prompts import Prompts, read_prompts
+from nucleate.data.sources import Source
 from nucleate.devices import device_for
 from nucleate.files import write_whole
 from nucleate.measures.baselines import MOST_FEATURES
-from nucleate.model.subjects import Subject, all_ready, subjects_of
+from nucleate.model.subjects import Model, Subject, all_ready, subjects_of
 from nucleate.model.texts import fill
 from nucleate.probing.one_model import finish, note_seconds, part_of, probe_one, surface_of
 from nucleate.probing.result import ProbeResult, load_probe
-from nucleate.probing.study import ProbeSettings, ProbeStudy, settings_of
+from nucleate.probing.settings import ProbeSettings
+from nucleate.probing.study import ProbeStudy
 from nucleate.progress import Progress, silent
 from nucleate.runs import open_run
+from nucleate.settings import chosen, documented_by
 from nucleate.threads import thread_count
 
 
+@documented_by(ProbeSettings)
 def probe(
-    model: Any,
-    data: Any,
+    model: Model | Sequence[Model],
+    data: Source,
     *,
-    tokenizer: Any = None,
-    base: Any = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    base: Model | None = None,
+    columns: Mapping[str, str] | None = None,
+    limit: int | None = None,
+    template: str | None = None,
+    chat: bool = False,
+    layers: Sequence[int] | None = None,
+    revisions: Sequence[str] = (),
+    dtype: str = "float32",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    loading: Mapping[str, Any] | None = None,
+    thorough: bool = False,
+    seed: int = 100,
+    perplexity: float = 10,
+    iterations: int = 1000,
+    initialisations: int = 10,
+    repeats: int = 20,
     progress: Progress = silent,
-    **options: Any,
 ) -> ProbeResult:
     """Does a model separate the tasks of labelled prompts, where, and which not?
 
     `model` is a path, a hub id or a loaded network (with its `tokenizer`), or a list of such; a folder of checkpoints
-    is a series. `data` is a file, a table, a list of dicts, a Dataset, or `natural`. `base` is the model before its
-    fine-tuning, to compare with. `options` are the fields of `ProbeSettings`."""
+    is a series. `data` is a file, a folder, a data frame, a list of dictionaries, a Dataset, or one of `natural`,
+    `natural-shared`, `natural-sentences`. `base` is the model before its fine-tuning, to compare with. `progress` is
+    called with what is going on."""
+    settings = ProbeSettings(**chosen(ProbeSettings, locals()))
     place = Path(mkdtemp(prefix="nucleate-probe-"))
     try:
-        probe_into(place / "run", model, data, tokenizer=tokenizer, base=base, progress=progress, **options)
+        probe_into(place / "run", model, data, settings, tokenizer=tokenizer, base=base, progress=progress)
         result = load_probe(place / "run")
     except BaseException:
         shutil.rmtree(place, ignore_errors=True)
@@ -53,19 +77,18 @@ def probe(
 
 def probe_into(
     folder: Path,
-    model: Any,
-    data: Any,
+    model: Model | Sequence[Model],
+    data: Source,
+    settings: ProbeSettings,
     *,
-    tokenizer: Any = None,
-    base: Any = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    base: Model | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress = silent,
-    **options: Any,
 ) -> bool:
     """`probe` into a run folder, a part for each model. False where the run is finished and nothing was done."""
-    study, subjects, compared = _at_the_door(model, data, base, tokenizer, settings_of(options))
-    settings = study.settings
+    study, subjects, compared = _at_the_door(model, data, base, tokenizer, settings)
     weights = [one.checksum or "" for one in subjects]
     opening = open_run(
         folder,
@@ -95,13 +118,17 @@ def probe_into(
     return True
 
 
-def check(model: Any, data: Any, **options: Any) -> None:
+def check(model: Model | Sequence[Model], data: Source, settings: ProbeSettings) -> None:
     """Refuse what `probe` would refuse before it reads; models of a hub are fetched."""
-    _at_the_door(model, data, None, None, settings_of(options))
+    _at_the_door(model, data, None, None, settings)
 
 
 def _at_the_door(
-    model: Any, data: Any, base: Any, tokenizer: Any, settings: ProbeSettings
+    model: Model | Sequence[Model],
+    data: Source,
+    base: Model | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    settings: ProbeSettings,
 ) -> tuple[ProbeStudy, list[Subject], str | None]:
     study = ProbeStudy.of(read_prompts(data, columns=settings.columns, limit=settings.limit), settings)
     found, compared = _subjects(model, base, tokenizer, settings)
@@ -111,9 +138,15 @@ def _at_the_door(
     return study, subjects, compared
 
 
-def budget(model: Any, data: Any, *, base: Any = None, tokenizer: Any = None, **options: Any) -> list[str]:
+def budget(
+    model: Model | Sequence[Model],
+    data: Source,
+    settings: ProbeSettings,
+    *,
+    base: Model | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> list[str]:
     """A sentence per model: what probing it will take, from its settings alone."""
-    settings = settings_of(options)
     study = ProbeStudy.of(read_prompts(data, columns=settings.columns, limit=settings.limit), settings)
     if settings.template is not None:
         fill(settings.template, {"instruction": "", "input": ""}, (study.main, *study.other_reads))
@@ -157,7 +190,12 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 2 * 60 * 60 else f"{seconds / 3600:.0f} hours"
 
 
-def _subjects(model: Any, base: Any, tokenizer: Any, settings: ProbeSettings) -> tuple[list[Subject], str | None]:
-    loading = {name: getattr(settings, name) for name in ("dtype", "trust_remote_code")}
+def _subjects(
+    model: Model | Sequence[Model],
+    base: Model | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    settings: ProbeSettings,
+) -> tuple[list[Subject], str | None]:
+    loading: dict[str, Any] = {name: getattr(settings, name) for name in ("dtype", "trust_remote_code")}
     loading |= {"device": device_for(settings.device), **(settings.loading or {})}
     return subjects_of(model, base, tokenizer, loading, settings.revisions)

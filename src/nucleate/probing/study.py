@@ -1,77 +1,33 @@
 """What a probe asks of every model: the settings, the prompts with their two halves, the tokens that are read."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nucleate.config import flat_toml
 from nucleate.data.dataset import Instance
 from nucleate.data.prompts import Prompts
 from nucleate.measures.neighbours import Labels
 from nucleate.measures.shares import TaskDeals
+from nucleate.measures.survey import Effort
 from nucleate.memory import total_memory
 from nucleate.model.prompts import PromptReading, read_prompts_states
 from nucleate.model.subjects import Subject
 from nucleate.model.texts import PLAIN_CHATS, prompts_of
 from nucleate.probing.halves import held_out_units, sides_of
-from nucleate.probing.layers import Design, Effort, LayerMeasures
+from nucleate.probing.layers import Design, LayerMeasures
 from nucleate.probing.separation import FEWEST
+from nucleate.probing.settings import ProbeSettings
 from nucleate.progress import Progress
-from nucleate.refusal import Refused, nearest
+from nucleate.refusal import Refused
 from nucleate.threads import thread_count
 
 _TRIED = 100  # prompts that are tried before anything is written
-
-
-@dataclass(frozen=True)
-class ProbeSettings:
-    """How to probe."""
-
-    columns: Mapping[str, str] | None = None  # {ours: theirs}
-    limit: int | None = None  # prompts
-    template: str | None = None
-    chat: bool = False
-    layers: Sequence[int] | None = None  # None: all
-    revisions: Sequence[str] = ()
-    dtype: str = "float32"
-    device: str = "auto"
-    trust_remote_code: bool = False
-    loading: Mapping[str, Any] | None = None  # what else transformers is told when it loads the weights
-    thorough: bool = False  # every read, space and control at every layer
-    seed: int = 100
-    perplexity: float = 10
-    iterations: int = 1000  # of t-SNE
-    initialisations: int = 10  # of k-means
-    repeats: int = 20  # deals of the labels
-
-
-def settings_of(options: Mapping[str, Any]) -> ProbeSettings:
-    """The settings; a misspelt one is refused with the nearest."""
-    for name in options:
-        if name not in ProbeSettings.__dataclass_fields__:
-            raise Refused(f"probe: option {name!r} is unknown{nearest(name, ProbeSettings.__dataclass_fields__)}")
-        if name in _KINDS and options[name] is not None and not _KINDS[name][1](options[name]):
-            raise Refused(f"probe: {name}={options[name]!r} is no {_KINDS[name][0]}")
-    return ProbeSettings(**options)
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # of those that are mistyped most easily
-    "columns": ("dictionary such as {'task': 'label'}", lambda value: isinstance(value, Mapping)),
-    "layers": (
-        "list of whole numbers",
-        lambda value: isinstance(value, Iterable) and not isinstance(value, str) and all(map(_whole, value)),
-    ),
-    "limit": ("whole number", _whole),
-    "seed": ("whole number", _whole),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,10 +78,8 @@ class ProbeStudy:
                 f"{' …' if len(few) > 5 else ''} in the half that is reported, where {FEWEST} are needed: {2 * FEWEST} "
                 "in all"
             )
-        effort = Effort(
-            settings.perplexity, settings.iterations, settings.initialisations, settings.repeats, thread_count()
-        )
-        design = Design.of(labels, mapping, names, sides, seed=settings.seed, effort=effort)
+        effort = Effort(3, settings.perplexity, settings.iterations, settings.initialisations, thread_count())
+        design = Design.of(labels, mapping, names, sides, seed=settings.seed, effort=effort, repeats=settings.repeats)
         choosing = sides[1]
         offered = TaskDeals.of(labels[choosing.members], labels[choosing.against]).offered[design.search]
         if not offered.any():
@@ -169,8 +123,8 @@ class ProbeStudy:
 
     def read(
         self,
-        network: Any,
-        tokenizer: Any,
+        network: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
         prompts: Prompts,
         reads: Mapping[str, Sequence[int]],
         progress: Progress,
@@ -194,7 +148,7 @@ class ProbeStudy:
         self.reading.append(time.perf_counter() - began)
         return reading
 
-    def config(self, models: Sequence[str], base: str | None, **further: Any) -> str:
+    def config(self, models: Sequence[str], base: str | None, **further: object) -> str:
         """The text of `config.toml`."""
         what = {"verb": "probe", "size": self.prompts.name, "models": list(models), "base": base}
         return flat_toml(self.settings, **what, data_hash=self.prompts.dataset.content_hash(), **further)

@@ -19,8 +19,10 @@ import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nucleate.config import differing, flat_toml
+from nucleate.data.sources import Source
 from nucleate.devices import device_for
 from nucleate.files import write_whole
 from nucleate.long_table import HEADS, METHODS
@@ -32,6 +34,7 @@ from nucleate.model.texts import PLAIN_CHATS, Prompt
 from nucleate.model.training import weights
 from nucleate.progress import Progress, silent
 from nucleate.redirecting.prompts import SIDES, name_of
+from nucleate.redirecting.settings import RedirectSettings
 from nucleate.redirecting.study import (
     Others,
     RedirectStudy,
@@ -40,7 +43,6 @@ from nucleate.redirecting.study import (
     mark_of,
     read_others,
     read_source,
-    settings_of,
     source_prompts,
     study_of,
 )
@@ -56,17 +58,16 @@ _AFFORDABLE = 40_000_000  # weights of a whole head: above that, teaching it tak
 def redirect_into(
     folder: Path,
     model: str | Path,
-    data: Any,
+    data: Source,
+    settings: RedirectSettings,
     *,
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress = silent,
-    **options: Any,
 ) -> bool:
-    """Redirect `source` of a model into a run folder: measures, and the switched model. False where it is finished.
+    """Redirect one task of a model into a run folder: measures, and the switched model. False where it is finished.
 
-    `model` is a path or a hub id, `data` whatever `read_prompts` reads, `options` the fields of `RedirectSettings`."""
-    settings = settings_of(options)
+    `model` is a path or a hub id, `data` whatever `read_prompts` reads."""
     study = study_of(data, settings)
     place = located(model)
     tokenizer = tokenizer_of(place, trust_remote_code=settings.trust_remote_code)
@@ -102,9 +103,8 @@ def redirect_into(
     return True
 
 
-def budget(model: str | Path, data: Any, **options: Any) -> list[str]:
+def budget(model: str | Path, data: Source, settings: RedirectSettings) -> list[str]:
     """What redirecting will take, in sentences, from the model's settings alone."""
-    settings = settings_of(options)
     study = study_of(data, settings)
     prompts = [*(one for side in study.dealt.sides.values() for one in side), *study.dealt.others]
     shared = sum(len(text) for text in {one.instruction for one in prompts}) / 4
@@ -127,8 +127,8 @@ def budget(model: str | Path, data: Any, **options: Any) -> list[str]:
 def _redirect(
     study: RedirectStudy,
     model: str,
-    network: Any,
-    tokenizer: Any,
+    network: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     lessons: Mapping[str, Sequence[Prompt]],
     run: RunWriter,
     progress: Progress,
@@ -259,7 +259,7 @@ def _lesson(
 # --- what has come of it ---------------------------------------------------------------------------------------------
 
 
-def _after(network: Any, others: Others, attempt: _Attempt) -> tuple[np.ndarray, np.ndarray]:
+def _after(network: PreTrainedModel, others: Others, attempt: _Attempt) -> tuple[np.ndarray, np.ndarray]:
     """(instance,) the likeliest next token of the others now, and where the second head gives it."""
     on, after = attempt.on(others.states), others.before.copy()
     places = np.flatnonzero(on)

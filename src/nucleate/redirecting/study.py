@@ -16,41 +16,20 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nucleate.data.dataset import Instance
 from nucleate.data.prompts import read_prompts
+from nucleate.data.sources import Source
 from nucleate.files import write_whole
 from nucleate.model.batches import share_prefixes
 from nucleate.model.prompts import read_prompts_states
-from nucleate.model.switch import AT_ONCE, KINDS, TargetStates, TeachingSet, remember
+from nucleate.model.switch import AT_ONCE, TargetStates, TeachingSet, remember
 from nucleate.model.texts import Prompt, prompts_of
 from nucleate.redirecting.prompts import Redirection, redirection
+from nucleate.redirecting.settings import RedirectSettings
 from nucleate.redirecting.switched import head_logits
-from nucleate.refusal import Refused, nearest
-
-
-@dataclass(frozen=True)
-class RedirectSettings:
-    """What to redirect and how."""
-
-    source: str  # a distribution, or a task
-    target: str | None = None  # another, which has the same inputs
-    outputs: str | None = None  # or a file: input (prompt, where there are no inputs) and output
-    columns: Mapping[str, str] | None = None  # {ours: theirs}
-    template: str | None = None
-    chat: bool = False
-    limit: int = 200  # prompts of each distribution or task
-    examples: int = 1  # of each other distribution or task, which the switches learn from
-    switch: str = "mlp"  # the one that is saved
-    copy: bool = False  # save the network's weights too
-    dtype: str = "float32"
-    device: str = "auto"
-    trust_remote_code: bool = False
-    seed: int = 100
-    rank: int = 16  # of the second head
-    epochs: int = 30
-    batch: int = 40  # prompts
-    rates: Sequence[float] = (3e-3, 1e-2, 3e-2)  # the same for all methods
+from nucleate.refusal import Refused
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +40,7 @@ class RedirectStudy:
     dealt: Redirection
 
 
-def study_of(data: Any, settings: RedirectSettings) -> RedirectStudy:
+def study_of(data: Source, settings: RedirectSettings) -> RedirectStudy:
     """The prompts read and dealt out; refused where they do not do."""
     dealt = redirection(
         read_prompts(data, columns=settings.columns),
@@ -75,28 +54,7 @@ def study_of(data: Any, settings: RedirectSettings) -> RedirectStudy:
     return RedirectStudy(settings, dealt)
 
 
-def settings_of(options: Mapping[str, Any]) -> RedirectSettings:
-    """The settings, checked as far as they alone can be."""
-    for name in options:
-        if name not in RedirectSettings.__dataclass_fields__:
-            raise Refused(f"align: option {name!r} is unknown{nearest(name, RedirectSettings.__dataclass_fields__)}")
-    if not options.get("source"):
-        raise Refused("align of a model needs a source: --source NAME, a distribution or a task of the data")
-    settings = RedirectSettings(**options)
-    if (settings.target is None) == (settings.outputs is None):
-        raise Refused("say what the source shall answer: --target NAME, or --outputs FILE, one of the two")
-    if settings.source == settings.target:
-        raise Refused(f"--source and --target are both {settings.source!r}: name two")
-    if settings.switch not in KINDS:
-        raise Refused(f"--switch {settings.switch!r} does not exist{nearest(settings.switch, KINDS)}")
-    if settings.examples < 1:
-        raise Refused("--examples 0 leaves the switch nothing to tell the source from: give 1 or more")
-    if settings.limit < 9:
-        raise Refused(f"--limit {settings.limit} is too small to learn from and to hold out of: give at least 9")
-    return settings
-
-
-def source_prompts(study: RedirectStudy, tokenizer: Any) -> dict[str, list[Prompt]]:
+def source_prompts(study: RedirectStudy, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Prompt]]:
     """side -> its prompts with the wished outputs; refused where one cannot be taught."""
     found: dict[str, list[Prompt]] = {}
     for side, instances in study.dealt.sides.items():
@@ -133,7 +91,12 @@ class SavedParts:
         return tensors, told["facts"]
 
 
-def mark_of(network: Any, study: RedirectStudy, tokenizer: Any, lessons: Mapping[str, Sequence[Prompt]]) -> str:
+def mark_of(
+    network: PreTrainedModel,
+    study: RedirectStudy,
+    tokenizer: PreTrainedTokenizerBase,
+    lessons: Mapping[str, Sequence[Prompt]],
+) -> str:
     """Of weights and tokens: what was read by others that lay in the same place is not taken for its own."""
     few = [one.detach().flatten()[:: max(1, one.numel() // 64)].float().cpu() for one in network.parameters()]
     mark = hashlib.sha256(torch.cat(few).numpy().tobytes())
@@ -154,7 +117,11 @@ class Others:
 
 
 def read_source(
-    network: Any, lessons: Mapping[str, Sequence[Prompt]], side: str, closing: tuple[int, ...], saved: SavedParts
+    network: PreTrainedModel,
+    lessons: Mapping[str, Sequence[Prompt]],
+    side: str,
+    closing: tuple[int, ...],
+    saved: SavedParts,
 ) -> TeachingSet:
     """The prompts of a side with the wished outputs, behind each of which comes the token that ends a text, so that
     `generate` stops there."""
@@ -177,7 +144,7 @@ def read_source(
     return TeachingSet(memory, np.concatenate([[0], ends[:-1]]), closes, np.array(allowed))
 
 
-def closing_of(tokenizer: Any) -> tuple[int, ...]:
+def closing_of(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """The token behind an answer: the end of a text or, where the tokenizer has none, of a line; nothing where it has
     neither."""
     if tokenizer.eos_token_id is not None:
@@ -186,7 +153,9 @@ def closing_of(tokenizer: Any) -> tuple[int, ...]:
     return tuple(line[-1:]) if tokenizer.decode(line) == "\n" else ()
 
 
-def _tokenised(study: RedirectStudy, tokenizer: Any, instances: Sequence[Instance]) -> list[Prompt | str]:
+def _tokenised(
+    study: RedirectStudy, tokenizer: PreTrainedTokenizerBase, instances: Sequence[Instance]
+) -> list[Prompt | str]:
     settings = study.settings
     return prompts_of(
         tokenizer,
@@ -198,7 +167,9 @@ def _tokenised(study: RedirectStudy, tokenizer: Any, instances: Sequence[Instanc
     )
 
 
-def read_others(study: RedirectStudy, network: Any, tokenizer: Any, saved: SavedParts) -> Others:
+def read_others(
+    study: RedirectStudy, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, saved: SavedParts
+) -> Others:
     settings, instances = study.settings, study.dealt.others
 
     def read() -> tuple[dict[str, Tensor], None]:

@@ -1,0 +1,41 @@
+"""How to probe: every option with its meaning, for Python, the command line and the reference alike."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nucleate.settings import check_all, setting
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """How to probe; an impossible value is refused when it is made."""
+
+    columns: Mapping[str, str] | None = setting(
+        None,
+        "names of columns, as task=label; ours are instruction, prompt, text, messages, input, task, output, "
+        "distribution, mapping, split",
+        form="ours=theirs,…",
+    )
+    limit: int | None = setting(None, "read so many prompts, spread over the tasks", form="N")
+    template: str | None = setting(
+        None, "how a prompt is put together (default: {instruction} {input})", form="TEMPLATE"
+    )
+    chat: bool = setting(False, "as the user's turn of the model's chat template")
+    layers: Sequence[int] | None = setting(None, "only these layers", form="0,8,…")
+    revisions: Sequence[str] = setting((), "of a hub id; several make a series", form="R", option="revision")
+    dtype: str = setting("float32", "precision of the weights, or auto", form="DTYPE")
+    device: str = setting("auto", "where to compute: auto (cuda if there is one), cpu or cuda", form="auto|cpu|cuda")
+    trust_remote_code: bool = setting(False, "run code that comes with the model")
+    loading: Mapping[str, Any] | None = setting(
+        None, "of from_pretrained of transformers, as device_map=auto", form="name=value"
+    )
+    thorough: bool = setting(False, "every read, space and control at every layer")
+    seed: int = setting(100, "root of every random stream", least=0)
+    perplexity: float = setting(10, "of t-SNE", least=1, option=None)
+    iterations: int = setting(1000, "of t-SNE", least=1, option=None)
+    initialisations: int = setting(10, "of k-means; the best is kept", least=1, option=None)
+    repeats: int = setting(20, "deals of the shuffled and regrouped labels, averaged", least=1, option=None)
+
+    def __post_init__(self) -> None:
+        check_all(self)

@@ -1,0 +1,44 @@
+"""What to redirect and how: every option with its meaning, for Python, the command line and the reference alike."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from nucleate.refusal import Refused
+from nucleate.settings import REQUIRED, check_all, setting
+
+
+@dataclass(frozen=True)
+class RedirectSettings:
+    """What to redirect and how; what cannot be meant is refused when it is made."""
+
+    source: str = setting(REQUIRED, "the distribution, or task, to be answered otherwise", form="A")
+    target: str | None = setting(None, "another with the same inputs, whose outputs it shall give", form="B")
+    outputs: str | None = setting(
+        None, "or a table with the columns input (prompt, where there are no inputs) and output", form="FILE"
+    )
+    columns: Mapping[str, str] | None = setting(None, "names of columns, as task=label", form="ours=theirs,…")
+    template: str | None = setting(
+        None, "how a prompt is put together (default: {instruction} {input})", form="TEMPLATE"
+    )
+    chat: bool = setting(False, "as the user's turn of the model's chat template")
+    limit: int = setting(200, "prompts of each distribution or task", least=9, form="N")
+    examples: int = setting(1, "prompts of each other one, from which the switch learns", least=1, form="N")
+    switch: str = setting("mlp", "which one is saved: linear or mlp", choices=("linear", "mlp"))
+    copy: bool = setting(False, "save the original weights with the switch, not where they lie")
+    dtype: str = setting("float32", "precision of the weights, or auto", form="DTYPE")
+    device: str = setting(
+        "auto", "where to compute: auto (cuda if there is one), cpu or cuda", choices=("auto", "cpu", "cuda")
+    )
+    trust_remote_code: bool = setting(False, "run code that comes with the model")
+    seed: int = setting(100, "root of every random stream", least=0)
+    rank: int = setting(16, "of the second head", least=1, option=None)
+    epochs: int = setting(30, "over the prompts of the source, for each method and rate", least=1, option=None)
+    batch: int = setting(40, "prompts of an optimiser step", least=1, option=None)
+    rates: Sequence[float] = setting((3e-3, 1e-2, 3e-2), "learning rates tried, the same for all methods", option=None)
+
+    def __post_init__(self) -> None:
+        check_all(self)
+        if (self.target is None) == (self.outputs is None):
+            raise Refused("say what the source shall answer: --target NAME, or --outputs FILE, one of the two")
+        if self.source == self.target:
+            raise Refused(f"--source and --target are both {self.source!r}: name two")
