@@ -84,7 +84,9 @@ def test_markdown_shows_the_papers_words_all_points_controls_and_verdicts(judgem
 
 def test_every_table_of_the_markdown_has_as_many_cells_in_each_row(judgements, hostile):
     text = ledger_markdown([*judgements, hostile], [])
-    for block in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
+    blocks = re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)
+    assert len(blocks) > len(judgements)
+    for block in blocks:
         cells = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
         assert len(cells) == 1
 
@@ -98,6 +100,7 @@ def test_exploratory_rows_are_called_so_everywhere(tmp_path):
     text, lines = ledger_markdown(found, []), ledger_lines(found, [])
     assert "**holds**" not in text
     assert text.count("*exploratory*") >= 2 * len(found)
+    assert len(lines) == len(found) + 1
     assert all("exploratory" in line for line in lines[1:])
     assert {row["verdict"] for row in json.loads(ledger_json(found))} == {"undecided"}
     write_ledger(found, [], tmp_path)
