@@ -274,6 +274,7 @@ def test_both_themes_and_a_narrow_screen_are_readable(once: Browser, path: Path)
     page = once.open(path, 1280, 800)
     assert page("document.documentElement.scrollWidth") <= 1280
     pictures = "[...document.querySelectorAll('canvas, svg[role=img], img')]"
+    assert page(f"{pictures}.length") > 2
     assert page(f"{pictures}.every((one) => one.ariaLabel || one.alt || one.checkVisibility() === false)")
 
 

@@ -55,7 +55,7 @@ def test_a_measurement_given_twice_or_without_a_finite_value_is_an_error():
 
 def test_a_finished_run_reads_back_with_all_its_parts_joined(tmp_path):
     run = load_run(finished(tmp_path / "run"))
-    assert run.manifest["status"] == "done"
+    assert run.manifest["status"] == run.state == "done"
     assert run.metrics["epoch"].to_list() == [0, 1]
     assert [found.folder.name for found in find_runs(tmp_path)] == ["run"]
     assert (tmp_path / "run" / "log.jsonl").read_text().count("\n") == 2
@@ -64,7 +64,7 @@ def test_a_finished_run_reads_back_with_all_its_parts_joined(tmp_path):
 def test_a_finished_run_is_refused_without_a_flag_left_alone_with_resume_and_replaced_with_overwrite(tmp_path):
     folder = finished(tmp_path / "run")
     before = contents(folder)
-    with pytest.raises(Refused, match="--overwrite replaces it"), opened(folder):
+    with pytest.raises(Refused, match="holds a finished run; --overwrite replaces it"), opened(folder):
         pass
     with opened(folder, resume=True) as run:
         assert run is None
@@ -82,7 +82,7 @@ def test_an_unfinished_run_needs_resume_and_the_same_settings(tmp_path):
     assert load_run(folder).manifest["status"] == "failed"
     assert "out of luck" in (folder / "log.jsonl").read_text()
     before = contents(folder)
-    with pytest.raises(Refused, match="--resume continues it"), opened(folder):
+    with pytest.raises(Refused, match="holds an unfinished run; --resume continues it"), opened(folder):
         pass
     with pytest.raises(Refused, match="other settings: size"), opened(folder, settings="size = 'b'", resume=True):
         pass
