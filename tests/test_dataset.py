@@ -125,6 +125,7 @@ def test_a_table_alone_loads_with_what_its_rows_say(dataset: Dataset, folder: Pa
     assert loaded.mappings == dataset.mappings
     assert loaded.settings == loaded.patterns == {}
     assert set(loaded.vocabulary["task"]) <= set(dataset.vocabulary["task"])
+    assert set(loaded.vocabulary["task"]) == {symbol for one in dataset.instances for symbol in (one.input, one.output)}
     assert load_dataset(folder / "dataset.parquet") == dataset, "the description beside a table is read with it"
 
 

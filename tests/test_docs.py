@@ -10,7 +10,7 @@ import pytest
 from nucleate.claims.ledger import short_table
 from nucleate.claims.verdicts import Judgement, judge
 from nucleate.cli import _parser, main
-from nucleate.config import SECTIONS, SIZES
+from nucleate.config import SIZES, configure, describe
 from nucleate.data.dataset import load_dataset
 from nucleate.reference import reference
 from nucleate.runs import load_run
@@ -26,15 +26,25 @@ def verbs() -> set[str]:
 
 
 def test_every_verb_and_size_stands_in_the_readme():
-    for name in verbs() | set(SIZES) - {"micro"}:
-        assert re.search(rf"\b{name}\b", README), name
+    """As what one types: most of them are ordinary words as well."""
+    for name in verbs():
+        assert re.search(rf"(^nucleate |`nucleate |`){name}\b", README, flags=re.MULTILINE), name
+    for name in set(SIZES) - {"micro"}:
+        assert re.search(rf"(--size |`){name}\b", README), name
 
 
-def test_every_setting_stands_in_the_paper_document_or_is_explained_by_its_section():
+def test_every_setting_has_a_row_of_its_own_in_the_paper_document_with_its_value_and_its_source():
     text = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
+    settings = {key: value for key, value, _ in describe(configure("paper"))}
     named = set(re.findall(r"`([a-z]+\.[a-z_]+)", text))
-    known = {f"{section}.{name}" for section, kind in SECTIONS.items() for name in kind.__dataclass_fields__}
-    assert named <= known, named - known
+    assert named <= set(settings), named - set(settings)
+    rows = [cells(row) for row in re.findall(r"^\| .*$", text, flags=re.MULTILINE)]
+    told = [(key.strip("`"), value, source) for _, value, key, source in rows if key.startswith("`")]
+    assert sorted(key for key, _, _ in told) == sorted(settings)
+    for key, value, source in told:
+        first = value.split()[0].rstrip(",;:").replace(",", "")
+        assert type(settings[key])(first) == settings[key], key
+        assert re.match(r"(\*\*ours\*\*: |Tables? \d|§\d)", source), key
 
 
 def test_the_readme_names_no_command_that_the_tests_do_not_run():
@@ -56,9 +66,14 @@ def test_readme_commands_run(command, tmp_path, micro_run, monkeypatch):
 
 
 def test_files_that_documents_point_to_exist():
-    for document in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "results").glob("*.md")]:
-        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8")):
-            assert (document.parent / target).exists(), f"{document.name} points to {target}"
+    pointed = {
+        (document, target)
+        for document in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "results").rglob("*.md")]
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8"))
+    }
+    for document, target in pointed:
+        assert (document.parent / target).exists(), f"{document.name} points to {target}"
+    assert {ROOT / "README.md", ROOT / "docs" / "guides" / "probe.md"} <= {document for document, _ in pointed}
 
 
 def test_the_ledger_of_the_findings_is_that_of_the_judged_runs():
@@ -81,12 +96,14 @@ def judgements_of(*names: str) -> list[Judgement]:
 def test_every_measure_of_the_results_stands_in_the_document_of_tables():
     named = set(re.findall(r"`([a-z0-9_]+)`", (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")))
     ending = re.compile(r"(_k\d+|_n\d+|_low|_high|_kept|_new_inputs|_others|_other_inputs|_other_distributions)$")
-    for path in sorted((ROOT / "results").rglob("metrics.parquet")):
-        for measure in pl.read_parquet(path, columns=["measure"])["measure"].unique():
-            stem = measure
-            while stem not in named and ending.search(stem):
-                stem = ending.sub("", stem)
-            assert stem in named, measure
+    tables = sorted((ROOT / "results").rglob("metrics.parquet"))
+    measures = {one for path in tables for one in pl.read_parquet(path, columns=["measure"])["measure"].unique()}
+    assert {"f1", "knn_share", "source_accuracy", "area_under_curve"} <= measures
+    for measure in measures:
+        stem = measure
+        while stem not in named and ending.search(stem):
+            stem = ending.sub("", stem)
+        assert stem in named, measure
 
 
 def test_the_reference_is_what_its_sources_say():

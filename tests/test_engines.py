@@ -165,17 +165,19 @@ def test_a_run_that_fails_is_reported_and_the_others_are_in_the_table(whole, tmp
 
 
 def test_a_job_that_is_refused_or_killed_harms_no_other_and_the_outcomes_keep_the_order(monkeypatch, tmp_path):
-    original = local._Worker.started
+    original, told = local._Worker.started, []
 
     def started(job: Job) -> local._Worker:
         worker = original(job)
         if job.name == "killed":
             os.kill(worker.process.pid, signal.SIGKILL)
+        if job.name == "fine":  # counts as at work until it was told of, however soon it ended
+            ended = worker.process.poll
+            worker.process.poll = lambda: ended() if any("; fine " in text for text, _ in told) else None
         return worker
 
     monkeypatch.setattr(local._Worker, "started", started)
     monkeypatch.setattr(local, "_TELL", 0.0)
-    told = []
     jobs = [
         Job("killed", ("learn", "--size", "micro", "--out", str(tmp_path / "run"))),
         Job("refused", ("settings", "--size", "smal")),

@@ -1,5 +1,6 @@
 """The examples run as they stand."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,9 @@ def test_the_example_that_looks_into_a_checkpoint_prints_a_line_per_layer(micro_
 
 
 def test_every_example_is_run_by_a_test():
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {
-        "look_into_a_checkpoint.py",
-        "fine_tune.py",
-        "watch_a_fine_tuning.py",
-    }  # tests/test_guides.py runs the latter two
+    """Here, by the commands of the guide, or by the test beside them."""
+    guide = (EXAMPLES.parent / "docs" / "guides" / "probe.md").read_text(encoding="utf-8")
+    beside = Path(__file__).with_name("test_guides.py").read_text(encoding="utf-8")
+    run = re.findall(r"^python examples/(\S+)", guide, flags=re.MULTILINE)
+    run += re.findall(r'"examples" / "(\w+\.py)"', beside)
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {"look_into_a_checkpoint.py", *run}

@@ -15,7 +15,7 @@ import pytest
 from transformers import TrainingArguments
 
 import nucleate
-from nucleate.cli import main
+from nucleate.cli import _parser, main
 from nucleate.model.networks import gpt2, load_network, save_network, word_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -71,7 +71,7 @@ def test_the_guide_to_probing_runs_from_top_to_bottom(tmp_path, monkeypatch, cap
     for block in BLOCK.finditer(GUIDE):
         if block["file"] == "prompts.jsonl":
             shown = [json.loads(line) for line in block["text"].splitlines()]
-            assert all(row.keys() == prompts()[0].keys() and row["label"] in LABELS for row in shown)
+            assert shown and all(row.keys() == prompts()[0].keys() and row["label"] in LABELS for row in shown)
         elif block["file"]:
             (tmp_path / block["file"]).parent.mkdir()
             (tmp_path / block["file"]).write_text(block["text"], encoding="utf-8")
@@ -89,6 +89,10 @@ def test_the_guide_to_probing_runs_from_top_to_bottom(tmp_path, monkeypatch, cap
     assert set(pl.read_parquet("curve/metrics.parquet")["step"].drop_nulls()) == {10, 20}
     held_out = pl.read_ndjson("tuned/held-out.jsonl")
     assert len(held_out) == 720 and held_out["task"].n_unique() == 6
+    written = {path.name for run in ("shared", "tuning") for path in Path(run).glob("*.parquet")}
+    controls = set(pl.read_parquet("shared/metrics.parquet")["control"]) - {"none"}
+    assert {"metrics.parquet", "confusion.parquet"} <= written and {"untrained", "neutral", "regrouped"} <= controls
+    assert not [name for name in written | controls if f"`{name}`" not in GUIDE]
 
 
 def test_the_example_that_watches_a_fine_tuning_ends_with_the_answer_and_a_page(tmp_path):
@@ -104,17 +108,12 @@ def test_the_guide_explains_every_option_and_table_of_a_probe():
         assert f"`{name}.parquet`" in GUIDE
     for control in ("surface_prompt", "surface_instruction", "untrained", "neutral", "shuffled", "regrouped"):
         assert f"`{control}`" in GUIDE
-    for option in (
-        "base",
-        "columns",
-        "template",
-        "chat",
-        "layers",
-        "limit",
-        "dtype",
-        "device",
-        "thorough",
-        "estimate",
-        "loading",
-    ):
-        assert f"--{option}" in GUIDE
+    options = options_of("probe")
+    assert {"--base", "--layers", "--resume"} <= options
+    assert not [option for option in options if not re.search(rf"{option}\b(?!-)", GUIDE)]
+
+
+def options_of(verb: str) -> set[str]:
+    """What one can write behind a verb."""
+    verbs = next(action.choices for action in _parser()._actions if action.dest == "verb")
+    return {option for option in verbs[verb]._option_string_actions if option.startswith("--")} - {"--help"}

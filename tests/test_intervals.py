@@ -53,6 +53,22 @@ def test_subsample_interval_covers_a_mean_also_over_a_handful_of_instructions(in
     assert 0.92 < hits / 300 < 0.98
 
 
+@pytest.mark.parametrize("instructions", [18, 19, 20, 21])
+def test_subsample_interval_is_students_below_twenty_instructions_and_by_quantiles_from_there_on(instructions: int):
+    values, told = np.random.default_rng(5).normal(size=instructions), []
+
+    def mean(rows):
+        told.append(values[rows].mean())
+        return told[-1]
+
+    found, half = subsample_interval(mean, np.arange(instructions), seed=0, confidence=0.9), instructions // 2
+    apart = np.sqrt(half / (instructions - half)) * (np.array(told[1:]) - told[0])
+    reach = stats.t.ppf(0.95, instructions - 1) * apart.std()
+    students = (apart.mean() - reach, apart.mean() + reach)
+    low, high = students if instructions < 20 else np.quantile(apart, [0.05, 0.95])
+    assert tuple(found) == pytest.approx((told[0], told[0] - high, told[0] - low), abs=1e-12)
+
+
 def test_subsample_interval_draws_whole_instructions_without_copies():
     instructions = np.array([3, 1, 3, 2, 2, 1, 7, 7, 9])
     seen = []

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import nucleate
-from nucleate.config import configure
+from nucleate.config import configure, describe
 from nucleate.paper.learning import learn
 from nucleate.refusal import Refused
 from nucleate.runs import METRICS, file_hash, load_run
@@ -31,6 +31,7 @@ def test_the_run_folder_holds_what_the_design_promises(micro_run):
     assert run.layout_epochs == MEASURED
     wanted = {"best", "last", *(f"epoch-{epoch:04d}" for epoch in range(7))}
     assert {path.name for path in (micro_run / "checkpoints").iterdir()} == wanted
+    assert set(run.manifest["checkpoints"]) == wanted
     for name, digest in run.manifest["checkpoints"].items():
         assert file_hash(micro_run / "checkpoints" / name / "model.safetensors") == digest
     left_over = {"resume.safetensors", "states"} & {path.name for path in micro_run.iterdir()}
@@ -157,6 +158,9 @@ def test_every_setting_of_the_main_experiment_reaches_what_it_names(tmp_path):
         "training.learning_rate": "1e-2",
         "training.weight_decay": "0.9",
         "training.max_gradient_norm": "0.01",
+        "model.width": "8",
+        "model.feed_forward": "16",
+        "model.layers": "1",
         "model.dropout": "0.5",
         "model.heads": "4",
         "measure.components": "2",
@@ -167,6 +171,10 @@ def test_every_setting_of_the_main_experiment_reaches_what_it_names(tmp_path):
         "measure.last_layer": "plain",
         "data.inputs": "shared",
     }
+    seen_elsewhere = {"training.epochs", "measure.dense_until", "measure.every", "measure.display_iterations"}
+    sections = ("model.", "training.", "measure.")
+    settings = {key for key, _, _ in describe(configure("micro")) if key.startswith(sections)}
+    assert set(changed) == settings - seen_elsewhere | {"data.inputs"}
     more = {"data.inputs": {"data.task_symbols": "20"}}
     for key, value in changed.items():
         assert table(key, **{key: value}, **more.get(key, {})) != plain, key

@@ -135,7 +135,9 @@ def test_markdown_shows_the_papers_words_all_points_controls_and_verdicts(judgem
 
 def test_every_table_of_the_markdown_has_as_many_cells_in_each_row(judgements, hostile):
     text = ledger_markdown([*judgements, hostile], [])
-    for block in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
+    blocks = re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)
+    assert len(blocks) > len(judgements)
+    for block in blocks:
         cells = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
         assert len(cells) == 1
 

@@ -3,12 +3,14 @@
 Where no Chromium is installed these tests are skipped, and say so.
 """
 
+import base64
 import csv
 import io
 import json
 import re
 import warnings
 import xml.etree.ElementTree as ET
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from browser import CHROMIUM, Browser, Page
 from fake_run import build
 from nucleate.cli import main
 from nucleate.report.film import write_film
-from nucleate.report.pack import LEVELS, folded, levelled, turned, unfolded
+from nucleate.report.pack import LEVELS, Chunks, folded, levelled, turned, unfolded
 from nucleate.report.page import write_page
 from nucleate.runs import Run, load_run
 
@@ -274,6 +276,7 @@ def test_both_themes_and_a_narrow_screen_are_readable(once: Browser, path: Path)
     page = once.open(path, 1280, 800)
     assert page("document.documentElement.scrollWidth") <= 1280
     pictures = "[...document.querySelectorAll('canvas, svg[role=img], img')]"
+    assert page(f"{pictures}.length") > 2
     assert page(f"{pictures}.every((one) => one.ariaLabel || one.alt || one.checkVisibility() === false)")
 
 
@@ -523,6 +526,13 @@ def many_points(run: Run, folder: Path, count: int) -> Run:
 def test_folded_numbers_unfold_to_what_they_were(moments: int, places: int, seed: int) -> None:
     numbers = np.random.default_rng(seed).integers(0, 2**15, (moments, places))
     assert (unfolded(folded(numbers), moments) == numbers).all()
+
+
+def test_chunks_hold_raw_deflate_and_the_same_content_once() -> None:
+    chunks = Chunks()
+    assert [chunks.text("ü"), chunks.json({"ä": [1]}), chunks.text("ü")] == ["chunk-0", "chunk-1", "chunk-0"]
+    texts = [zlib.decompress(base64.b64decode(text), -15).decode() for text in chunks.texts.values()]
+    assert texts == ["ü", '{"ä":[1]}']
 
 
 def test_levels_keep_places_to_a_four_thousandth_and_turning_keeps_distances_and_finds_the_layer_below() -> None:

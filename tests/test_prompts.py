@@ -249,19 +249,28 @@ def test_a_named_column_decides_where_there_are_two_and_is_not_read_under_its_ow
     assert {one.distribution for one in swapped.instances} == {None}
 
 
-def test_labels_may_be_numbers_and_booleans(tmp_path: Path) -> None:
-    def labels(source: Any) -> list[str]:
-        return [one.task for one in read_prompts(source, columns={"task": "label"}).instances]
+def labels(source: Any) -> list[str]:
+    return [one.task for one in read_prompts(source, columns={"task": "label"}).instances]
 
+
+def test_labels_of_a_pandas_frame_may_be_numbers_booleans_and_missing_in_all_its_ways() -> None:
+    floats = [{"text": f"prompt {n}", "label": None if n == 4 else n % 2 + 0.0} for n in range(6)]
+    frame = as_pandas(pl.DataFrame(floats))
+    assert labels(frame) == ["0", "1", "0", "1", "1"]
+    assert labels(frame.convert_dtypes()) == ["0", "1", "0", "1", "1"], "its nulls are pd.NA"
+    assert len(labels(frame.astype({"label": "datetime64[s]"}))) == 5, "its null is NaT"
+    truths = as_pandas(pl.DataFrame({"text": list("abcd"), "label": [False, True, False, True]}))
+    assert labels(truths) == ["false", "true"] * 2
+
+
+def test_labels_may_be_numbers_and_booleans(tmp_path: Path) -> None:
     rows = [{"text": f"prompt {number}", "label": number % 2} for number in range(6)]
     assert labels(rows) == labels(pl.DataFrame(rows)) == labels(write_csv(tmp_path / "a.csv", rows)) == ["0", "1"] * 3
     floats = [row | {"label": None if place == 4 else place % 2 + 0.0} for place, row in enumerate(rows)]
-    assert labels(floats) == labels(as_pandas(pl.DataFrame(floats))) == ["0", "1", "0", "1", "1"]
-    assert labels(as_pandas(pl.DataFrame(floats)).convert_dtypes()) == ["0", "1", "0", "1", "1"], "its nulls are pd.NA"
-    assert len(labels(as_pandas(pl.DataFrame(floats)).astype({"label": "datetime64[s]"}))) == 5, "its null is NaT"
+    assert labels(floats) == ["0", "1", "0", "1", "1"]
     assert labels(changed(floats, 4, label=float("nan"))) == ["0", "1", "0", "1", "1"]
     truths = [row | {"label": bool(row["label"])} for row in rows]
-    assert labels(truths) == labels(pl.DataFrame(truths)) == labels(as_pandas(pl.DataFrame(truths)))
+    assert labels(truths) == labels(pl.DataFrame(truths))
     assert labels(truths) == labels(write_jsonl(tmp_path / "b.jsonl", truths)) == ["false", "true"] * 3
     numbered = pl.DataFrame(changed(rows, 5, label=-1))
     assert labels(write_datasets_folder(tmp_path / "c", numbered, label=["no", "yes"])) == [

@@ -274,7 +274,7 @@ def test_nothing_that_is_judged_by_was_learnt_from():
 def test_the_source_is_asked_for_what_the_target_answers():
     wanted = {one["input"]: one["output"] for one in prompts() if one["task"] == "second"}
     for side in dealt_out().sides.values():
-        assert all(one.output == wanted[one.input] for one in side)
+        assert side and all(one.output == wanted[one.input] for one in side)
 
 
 def test_names_are_distributions_where_the_data_have_them_and_tasks_too():

@@ -105,12 +105,15 @@ def test_the_same_run_gives_the_same_bytes_whatever_the_users_own_matplotlib_set
         assert dict(matplotlib.rcParams) == before, "the user's settings come back"
     names = [path.name for path in again]
     there = [name for name in figures_of(run) if (drawn / f"{name}.svg").exists()]
+    assert len(there) == 6
     assert names == [f"{name}.{ending}" for name in there for ending in ("png", "svg")]
     assert [name for name in names if (drawn / name).read_bytes() != (tmp_path / name).read_bytes()] == []
 
 
 def test_pictures_hold_neither_dates_nor_versions(drawn: Path) -> None:
-    for path in drawn.iterdir():
+    pictures = list(drawn.iterdir())
+    assert len(pictures) == 2 * 6
+    for path in pictures:
         content = path.read_bytes()
         assert b"Matplotlib v" not in content and b"dc:date" not in content
         assert b"tEXt" not in content or path.suffix == ".svg"
@@ -186,7 +189,8 @@ def test_a_run_of_a_single_moment_is_drawn(tmp_path: Path) -> None:
     run = load_run(build(tmp_path / "run", layers=1, epochs=1))
     at_start = changed(run, tmp_path / "start", pl.col("epoch").is_null() | pl.col("epoch").eq(0))
     assert "figure_2_clustering_f1" in draw_svg(at_start)
-    assert all(row[4] is None for row in summary_table(at_start).rows), "epoch 0 is not its own control"
+    rows = summary_table(at_start).rows
+    assert rows and all(row[4] is None for row in rows), "epoch 0 is not its own control"
 
 
 def test_figure_1_shows_a_task_and_marks_exactly_the_symbol_that_makes_a_hard_example(tmp_path: Path) -> None:
@@ -211,7 +215,8 @@ def test_figure_1_shows_a_task_and_marks_exactly_the_symbol_that_makes_a_hard_ex
 def test_figure_1_of_data_without_hard_examples_patterns_or_facts(tmp_path: Path) -> None:
     frame = write_dataset(tmp_path, names={}, long_prompt=False).filter(~pl.col("is_hard"))
     svg = figure_1(frame, None, tmp_path)[1]
-    assert not any("hard" in text for text in texts(svg))
+    seen = texts(svg)
+    assert "task-0" in seen and not any("hard" in text for text in seen)
     assert figure_1(frame.clear(), None, tmp_path / "empty") == []
 
 
@@ -271,6 +276,7 @@ def test_the_summary_holds_the_last_epoch_beside_every_control(run: Run) -> None
 def test_missing_controls_are_none_and_the_margin_counts_those_that_are_there(run: Run, tmp_path: Path) -> None:
     bare = changed(run, tmp_path / "bare", pl.col("control").is_in(["none", "shuffled"]))
     header, rows = summary_table(bare)
+    assert len(rows) == 6 * 4
     for row in rows:
         named = dict(zip(header, row, strict=True))
         assert named["regrouped"] is named["surface_instruction"] is None
@@ -344,6 +350,7 @@ def test_the_page_is_one_offline_file_whose_policy_allows_its_own_style_and_scri
     (policy,) = (meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none'; img-src data:;")
     *blocks, script = page.text["script"]
+    assert blocks
     for tag, content in (("style", "".join(page.text["style"])), ("script", script)):
         digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
         assert f"{tag}-src 'sha256-{digest}'" in policy
@@ -361,13 +368,14 @@ def test_the_page_is_one_offline_file_whose_policy_allows_its_own_style_and_scri
 def test_the_page_shows_every_figure_with_words_and_every_table(run: Run, drawn: Path, page_path: Path) -> None:
     page, there = Parsed(page_path), {path.name for path in drawn.iterdir()}
     pictures = list(page.all("img"))
+    assert len(pictures) == 6
     for picture, name in zip(pictures, [one for one in figures_of(run) if f"{one}.svg" in there], strict=True):
         packed = next(text for tag, text in page.blocks if tag["id"] == picture["data-chunk"])
         assert zlib.decompress(base64.b64decode(packed), -15) == (drawn / f"{name}.svg").read_bytes()
         assert len(picture["alt"] or "") > 40 and int(picture["width"] or 0) > 500
     cells = page.text["td"]
     header, rows = summary_table(run)
-    assert all(f"{row[3]:.3f}" in cells for row in rows)
+    assert rows and all(f"{row[3]:.3f}" in cells for row in rows)
     assert {"training.learning_rate", "data_hash", "sha256:0123", "seconds.train", "model.width", "256"} <= set(cells)
     assert set(page.text["button"]) >= {name.replace("_", " ") for name in header}
     assert page.text["summary"].count("Figures") == 1

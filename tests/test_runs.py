@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from nucleate.refusal import Refused
-from nucleate.runs import METRICS, find_runs, load_run, metrics_frame, open_run
+from nucleate.runs import LAYOUT, METRICS, find_runs, load_run, metrics_frame, open_run
 from nucleate.threads import thread_count
 
 
@@ -55,16 +55,35 @@ def test_a_measurement_given_twice_or_without_a_finite_value_is_an_error():
 
 def test_a_finished_run_reads_back_with_all_its_parts_joined(tmp_path):
     run = load_run(finished(tmp_path / "run"))
-    assert run.manifest["status"] == "done"
+    assert run.manifest["status"] == run.state == "done"
     assert run.metrics["epoch"].to_list() == [0, 1]
     assert [found.folder.name for found in find_runs(tmp_path)] == ["run"]
     assert (tmp_path / "run" / "log.jsonl").read_text().count("\n") == 2
 
 
+def test_layouts_answers_and_data_are_read_back_and_are_none_where_nothing_was_recorded(tmp_path):
+    folder = tmp_path / "run"
+    with opened(folder) as run:
+        for epoch in (1000, 2, 10):
+            placed = {"instance": 0, "layer": 1, "view": "pca", "x": epoch, "y": 0, "z": 0, "task": "left out"}
+            run.write_layout(epoch, pl.DataFrame(placed))
+        run.write_predictions(10, [3], ["b"])
+    run = load_run(folder)
+    assert run.layout_epochs == [2, 10, 1000]
+    assert run.layout(10).schema == LAYOUT and run.layout(10)["x"].item() == 10
+    assert run.predictions(10).rows() == [(3, "b")] and run.predictions(2) is None
+    assert run.dataset is run.dataset_facts is None
+    (folder / "data").mkdir()
+    pl.DataFrame({"instance": [3]}).write_parquet(folder / "data" / "dataset.parquet")
+    (folder / "data" / "dataset.json").write_text('{"mappings": {}}')
+    assert load_run(folder).dataset["instance"].to_list() == [3]
+    assert load_run(folder).dataset_facts == {"mappings": {}}
+
+
 def test_a_finished_run_is_refused_without_a_flag_left_alone_with_resume_and_replaced_with_overwrite(tmp_path):
     folder = finished(tmp_path / "run")
     before = contents(folder)
-    with pytest.raises(Refused, match="--overwrite replaces it"), opened(folder):
+    with pytest.raises(Refused, match="holds a finished run; --overwrite replaces it"), opened(folder):
         pass
     with opened(folder, resume=True) as run:
         assert run is None
@@ -82,7 +101,7 @@ def test_an_unfinished_run_needs_resume_and_the_same_settings(tmp_path):
     assert load_run(folder).manifest["status"] == "failed"
     assert "out of luck" in (folder / "log.jsonl").read_text()
     before = contents(folder)
-    with pytest.raises(Refused, match="--resume continues it"), opened(folder):
+    with pytest.raises(Refused, match="holds an unfinished run; --resume continues it"), opened(folder):
         pass
     with pytest.raises(Refused, match="other settings: size"), opened(folder, settings="size = 'b'", resume=True):
         pass

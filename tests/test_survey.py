@@ -91,7 +91,7 @@ def test_rows_are_unique_finite_and_inside_their_ranges():
     w = world()
     rows = survey(w.labelling(), w.states(layers=2, input=1, task=1), QUICK).rows
     keys = [row[:-1] for row in rows]
-    assert len(set(keys)) == len(keys)
+    assert len(set(keys)) == len(keys) > 0
     assert all(type(row.value) is float and np.isfinite(row.value) for row in rows)
     assert all(-0.5 <= row.value <= 1 for row in rows)
     may_be_negative = {"ari", "ami", "ari_within_tasks"}
@@ -205,6 +205,8 @@ def test_the_order_of_layers_changes_only_the_seeds_of_k_means():
     back = survey(w.labelling(), {split: some[::-1] for split, some in states.items()}, QUICK)
     turned = {row._replace(layer=1 - row.layer) for row in back.rows}
     seedless = ("knn", "linear", "variance", "centred", "hard_share")
+    assert all(any(row.measure.startswith(name) for row in forth.rows) for name in seedless)
+    assert len(forth.embeddings) == 4
     assert {r for r in forth.rows if r.measure.startswith(seedless)} == {
         r for r in turned if r.measure.startswith(seedless)
     }

@@ -428,7 +428,6 @@ def test_sparse_forces_of_all_neighbours_equal_the_dense_ones(monkeypatch):
 
 @pytest.mark.parametrize("direction", ["gradient", "scikit-learn"])
 def test_torch_path_follows_the_compiled_path(direction):
-    pytest.importorskip("torch")
     problems = [DATA["blobs"], DATA["barely"], DATA["noise"]]
     for components in (1, 2, 3, 4):
         ready = [prepared(points, components=components) for points in problems]
@@ -440,7 +439,6 @@ def test_torch_path_follows_the_compiled_path(direction):
 
 
 def test_torch_path_follows_the_compiled_path_from_a_settled_layout():
-    pytest.importorskip("torch")
     settled = tsne([DATA["noise"]], iterations=1500)[0].embedding
     one = tsne([DATA["noise"]], start=[settled], iterations=120)[0]
     other = tsne([DATA["noise"], DATA["barely"]], start=[settled, None], iterations=120, device="cpu:0")[0]
@@ -448,7 +446,6 @@ def test_torch_path_follows_the_compiled_path_from_a_settled_layout():
 
 
 def test_torch_path_ends_at_the_same_divergence_and_keeps_the_order_of_problems(monkeypatch):
-    pytest.importorskip("torch")
     problems = [DATA["barely"], blobs(60, seed=1), DATA["barely"][:20]]
     monkeypatch.setattr(descent, "_BATCH_PAIRS", 2 * 60**2)  # two problems to a batch
     theirs = tsne(problems, perplexity=5, iterations=500, device="cpu:0")
