@@ -93,6 +93,10 @@ def judgements_of(*names: str) -> list[Judgement]:
     return found
 
 
+def cells(row: str) -> list[str]:
+    return [cell.strip() for cell in row.strip("| ").split("|")]
+
+
 def test_every_measure_of_the_results_stands_in_the_document_of_tables():
     named = set(re.findall(r"`([a-z0-9_]+)`", (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")))
     ending = re.compile(r"(_k\d+|_n\d+|_low|_high|_kept|_new_inputs|_others|_other_inputs|_other_distributions)$")
