@@ -14,7 +14,7 @@ import time
 import tomllib
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -247,6 +247,18 @@ def _clear(folder: Path) -> None:
             shutil.rmtree(inside)
         else:
             inside.unlink()
+
+
+def clear_runs(folders: Iterable[Path], *, reads: Iterable[Any] = ()) -> None:
+    """Remove the runs in these folders, or refuse with none of them changed."""
+    there, kept = [folder for folder in folders if folder.is_dir()], list(reads)
+    with ExitStack() as locks:
+        for folder in there:
+            _check_place(folder)
+            _check_reads(folder, kept)
+            locks.enter_context(_locked(folder))
+        for folder in there:
+            _clear(folder)
 
 
 @contextmanager
