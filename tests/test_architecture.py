@@ -22,7 +22,8 @@ ALLOWED = {
     **{room: set() for room in FLOOR},
     "config": set(),
     "intervals": set(),
-    "runs": set(),
+    "run_in_words": {"config"},  # what a run changes of its size
+    "runs": {"run_in_words"},
     "options": {"config"},
     "long_table": {"runs"},
     "data": {"config"},

@@ -25,6 +25,7 @@ import polars as pl
 
 from nucleate.files import write_whole
 from nucleate.refusal import Refused
+from nucleate.run_in_words import in_words
 from nucleate.threads import thread_count
 
 # The long table: every measurement is a row; the columns other than `value` are unique together and sort the rows.
@@ -303,6 +304,9 @@ class Run:
     folder: Path
     config: dict[str, Any]
     manifest: dict[str, Any]
+
+    def __str__(self) -> str:
+        return in_words(self, flat(self.config))
 
     @cached_property
     def metrics(self) -> pl.DataFrame:

@@ -18,7 +18,7 @@ import polars as pl
 from nucleate.data.prompts import Prompts
 from nucleate.files import write_whole
 from nucleate.long_table import best_layer_of, deciding_measure
-from nucleate.measures.baselines import surface_features
+from nucleate.measures.baselines import MOST_FEATURES, surface_features
 from nucleate.model.networks import untrained
 from nucleate.model.prompts import PromptReading
 from nucleate.model.subjects import Subject
@@ -188,6 +188,12 @@ def workload_of(study: ProbeStudy, subject: Subject) -> Workload:
     )
 
 
+def seconds_of_text(prompts: Prompts) -> float:
+    """For the n-grams of all prompts; most of them are zero, and instructions stand there again and again."""
+    count, controls = len(prompts.instances), list(_SECONDS_OF_TEXT)[: 2 if prompts.has_inputs else 1]
+    return sum(_SECONDS_OF_TEXT[one] for one in controls) * measuring_seconds(count * MOST_FEATURES, count)
+
+
 def tokens_of(prompts: Prompts) -> int:
     """A guess, from the letters; what instructions share is read once."""
     shared = {one.instruction for one in prompts.instances}
@@ -201,7 +207,8 @@ def measuring_seconds(numbers: float, prompts: int) -> float:
 
 
 _SECONDS_A_PAIR, _SECONDS_A_NUMBER = 2.5e-10, 2e-6  # of each number of a state: times the prompts, and once
-_SECONDS_A_POINT = 2e-9  # of t-SNE: for each iteration and pair of points
+_SECONDS_A_POINT = 6e-10  # of t-SNE: for each iteration and pair of points
+_SECONDS_OF_TEXT = {"surface_prompt": 0.35, "surface_instruction": 0.15}  # in times that as many dense numbers take
 
 
 # --- controls --------------------------------------------------------------------------------------------------------
@@ -253,7 +260,8 @@ def surface_of(study: ProbeStudy, run: RunWriter, progress: Progress) -> dict[st
     if study.prompts.has_inputs:
         texts["surface_instruction"] = [one.instruction for one in study.prompts.instances]
     rows, shares = [], {}
-    work = Workload({"n-grams": (len(texts) * sum(len(side.members) for side in study.design.sides), 1.0)})
+    sides = len(study.design.sides)
+    work = Workload({control: (sides, _SECONDS_OF_TEXT[control]) for control in texts})
     progress("n-grams", 0.0)
     for control, column in texts.items():
         for side in study.design.sides:  # the n-grams are those of the other half
@@ -263,7 +271,7 @@ def surface_of(study: ProbeStudy, run: RunWriter, progress: Progress) -> dict[st
             rows += _with([{**row, "layer": None} for row in found.rows], control=control)
             if side.split == "test":
                 shares[control] = found.shares["test", 0]
-            progress("n-grams", work.did("n-grams", len(side.members)))
+            progress("n-grams", work.did(control))
     run.write_part("surface", [study.complete(row) for row in rows])
     return shares
 

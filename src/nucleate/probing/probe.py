@@ -25,6 +25,7 @@ from nucleate.probing.one_model import (
     note_seconds,
     part_of,
     probe_one,
+    seconds_of_text,
     surface_of,
     tokens_of,
     workload_of,
@@ -134,8 +135,7 @@ def budget(model: Any, data: Any, *, base: Any = None, tokenizer: Any = None, **
 
 def _workload(study: ProbeStudy, subjects: Sequence[Subject]) -> Workload:
     """The n-grams of the text, and then each model."""
-    count, controls = len(study.prompts.instances), 2 if study.prompts.has_inputs else 1
-    text = controls * measuring_seconds(count * MOST_FEATURES, count)
+    text = seconds_of_text(study.prompts)
     return Workload({"": (1, text), **{one.name: (1, workload_of(study, one).seconds) for one in subjects}})
 
 
