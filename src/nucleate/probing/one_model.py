@@ -154,14 +154,15 @@ def _named(progress: Progress, name: str) -> Progress:
     return lambda text, fraction: progress(f"{name}: {text}", fraction)
 
 
-def _telling(work: Workload, progress: Progress) -> Tell:
-    """For one call that measures layers."""
+def _telling(work: Workload, progress: Progress, part: str | None = None) -> Tell:
+    """For one call that measures layers: as one part of the workload, or as the parts that are named like what it
+    does."""
     behind: dict[str, int] = {}
 
     def tell(what: str, done: int, of: int) -> None:
         gained = max(0, done - behind.get(what, 0))  # one side after the other is as far
         behind[what] = behind.get(what, 0) + gained
-        progress(what, min(work.did(what, gained), 0.99))  # 1 is the end of the run
+        progress(what, min(work.did(part or what, gained), 0.99))  # 1 is the end of the run
 
     return tell
 
@@ -176,11 +177,12 @@ def workload_of(study: ProbeStudy, subject: Subject) -> Workload:
     deep = len(layers if settings.thorough else _spread(layers))
     count, needed = len(prompts.instances), subject.estimate(len(prompts.instances), tokens_of(prompts), layers=1)
     a_layer, shown = measuring_seconds(needed.state_bytes / 4, count), min(count, MOST_SHOWN)
-    surveyed = len(layers) + deep * (1 + len(study.other_reads) + prompts.has_inputs)
+    surveyed = len(layers) + deep * (1 + len(study.other_reads))
     return Workload(
         {
             "reading": (2.5 if prompts.has_inputs else 2, needed.seconds),
             "measuring the layers": (surveyed, a_layer),
+            "the neutral instruction": (deep * prompts.has_inputs, 5 * a_layer),  # most of its neighbours are ties
             "centring": (deep * prompts.has_inputs, a_layer),
             "t-SNE": (deep, settings.iterations * shown**2 * _SECONDS_A_POINT / thread_count()),
             "the rest": (1, a_layer),
@@ -227,7 +229,8 @@ def _neutral(
     asked = _kept(study.prompts, design.kept)
     asked = replace(asked, instances=tuple(replace(one, instruction=NEUTRAL) for one in asked.instances))
     reading = study.read(network, tokenizer, asked, {study.main: layers}, work.part("reading", progress, 0.5))
-    return measure_layers(design.only(reading.kept), reading.states[study.main], layers, _telling(work, progress)).rows
+    told = _telling(work, progress, "the neutral instruction")
+    return measure_layers(design.only(reading.kept), reading.states[study.main], layers, told).rows
 
 
 def _untrained(
