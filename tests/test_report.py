@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -18,6 +19,7 @@ import pytest
 
 from fake_run import build, write_dataset
 from nucleate.long_table import Score, best_epoch, pick
+from nucleate.report.application_tables import alignment_table, pretraining_table
 from nucleate.report.dataset_figure import figure_1
 from nucleate.report.drawing import layer_colour, plain, task_colour
 from nucleate.report.figures import draw_figures, draw_svg, figures_of
@@ -329,6 +331,54 @@ def test_a_share_that_a_control_equals_in_the_tables_decimals_is_not_seen(run: R
         first = sentences_of(raised(run, tmp_path / f"{off}", "surface_prompt", level + off))[0]
         assert first.startswith("Seen: ") == seen
         assert f"{100 * level:.1f} %" in first and f"{100 * (level + off):.1f} %" in first  # told apart
+
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+def test_the_sentences_of_a_pretraining_compare_every_arm_and_say_which_is_sooner_and_higher(tmp_path: Path) -> None:
+    seen = load_run(RESULTS / "judged" / "pretrain-small-seed0")
+    sooner, higher, named = sentences_of(seen)
+    rows = {row[0]: dict(zip(pretraining_table(seen).header, row, strict=True)) for row in pretraining_table(seen).rows}
+    for text, column in ((sooner, "area_under_curve"), (higher, "final test")):
+        assert text.startswith("Seen: ") and all(f"{100 * row[column]:.1f} %" in text for row in rows.values())
+    assert f"{100 * rows['task_id']['task named']:.0f} %" in named
+    worse = Path(shutil.copytree(seen.folder, tmp_path / "worse"))
+    arms = (
+        pl.when(pl.col("arm") == "task_id").then(pl.lit("none")).when(pl.col("arm") == "none").then(pl.lit("task_id"))
+    )
+    swapped = pl.read_parquet(worse / "metrics.parquet").with_columns(arms.otherwise("arm").alias("arm"))
+    swapped.write_parquet(worse / "metrics.parquet")
+    assert all(text.startswith("Not seen: ") for text in sentences_of(load_run(worse))[:2])
+
+
+def test_the_sentences_of_an_alignment_say_whether_the_papers_order_was_seen(tmp_path: Path) -> None:
+    run = load_run(RESULTS / "judged" / "align-small-seed0")
+    fixed, order = sentences_of(run)
+    drop = alignment_table(run).rows[1]
+    assert order.startswith("Not seen: the paper's order") and fixed.count("100 %") == 4
+    assert all(f"{100 * value:.1f} points" in order for value in drop[1:] if isinstance(value, float))
+    ordered = Path(shutil.copytree(run.folder, tmp_path / "ordered"))
+    lost = pl.col("measure").eq("accuracy_drop")
+    levels = pl.col("arm").replace_strict(
+        {"direct": 0.4, "head": 0.3, "linear_switch": 0.2, "mlp_switch": 0.1}, default=0
+    )
+    metrics = run.metrics.with_columns(pl.when(lost).then(levels).otherwise("value").alias("value"))
+    metrics.write_parquet(ordered / "metrics.parquet")
+    assert sentences_of(load_run(ordered))[1].startswith("Seen: each method costs the other tasks less accuracy")
+
+
+def test_the_sentences_of_a_redirected_model_begin_with_the_method_that_is_saved() -> None:
+    run = load_run(RESULTS / "align-smollm2" / "continent")
+    first, *others = sentences_of(run)
+    table = alignment_table(run)
+    values = {row[0]: dict(zip(table.header, row, strict=True)) for row in table.rows}
+    wished, kept = values["source: wished output"], values["all others: prediction unchanged"]
+    assert first.startswith("MLP switch (saved): the source gets its wished output") and len(others) == 3
+    assert (
+        f"in {100 * wished['MLP switch']:.0f} % of the test prompts (before: {100 * wished['before']:.0f} %)" in first
+    )
+    assert f"{100 * kept['MLP switch']:.1f} % of all other predictions are unchanged" in first
 
 
 def test_the_small_table_holds_the_first_layer_and_the_last_beside_the_last_ones_controls(run: Run) -> None:

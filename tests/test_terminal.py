@@ -2,10 +2,12 @@
 
 import io
 import itertools
+from importlib import import_module
 
 import numpy as np
 import pytest
 
+from nucleate.config import configure
 from nucleate.progress import TimeLeft, Workload, about
 from nucleate.terminal import ProgressBar
 from nucleate.text_table import text_table
@@ -141,6 +143,21 @@ def test_nothing_is_promised_before_anything_was_gained():
     clock.now += 60
     left.tell(0.6)
     assert left.seconds == pytest.approx(160) and str(left) == "about 2.7 minutes left"
+
+
+ROOMS = {"learn": "learning", "pretrain": "pretraining", "align": "alignment"}
+SHORT = {"training.epochs": "2", "measure.repeats": "1", "pretrain.epochs": "1", "pretrain.unseen": "no"}
+
+
+@pytest.mark.parametrize("verb", ROOMS)
+def test_the_fractions_of_every_experiment_begin_at_nothing_and_end_at_the_whole(verb, tmp_path):
+    room = import_module(f"nucleate.paper.{ROOMS[verb]}")
+    told: list[tuple[str, float | None]] = []
+    config = configure("micro", changes={**SHORT, "align.epochs": "1"})
+    getattr(room, verb)(config, tmp_path / "run", progress=lambda text, fraction: told.append((text, fraction)))
+    shares = [fraction for _, fraction in told if fraction is not None]
+    assert shares[0] == 0 and shares[-1] == pytest.approx(1) and len(set(shares)) > 3
+    assert not any("minutes" in text for text, _ in told)  # no guess that is never renewed
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 WIDTH = 120  # columns of a page that is no terminal
 _GAP = 2  # columns between two others
-_LONGEST_WORD = 24  # signs; a longer one may be broken
+_LONGEST_WORD = 32  # signs; a longer one may be broken
 
 
 def text_table(

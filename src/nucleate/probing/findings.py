@@ -98,15 +98,16 @@ def headline(metrics: pl.DataFrame, tasks: pl.DataFrame, coordinates: pl.DataFra
         return "; ".join(parts)
     prompts = coordinates.filter(pl.col("model") == model)
     unit = "instructions" if prompts["unit"].n_unique() < prompts["text"].n_unique() else "prompts"
-    where = f"at layer {best}, the best, {percent(share)} of the neighbours on held-out {unit} share the task"
-    return f"{'; '.join(parts)} ({where}{_against(metrics, measure, model, share)})"
+    number, against = _beside_hardest(metrics, measure, model, share)
+    where = f"at layer {best}, the best, {number} of the neighbours on held-out {unit} share the task"
+    return f"{'; '.join(parts)} ({where}{against})"
 
 
 _TOLD = {"split": "test", "space": "raw", "labels": "task"}  # where a share is reported
 
 
-def _against(metrics: pl.DataFrame, measure: str, model: str, share: float) -> str:
-    """The hardest control, the one that the margin was taken against, and what it gives."""
+def _beside_hardest(metrics: pl.DataFrame, measure: str, model: str, share: float) -> tuple[str, str]:
+    """The share, and the hardest control, which its margin was taken against: in as many figures as tell them apart."""
     margin = value_of(metrics, "margin", model=model, layer=best_layer_of(metrics, model), **_TOLD)
     levels = {
         control: level
@@ -114,10 +115,11 @@ def _against(metrics: pl.DataFrame, measure: str, model: str, share: float) -> s
         if (level := _level_of_control(metrics, measure, control, model)) is not None
     }
     if margin is None or not levels:
-        return ""
+        return percent(share), ""
     hardest = min(levels, key=lambda control: abs(share - levels[control] - margin))
-    more = f"{100 * abs(margin):.0f} points {'more' if margin >= 0 else 'less'} than"
-    return f", {more} the hardest control, {CONTROL_WORDS[hardest]}, with {percent(levels[hardest])}"
+    digits = 1 if percent(share) == percent(levels[hardest]) else 0
+    told = f"; the hardest control, {CONTROL_WORDS[hardest]}, gives {percent(levels[hardest], digits)}"
+    return percent(share, digits), told
 
 
 def _level_of_control(metrics: pl.DataFrame, measure: str, control: str, model: str) -> float | None:
@@ -175,7 +177,7 @@ def summary_lines(metrics: pl.DataFrame) -> list[tuple[str, ...]]:
     """A line per model with its controls beside it; the first line names the columns."""
     measure = deciding_measure(metrics)
     against = ("untrained", "n-grams: instruction", "n-grams: prompt", "shuffled")
-    header = ("model", "best layer", "same-task neighbours", "95 %", *against, "best F1: raw", "t-SNE", "accuracy")
+    header = ("model", "best layer", "same-task neighbours", "95 %", *against, "best F1", "by t-SNE", "accuracy")
     lines: list[tuple[str, ...]] = [header]
     metrics = main_read(metrics)
     models = list(best_layers(metrics))
