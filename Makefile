@@ -5,8 +5,10 @@ OUT ?= runs/demo
 
 .PHONY: demo test check fix bench real
 
+# Goes on with what an interruption left; begins anew where $(OUT) holds a demo of other settings (refused with 2).
 demo: .venv/ready
-	$(BIN)/nucleate reproduce --size tiny --out $(OUT) --overwrite
+	$(BIN)/nucleate reproduce --size tiny --out $(OUT) --resume || \
+	{ test $$? -eq 2 && $(BIN)/nucleate reproduce --size tiny --out $(OUT) --overwrite; }
 
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2

@@ -26,6 +26,7 @@ from nucleate.engines import local, sweep
 from nucleate.engines.axes import axis, combinations
 from nucleate.engines.local import Job, run_all
 from nucleate.memory import free_memory, total_memory
+from nucleate.progress import TimeLeft
 from nucleate.refusal import Refused
 from nucleate.runs import METRICS, load_run
 
@@ -218,24 +219,29 @@ def test_a_sweep_tells_how_far_its_runs_are_while_they_compute(tmp_path, monkeyp
     run_all([job], workers=1, progress=lambda text, fraction: told.append((text, fraction)))
     between = [text for text, share in told if share and share < 0.99]
     assert between
-    assert all(re.fullmatch(r"0 of 1 runs(, about \d+:\d\d left)?; seed7 \d+%", text) for text in between)
+    assert all(re.fullmatch(r"0 of 1 runs; seed7 \d+%", text) for text in between)
 
 
-def test_the_time_left_goes_by_what_was_gained_since_the_first_look(monkeypatch):
+def test_runs_that_are_gone_on_with_are_told_from_where_they_begin_so_that_the_time_left_is_right(monkeypatch):
     class Stub:
         job = Job("seed0", ())
-        share = 0.6  # gone on with
+        share = None  # it has not said anything
 
         def told(self):
             return self.share
 
-    told, stub, clock = [], Stub(), iter([100.0, 110.0])
-    monkeypatch.setattr(local.time, "monotonic", lambda: next(clock))
-    seen: list[float] = []
-    local._tell_all(lambda text, share: told.append((text, share)), [stub], 0, 2, seen)
-    stub.share = 0.8
-    local._tell_all(lambda text, share: told.append((text, share)), [stub], 0, 2, seen)
-    assert told == [("0 of 2 runs; seed0 60%", 0.3), ("0 of 2 runs, about 1:00 left; seed0 80%", 0.4)]
+    clock = [100.0]
+    left = TimeLeft(lambda: clock[0])
+    told, stub = [], Stub()
+
+    def progress(text, share):
+        left.tell(share)
+        told.append((text, share))
+
+    for clock[0], stub.share in ((90.0, None), (100.0, 0.6), (110.0, 0.8)):
+        local._tell_all(progress, [stub], 0, 2)
+    assert told == [("0 of 2 runs; seed0 60%", 0.3), ("0 of 2 runs; seed0 80%", 0.4)]
+    assert left.seconds == pytest.approx(60)
 
 
 @pytest.mark.parametrize(("free", "at_once"), [(2**60, 3), (0, 1)])

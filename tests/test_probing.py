@@ -170,8 +170,14 @@ def test_the_answer_lists_tasks_and_doubtful_prompts_with_their_lines(result, fo
     for number, given in WRONG.items():
         (line,) = [words for words in listed if words[:1] == [str(number + 1)]]
         assert line[1:3] == [given, f"t{number // PROMPTS}"]
+    assert said.splitlines()[0] == f"tuned: {result.verdict}."
     assert main(["report", str(folder / "run")]) == 0
-    assert said in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    answer, table = printed.index(f"tuned: {result.verdict}."), printed.index("Task by task: tuned")
+    assert answer < printed.index("Rows that look mislabelled: ") < table < printed.index("page: ")
+    assert printed[table:].split("\n\n")[0] in said  # one of its tables
+    for number, given in WRONG.items():
+        assert f"{number + 1} ({given}, looks like t{number // PROMPTS})" in printed
 
 
 def test_prompts_that_were_left_out_are_a_table_with_their_lines(folder, tmp_path):
@@ -292,7 +298,9 @@ def test_prompts_with_inputs_are_judged_among_other_inputs_and_get_their_control
         pl.col("control") == "neutral", pl.col("measure") == "knn_share", pl.col("split") == "test"
     )
     assert (neutral["value"] < 0.35).all()  # the input alone tells no task
-    assert "with other inputs" in str(seen) and str(seen).splitlines()[2].startswith(seen.models[0])
+    lines = str(seen).splitlines()
+    title = next(number for number, line in enumerate(lines) if "with other inputs" in line)
+    assert lines[title + 2].startswith(seen.models[0])
     assert len(seen.plot().axes) == 2
     kept = seen.save(tmp_path / "kept")
     assert door.load_probe(kept).verdict == seen.verdict
@@ -307,6 +315,7 @@ def test_the_estimate_needs_no_weights_and_writes_nothing(folder, tmp_path, caps
     asked = ["probe", str(bare), str(folder / "prompts.jsonl"), "--columns", "task=label", "--estimate"]
     assert main(asked) == 0
     told = capsys.readouterr().out
+    assert "64 prompts of about 370 tokens in all; about 1.0 GiB" in told  # guesses say so, and in two figures
     assert told.startswith("bare: ") and "64 prompts" in told and "1.0 GiB of memory" in told and "to read" in told
     assert list(tmp_path.iterdir()) == [bare]
 

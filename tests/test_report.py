@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -18,11 +19,13 @@ import pytest
 
 from fake_run import build, write_dataset
 from nucleate.long_table import Score, best_epoch, pick
+from nucleate.report.application_tables import alignment_table, pretraining_table
 from nucleate.report.dataset_figure import figure_1
 from nucleate.report.drawing import layer_colour, plain, task_colour
 from nucleate.report.figures import draw_figures, draw_svg, figures_of
 from nucleate.report.page import write_page
-from nucleate.report.tables import answers_table, headlines, last_measured_epoch, summary_table
+from nucleate.report.sentences import sentences_of
+from nucleate.report.tables import answers_table, first_and_last, last_measured_epoch, summary_table
 from nucleate.runs import Run, load_run
 
 HOSTILE = "<script>alert(1)</script>"
@@ -174,7 +177,7 @@ def test_missing_splits_controls_and_labels_are_left_out_and_never_an_empty_axes
     assert name == "figure_3_learning" and "(a) validation accuracy" in seen and "training loss" not in " ".join(seen)
     nothing = changed(run, tmp_path / "nothing", pl.lit(False))
     assert draw_svg(nothing) == {} and draw_figures(nothing, tmp_path / "figures") == []
-    assert summary_table(nothing).rows == [] and headlines(nothing) == []
+    assert summary_table(nothing).rows == [] and sentences_of(nothing) == []
     assert "<figure>" not in write_page(nothing, tmp_path / "page.html").read_text()
 
 
@@ -283,12 +286,115 @@ def test_missing_controls_are_none_and_the_margin_counts_those_that_are_there(ru
         assert named["margin"] == named["value"] - max(named["untrained"], named["shuffled"])
 
 
-def test_the_headline_says_so_when_a_control_is_as_good_as_the_network(run: Run, tmp_path: Path) -> None:
-    assert "above every control" in headlines(run)[0] and "NOT" not in headlines(run)[0]
-    poor = changed(run, tmp_path / "poor", pl.lit(True))
-    lifted = pl.when(pl.col("control") == "surface_prompt").then(1.0).otherwise("value").alias("value")
-    run.metrics.with_columns(lifted).write_parquet(poor.folder / "metrics.parquet")
-    assert "NOT above every control (highest: surface of the prompt, 1.00)" in headlines(load_run(poor.folder))[0]
+def raised(run: Run, folder: Path, control: str, level: float) -> Run:
+    """The same run with one control at a level."""
+    copy = changed(run, folder, pl.lit(True))
+    lifted = pl.when(pl.col("control") == control).then(level).otherwise("value").alias("value")
+    run.metrics.with_columns(lifted).write_parquet(copy.folder / "metrics.parquet")
+    return load_run(copy.folder)
+
+
+def test_the_sentences_name_what_was_seen_and_the_hardest_control_first(run: Run) -> None:
+    first = sentences_of(run)[0]
+    header, rows = summary_table(run)
+    bottom, top = (dict(zip(header, rows[place], strict=True)) for place in (0, 3))
+    assert first.startswith(f"Seen: {top['value']:.0%} of the ten nearest".replace("%", " %"))
+    assert f"(layer 0: {bottom['value']:.0%})".replace("%", " %") in first
+    levels = {"the n-grams of the instruction": "surface_instruction", "the untrained network": "untrained"}
+    places = []
+    for words, control in levels.items():
+        said = f"{top[control]:.0%}".replace("%", " %")
+        assert f"{words}, gives {said}" in first or f"{words} {said}" in first
+        places.append(first.index(words))
+    assert places == sorted(places) and first.index("The hardest control, the n-grams of the instruction") > 0
+
+
+def test_the_sentences_say_so_when_a_control_is_as_good_as_the_network(run: Run, tmp_path: Path) -> None:
+    told = sentences_of(raised(run, tmp_path / "poor", "surface_prompt", 1.0))
+    assert all("The hardest control, the n-grams of the prompt, gives 100 %" in one for one in told[:3])
+    assert all(one.startswith("Not seen beyond the controls: ") for one in told[:3])
+    assert not any(one.startswith("Seen") for one in told)
+
+
+def test_clusters_that_beat_their_controls_but_not_the_papers_number_are_seen_in_part(run: Run, tmp_path: Path) -> None:
+    def about_clusters(of: Run) -> str:
+        (one,) = [sentence for sentence in sentences_of(of) if "clusters that match the tasks" in sentence]
+        return one
+
+    assert about_clusters(run).startswith("Seen in part: clusters that match the tasks, short of the paper's 90 %.")
+    good = changed(run, tmp_path / "good", pl.lit(True))
+    f1 = pl.col("measure").eq("f1") & pl.col("control").eq("none") & pl.col("epoch").gt(0)
+    run.metrics.with_columns(pl.when(f1).then(0.95).otherwise("value").alias("value")).write_parquet(
+        good.folder / "metrics.parquet"
+    )
+    assert about_clusters(load_run(good.folder)).startswith("Seen: clusters that match the tasks. The F1")
+
+
+def test_a_share_that_a_control_equals_in_the_tables_decimals_is_not_seen(run: Run, tmp_path: Path) -> None:
+    header, rows = summary_table(run)
+    level = float(rows[3][header.index("value")])  # type: ignore[arg-type]
+    for off, seen in ((-0.0004, False), (-0.002, True), (0.002, False)):
+        first = sentences_of(raised(run, tmp_path / f"{off}", "surface_prompt", level + off))[0]
+        assert first.startswith("Seen: ") == seen
+        assert f"{100 * level:.1f} %" in first and f"{100 * (level + off):.1f} %" in first  # told apart
+
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+def test_the_sentences_of_a_pretraining_compare_every_arm_and_say_which_is_sooner_and_higher(tmp_path: Path) -> None:
+    seen = load_run(RESULTS / "judged" / "pretrain-small-seed0")
+    sooner, higher, named = sentences_of(seen)
+    rows = {row[0]: dict(zip(pretraining_table(seen).header, row, strict=True)) for row in pretraining_table(seen).rows}
+    for text, column in ((sooner, "area_under_curve"), (higher, "final test")):
+        assert text.startswith("Seen: ") and all(f"{100 * row[column]:.1f} %" in text for row in rows.values())
+    assert f"{100 * rows['task_id']['task named']:.0f} %" in named
+    worse = Path(shutil.copytree(seen.folder, tmp_path / "worse"))
+    arms = (
+        pl.when(pl.col("arm") == "task_id").then(pl.lit("none")).when(pl.col("arm") == "none").then(pl.lit("task_id"))
+    )
+    swapped = pl.read_parquet(worse / "metrics.parquet").with_columns(arms.otherwise("arm").alias("arm"))
+    swapped.write_parquet(worse / "metrics.parquet")
+    assert all(text.startswith("Not seen: ") for text in sentences_of(load_run(worse))[:2])
+
+
+def test_the_sentences_of_an_alignment_say_whether_the_papers_order_was_seen(tmp_path: Path) -> None:
+    run = load_run(RESULTS / "judged" / "align-small-seed0")
+    fixed, order = sentences_of(run)
+    drop = alignment_table(run).rows[1]
+    assert order.startswith("Not seen: the paper's order") and fixed.count("100 %") == 4
+    assert all(f"{100 * value:.1f} points" in order for value in drop[1:] if isinstance(value, float))
+    ordered = Path(shutil.copytree(run.folder, tmp_path / "ordered"))
+    lost = pl.col("measure").eq("accuracy_drop")
+    levels = pl.col("arm").replace_strict(
+        {"direct": 0.4, "head": 0.3, "linear_switch": 0.2, "mlp_switch": 0.1}, default=0
+    )
+    metrics = run.metrics.with_columns(pl.when(lost).then(levels).otherwise("value").alias("value"))
+    metrics.write_parquet(ordered / "metrics.parquet")
+    assert sentences_of(load_run(ordered))[1].startswith("Seen: each method costs the other tasks less accuracy")
+
+
+def test_the_sentences_of_a_redirected_model_begin_with_the_method_that_is_saved() -> None:
+    run = load_run(RESULTS / "align-smollm2" / "continent")
+    first, *others = sentences_of(run)
+    table = alignment_table(run)
+    values = {row[0]: dict(zip(table.header, row, strict=True)) for row in table.rows}
+    wished, kept = values["source: wished output"], values["all others: prediction unchanged"]
+    assert first.startswith("MLP switch (saved): the source gets its wished output") and len(others) == 3
+    assert (
+        f"in {100 * wished['MLP switch']:.0f} % of the test prompts (before: {100 * wished['before']:.0f} %)" in first
+    )
+    assert f"{100 * kept['MLP switch']:.1f} % of all other predictions are unchanged" in first
+
+
+def test_the_small_table_holds_the_first_layer_and_the_last_beside_the_last_ones_controls(run: Run) -> None:
+    names, rows = summary_table(run)
+    header, lines = first_and_last(run)
+    assert header[1:3] == ("layer 0", "layer 3") and len(lines) == len({row[:2] for row in rows if row[0] != "ari"})
+    top = dict(zip(names, rows[3], strict=True))
+    grams = max(top["surface_instruction"], top["surface_prompt"])
+    wanted = (rows[0][3], top["value"], top["untrained"], top["shuffled"], top["regrouped"], grams)
+    assert lines[0] == ("same-task neighbours", *wanted)
 
 
 def test_the_best_epoch_is_the_earliest_of_the_highest_validation_accuracy(run: Run, tmp_path: Path) -> None:

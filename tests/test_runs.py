@@ -1,8 +1,10 @@
 """The run folder: refusals that change nothing, locks that die with their process, tables that keep their law."""
 
 import json
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import polars as pl
@@ -224,3 +226,38 @@ def test_threads_are_what_the_variable_begins_with_or_the_cores_one_may_use(aske
     monkeypatch.setenv("OMP_NUM_THREADS", asked)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 5, 7}, raising=False)
     assert thread_count() == (3 if count is None else count)
+
+
+# --- print(run) -------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_prints_about_ten_lines_that_say_what_it_is_what_it_holds_and_how_to_pick_rows(micro_run):
+    run = load_run(micro_run)
+    lines = {line[:12].strip(): line[12:].strip() for line in str(run).splitlines()}
+    assert 10 <= len(lines) <= 13 and max(map(len, str(run).splitlines())) < 250
+    assert lines["run"] == f"{micro_run}: nucleate learn, size micro, seed 3"
+    assert lines["state"].startswith("done, ") and time.strftime("%Y-%m-%d") in lines["state"]
+    assert lines["settings"] == "those of size micro"
+    assert lines["epochs"] == "0 to 6, states measured at 5 of them" and lines["layers"] == "0 to 2, 3 in all"
+    assert lines["best epoch"] == str(run.manifest["best_epoch"])
+    assert "best, epoch-0000" in lines["checkpoints"] and lines["page"] == str(micro_run / "page.html")
+    assert lines["rows"].startswith(f"{len(run.metrics):,} of knn_share, f1, ")
+    picked = eval(lines["to pick"], {"run": run})
+    assert 0 < len(picked) < len(run.metrics) / 10
+
+
+def test_a_run_prints_the_settings_in_which_it_differs_from_its_size_and_no_others(micro_run, tmp_path):
+    other = Path(shutil.copytree(micro_run, tmp_path / "other"))
+    config = (other / "config.toml").read_text(encoding="utf-8")
+    (other / "config.toml").write_text(config.replace("dropout = 0.2", "dropout = 0.3"), encoding="utf-8")
+    assert "dropout = 0.2" in config
+    (line,) = [line for line in str(load_run(other)).splitlines() if line.startswith("settings")]
+    assert line.split()[1:] == ["model.dropout=0.3"]
+
+
+def test_a_run_that_has_hardly_begun_prints_too(tmp_path):
+    with opened(tmp_path / "run"):
+        pass
+    (tmp_path / "run" / "log.jsonl").unlink()
+    said = str(load_run(tmp_path / "run"))
+    assert "rows         none so far" in said and "to pick" not in said and "page" not in said

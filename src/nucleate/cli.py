@@ -1,6 +1,7 @@
 """The command line: the verbs. What they are told stands in `options.py`, what they do in the room that they call."""
 
 import argparse
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Collection, Sequence
@@ -38,8 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = None
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # some terminals lack letters; that stops nothing
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        asked = _parser().parse_args(argv)
+        asked = _parser().parse_args(words)
         out = asked.out if hasattr(asked, "resume") else None
         return asked.run(asked) or 0
     except Refused as refusal:
@@ -49,8 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except KeyboardInterrupt:
-        flag = "--resume in place of --overwrite" if out and asked.overwrite else "--resume"
-        where = f"; the same command with {flag} goes on from what {out} holds" if out else ""
+        where = f"; to go on from what {out} holds: {_going_on(words)}" if out else ""
         print(f"nucleate: stopped{where}", file=sys.stderr)
         return 130
     except Exception as error:
@@ -63,6 +64,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"; where it failed stands in the last line of {log}" if log else ""
         print(f"nucleate: failed: {said}{where}", file=sys.stderr)
         return 1
+
+
+def _going_on(words: Sequence[str]) -> str:
+    """The command that goes on with what these words began, by the name that the program was called by."""
+    program = sys.argv[0] if Path(sys.argv[0]).name == "nucleate" else "nucleate"
+    kept = [word for word in words if word not in ("--overwrite", "--resume")]
+    return shlex.join([program, *kept, "--resume"])
 
 
 # --- verbs -----------------------------------------------------------------------------------------------------------
@@ -155,7 +163,7 @@ def _run(asked: argparse.Namespace, experiment: Callable[..., bool]) -> None:
     with ProgressBar() as progress:
         done = experiment(resume=asked.resume, overwrite=asked.overwrite, progress=progress)
     if not done and (out / "page.html").exists():
-        print(f"{out} is finished already; nothing was changed")
+        print(f"{out} is finished already; nothing was changed\npage: {out / 'page.html'}")
         return
     _redraw([out])
 
@@ -167,11 +175,16 @@ def _experiments() -> dict[str, Any]:
     return {"learn": learning, "pretrain": pretraining, "align": alignment}
 
 
+_PROBE = 60.0  # about what a probe of a small model takes, in epochs of the main training
+
+
 def _reproduce(asked: argparse.Namespace) -> None:
     """A run folder per experiment, then one ledger and one page; what is newer than the page is drawn again."""
+    from nucleate.paper.lengths import lengths_of
     from nucleate.probing import probe
+    from nucleate.progress import Workload
     from nucleate.report.figures import draw_figures
-    from nucleate.runs import load_run
+    from nucleate.runs import clear_runs, load_run
 
     config, out = config_of(asked), Path(asked.out)
     rooms = _experiments()
@@ -190,15 +203,23 @@ def _reproduce(asked: argparse.Namespace) -> None:
     begun = next((folder for folder in folders if folder.exists() and any(folder.iterdir())), None)
     if begun is not None and not (asked.resume or asked.overwrite):
         raise Refused(f"{begun} exists; --resume goes on from what is there, --overwrite replaces it")
+    if asked.overwrite:  # all at once: what goes on after an interruption finds nothing that is older
+        clear_runs(folders, reads=[asked.model])
+    lengths = {"probe": _PROBE, **lengths_of(config)}
+    workload = Workload({verb: (1, lengths[verb]) for verb in experiments})
     with ProgressBar() as progress:
-        for folder, experiment in zip(folders, experiments.values(), strict=True):
-            progress(f"{folder.name}:", None)
-            experiment(folder, resume=asked.resume, overwrite=asked.overwrite, progress=progress)
+        for folder, (verb, experiment) in zip(folders, experiments.items(), strict=True):
+            progress(f"{verb}:", None)
+            own = workload.part(verb, progress, resumed=True)
+            if experiment(folder, resume=asked.resume, progress=own):
+                own(f"{verb} is done", 1.0)
+            else:
+                workload.skip({verb: 1})
     page = out / "page.html"
     drawn_at = page.stat().st_mtime_ns if page.exists() else 0
     new = [folder for folder in folders if (folder / "metrics.parquet").stat().st_mtime_ns >= drawn_at]
     if not new:
-        print(f"{out} is finished already; nothing was changed")
+        print(f"{out} is finished already; nothing was changed\npage: {page}")
         return
     _ledger(folders, out)  # before the page, which shows it
     if asked.model is None:

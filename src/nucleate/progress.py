@@ -1,12 +1,136 @@
 """How a long computation tells how far it is: a function that is given a sentence, and how much is done.
 
-Library code is silent; the command line shows a bar (`terminal.py`), and from Python any function will do.
+Library code is silent; the command line shows a bar (`terminal.py`), and from Python any function will do. The time
+left follows from the fractions, so these keep a rule: the first one is told when the work begins (0, or what a resumed
+run has behind it), and from then on they grow about in proportion to time. `Workload` sees to that where a computation
+has parts that cost different amounts.
 """
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 
 Progress = Callable[[str, float | None], None]  # a sentence to keep; or what is going on and the fraction done
 
 
 def silent(text: str, fraction: float | None) -> None:
     """Shows nothing."""
+
+
+class Workload:
+    """Parts of a computation, each so many equal pieces; what a piece takes is guessed until one has been timed.
+
+    `parts` are {name: (pieces, guessed seconds for one)}. Where the parts that have been timed took twice their guess,
+    those still to come are expected to take twice theirs, so only the proportions of the guesses matter.
+    """
+
+    def __init__(self, parts: Mapping[str, tuple[float, float]], *, clock: Callable[[], float] = time.monotonic):
+        self._guess = {name: seconds for name, (_, seconds) in parts.items()}
+        self._pieces = {name: pieces for name, (pieces, _) in parts.items()}
+        self._behind = dict.fromkeys(parts, 0.0)
+        self._timed = {name: (0.0, 0.0) for name in parts}  # pieces, seconds
+        self._clock = clock
+        self._now = clock()
+
+    def skip(self, pieces: Mapping[str, float]) -> None:
+        """These, by part, were done by an earlier process."""
+        for name, count in pieces.items():
+            self._behind[name] += count
+
+    def expect(self, name: str, seconds: float) -> None:
+        """A better guess for a piece of this part."""
+        self._guess[name] = seconds
+
+    def did(self, name: str, pieces: float = 1) -> float:
+        """The time since the last call went into these; the fraction that is behind now."""
+        now = self._clock()
+        timed, seconds = self._timed[name]
+        self._timed[name] = timed + pieces, seconds + now - self._now
+        self._behind[name] += pieces
+        self._now = now
+        return self.fraction
+
+    def part(self, name: str, progress: Progress, pieces: float = 1, *, resumed: bool = False) -> Progress:
+        """For who does these pieces: its own fractions, 0 to 1, as those of the whole. With `resumed` the first one
+        that it tells is what an earlier process has done."""
+        before = 0.0
+
+        def tell(text: str, fraction: float | None) -> None:
+            nonlocal before, resumed
+            if fraction is None:
+                progress(text, None)
+                return
+            gained = max(0.0, fraction - before)
+            before += gained
+            if resumed:
+                self.skip({name: gained * pieces})
+                gained, resumed = 0.0, False
+            progress(text, self.did(name, gained * pieces))
+
+        return tell
+
+    @property
+    def seconds(self) -> float:
+        """That all takes together, as far as is known."""
+        return sum(self._pieces[name] * one for name, one in self._paces().items())
+
+    @property
+    def fraction(self) -> float:
+        """Of the seconds that all takes together."""
+        whole, paces = self.seconds, self._paces()
+        return min(1.0, sum(self._behind[name] * one for name, one in paces.items()) / whole) if whole > 0 else 1.0
+
+    def _paces(self) -> dict[str, float]:
+        """name -> seconds for one piece."""
+        guessed = sum(pieces * self._guess[name] for name, (pieces, _) in self._timed.items())
+        took = sum(seconds for name, (_, seconds) in self._timed.items() if self._guess[name] > 0)
+        slower = took / guessed if guessed > 0 and took > 0 else 1.0
+        return {
+            name: seconds / pieces if pieces else self._guess[name] * slower
+            for name, (pieces, seconds) in self._timed.items()
+        }
+
+
+class TimeLeft:
+    """How long a computation still takes, from the fractions that it has told so far."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._begun: tuple[float, float] | None = None  # when, and the fraction then
+        self._told = (0.0, 0.0)
+
+    def tell(self, fraction: float) -> None:
+        """How far it is now. The first one is where it begins; one that falls back begins anew."""
+        self._told = self._clock(), fraction
+        if self._begun is None or fraction < self._begun[1]:
+            self._begun = self._told
+
+    @property
+    def seconds(self) -> float | None:
+        """From now on; None while nothing has been gained."""
+        if self._begun is None or self._told[1] <= self._begun[1]:
+            return None
+        (began, first), (told, fraction) = self._begun, self._told
+        left = (told - began) / (fraction - first) * (1 - fraction)
+        return max(0.0, left - (self._clock() - told))
+
+    def __str__(self) -> str:
+        seconds = self.seconds
+        return "" if seconds is None else f"{about(seconds)} left"
+
+
+def about(seconds: float) -> str:
+    """A guessed time in words, no more exact than a guess is."""
+    if seconds < 1.5:
+        return "about a second"
+    if seconds < 90:
+        return f"about {_round(seconds)} seconds"
+    if seconds < 90 * 60:
+        return f"about {_round(seconds / 60)} minutes"
+    return f"about {_round(seconds / 3600)} hours"
+
+
+def _round(number: float) -> str:
+    """Two figures at most: 73 seconds are 75, 1.52 hours are 1.5."""
+    if number >= 20:
+        return f"{5 * round(number / 5)}"
+    return f"{number:.0f}" if number >= 3 else f"{number:.1f}".removesuffix(".0")

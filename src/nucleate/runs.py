@@ -13,7 +13,7 @@ import time
 import tomllib
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -25,6 +25,7 @@ import polars as pl
 from nucleate.files import write_whole
 from nucleate.locks import LOCK, is_locked, locked
 from nucleate.refusal import Refused
+from nucleate.run_in_words import in_words
 from nucleate.threads import thread_count
 
 # The long table: every measurement is a row; the columns other than `value` are unique together and sort the rows.
@@ -249,6 +250,18 @@ def _clear(folder: Path) -> None:
             inside.unlink()
 
 
+def clear_runs(folders: Iterable[Path], *, reads: Iterable[Any] = ()) -> None:
+    """Remove the runs in these folders, or refuse with none of them changed."""
+    there, kept = [folder for folder in folders if folder.is_dir()], list(reads)
+    with ExitStack() as locks:
+        for folder in there:
+            _check_place(folder)
+            _check_reads(folder, kept)
+            locks.enter_context(locked(folder))
+        for folder in there:
+            _clear(folder)
+
+
 def file_hash(path: Path) -> str:
     """sha256 of a file."""
     with open(path, "rb") as stream:
@@ -280,6 +293,9 @@ class Run:
     folder: Path
     config: dict[str, Any]
     manifest: dict[str, Any]
+
+    def __str__(self) -> str:
+        return in_words(self, flat(self.config))
 
     @cached_property
     def metrics(self) -> pl.DataFrame:

@@ -1,74 +1,117 @@
-"""What a terminal shows: the tables of a run, and how far a computation is."""
+"""What a terminal shows: what a run has come to, its tables, and how far a computation is."""
 
+import shutil
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from nucleate.progress import TimeLeft
+from nucleate.text_table import WIDTH, text_table
+
+_NARROWEST = 80  # columns; a narrower terminal breaks the lines itself
+_EVERY = 15  # seconds between two lines where no bar can be drawn
+
 
 def print_summary(run: Any) -> None:
-    """What a probe found; a pre-training's arms; else the last measured epoch beside its controls: all layers for the
-    neighbours, first and last for the rest."""
-    from nucleate.report.application_tables import alignment_table, pretraining_table
-    from nucleate.report.tables import summary_table
+    """What a run has come to: sentences, then one small table."""
+    from nucleate.report.sentences import sentences_of
+
+    title, header, rows = _table_of(run)
+    print(f"\n{run.folder}")
+    for sentence in [*sentences_of(run), *_doubts(run)]:
+        print(sentence)
+    if rows:
+        print_table(title, header, rows)
+
+
+def _table_of(run: Any) -> tuple[str, Sequence[str], Sequence[Sequence[object]]]:
+    """The one table that a verb ends with; without rows where the run is not far enough for it."""
+    from nucleate.report import application_tables, tables
 
     if run.config["verb"] == "probe":
-        import polars as pl
-
-        from nucleate.probing.findings import in_columns, in_full, summary_lines
-
-        if not (run.folder / "dropped.parquet").is_file():  # not finished, or made by an earlier version
-            print(f"\n{in_columns(summary_lines(run.metrics))}\n")
-            return
-        tasks, confusion, suspicious = (
-            pl.read_parquet(run.folder / f"{name}.parquet") for name in ("tasks", "confusion", "suspicious")
-        )
-        print(f"\n{in_full(run.metrics, tasks, confusion, suspicious, run.manifest['verdict'])}\n")
-        return
+        return _of_a_probe(run)
     if run.config["verb"] == "pretrain":
-        header, rows = pretraining_table(run)
-        title = f"{run.folder}: every arm while it is fine-tuned, and its pre-training"
-        print_table(title, [name.replace("_", " ") for name in header], rows)
-        return
+        header, rows = application_tables.pretraining_table(run)
+        return "Every arm while it is fine-tuned, and its pre-training", [words(name) for name in header], rows
     if run.config["verb"] == "align":
-        header, rows = alignment_table(run)
-        title = "one behaviour redirected" if "network" in run.config else "Table 2"
-        print_table(f"{run.folder}: {title}", header, rows)
-        return
-    header, rows = summary_table(run)
-    last = max((row[2] for row in rows if isinstance(row[2], int)), default=0)
-    names = ("measure (space)", *(name.replace("surface_", "surface: ") for name in header[2:]))
-    lines = [
-        (f"{measure} ({space})", layer, *values)
-        for measure, space, layer, *values in rows
-        if measure == "knn_share" or layer in (0, last)
-    ]
-    title = f"{run.folder}: the last measured epoch beside its controls (margin: value less the highest)"
-    print_table(title, names, lines)
+        title = "One behaviour redirected" if "network" in run.config else "Table 2 and what goes beyond it"
+        return title, *application_tables.alignment_table(run)
+    epoch, split = tables.last_measured_epoch(run), tables.summary_split(run)
+    title = f"Epoch {epoch}, {split}, at most 1: the first layer, the last, and the controls of the last"
+    return title, *tables.first_and_last(run)
 
 
-def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str | float | None]]) -> None:
-    """Names to the left, numbers to the right with three decimals."""
-    lines = [header, *([_cell(value) for value in row] for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    print(f"\n{title}")
-    for first, *others in lines:
-        print("  ".join([first.ljust(widths[0]), *(one.rjust(w) for one, w in zip(others, widths[1:], strict=True))]))
-    print()
+def _of_a_probe(run: Any) -> tuple[str, Sequence[str], Sequence[Sequence[object]]]:
+    """Task by task for one model and its base; of more, each model at its best layer."""
+    from nucleate.probing import findings
+
+    models = run.config["models"]
+    if len(models) <= 2 and _is_whole(run):
+        tasks, confusion = (_read(run, name) for name in ("tasks", "confusion"))
+        main = findings.main_model(run.metrics, models)
+        header, *rows = findings.task_lines(run.metrics, tasks, confusion, main)
+        return f"Task by task: {main}", header, rows
+    header, *rows = findings.summary_lines(run.metrics)
+    return findings.models_title(run.metrics), header, rows
 
 
-def _cell(value: str | float | None) -> str:
-    return "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+def _doubts(run: Any) -> list[str]:
+    """Which rows of a probe's data look mislabelled."""
+    from nucleate.probing import findings
+
+    if run.config["verb"] != "probe" or not _is_whole(run):
+        return []
+    return findings.doubts_told(_read(run, "suspicious"), findings.main_model(run.metrics, run.config["models"]))
+
+
+def _is_whole(run: Any) -> bool:
+    """Finished, and not made by an earlier version."""
+    return bool((run.folder / "dropped.parquet").is_file())
+
+
+def _read(run: Any, name: str) -> Any:
+    import polars as pl
+
+    return pl.read_parquet(run.folder / f"{name}.parquet")
+
+
+def words(name: str) -> str:
+    """A column's name in words."""
+    return name.replace("_", " ")
+
+
+def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """As wide as the terminal, within reason; elsewhere always the same."""
+    width = shutil.get_terminal_size((WIDTH, 24)).columns if sys.stdout.isatty() else WIDTH
+    print(f"\n{text_table(header, rows, title=title, width=min(max(width, _NARROWEST), WIDTH))}\n")
 
 
 class ProgressBar:
-    """A bar with the time gone on a terminal; a line now and then elsewhere. Call it with (text, fraction or None)."""
+    """A bar with the time gone and the time left on a terminal; a line now and then elsewhere. Call it with (text,
+    fraction or None)."""
 
     def __enter__(self) -> "ProgressBar":
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            ProgressColumn,
+            Task,
+            TaskProgressColumn,
+            TextColumn,
+            TimeElapsedColumn,
+        )
+        from rich.text import Text
+
+        left = self.left = TimeLeft()
+
+        class Left(ProgressColumn):
+            def render(self, task: Task) -> Text:
+                return Text(str(left))
 
         console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), Left())
         self.bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
         self.task = self.bar.add_task("", total=1.0)
         self.console = console
@@ -82,8 +125,11 @@ class ProgressBar:
     def __call__(self, text: str, fraction: float | None = None) -> None:
         if fraction is None:
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)
-        elif self.console.is_terminal:
+            return
+        self.left.tell(fraction)
+        if self.console.is_terminal:
             self.bar.update(self.task, description=text, completed=fraction)
         elif time.monotonic() >= self.next_line or fraction >= 1:
-            self.console.print(f"{fraction:4.0%}  {text}", highlight=False, markup=False, soft_wrap=True)
-            self.next_line = time.monotonic() + 15
+            left = f"; {self.left}" if fraction < 1 and str(self.left) else ""
+            self.console.print(f"{fraction:4.0%}  {text}{left}", highlight=False, markup=False, soft_wrap=True)
+            self.next_line = time.monotonic() + _EVERY

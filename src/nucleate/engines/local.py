@@ -67,7 +67,7 @@ def run_all(jobs: Sequence[Job], *, workers: int, progress: Progress) -> list[Jo
     Ctrl-C the workers are interrupted and waited for; when this process dies in any other way, they die with it.
     """
     waiting, running, outcomes = deque(jobs), list[_Worker](), dict[str, JobResult]()
-    looked, largest, told, seen = time.monotonic(), _FIRST_GUESS, False, list[float]()
+    looked, largest, told = time.monotonic(), _FIRST_GUESS, False
     try:
         while waiting or running:
             while waiting and len(running) < workers:
@@ -85,7 +85,7 @@ def run_all(jobs: Sequence[Job], *, workers: int, progress: Progress) -> list[Jo
                 _tell(progress, outcome, len(outcomes), len(jobs))
             if running and time.monotonic() - looked >= _TELL:
                 looked = time.monotonic()
-                _tell_all(progress, running, len(outcomes), len(jobs), seen)
+                _tell_all(progress, running, len(outcomes), len(jobs))
     except KeyboardInterrupt:
         for worker in running:
             worker.interrupt()
@@ -106,18 +106,16 @@ def _tell(progress: Progress, outcome: JobResult, behind: int, total: int) -> No
     progress(f"{behind} of {total}: {outcome.name} {ended} {_clock(outcome.seconds)}{why}", None)
 
 
-def _tell_all(progress: Progress, running: "Sequence[_Worker]", behind: int, total: int, seen: list[float]) -> None:
-    """How far all runs are together, and each of those at work. `seen` keeps the first look, time and share: the time
-    left goes by what was gained since, for runs that are gone on with begin with a share."""
+def _tell_all(progress: Progress, running: "Sequence[_Worker]", behind: int, total: int) -> None:
+    """How far all runs are together, and each of those at work; nothing before the first ones have said where they
+    begin, for those that are gone on with begin with a share."""
     shares = {worker.job.name: worker.told() for worker in running}
-    share = min((behind + sum(shares.values())) / total, 0.99)  # 1 is the end
-    now = time.monotonic()
-    if not seen and share:
-        seen += [now, share]
-    known = seen and share > seen[1]
-    left = f", about {_clock((now - seen[0]) / (share - seen[1]) * (1 - share))} left" if known else ""
-    each = ", ".join(f"{name} {own:.0%}" for name, own in shares.items())
-    progress(f"{behind} of {total} runs{left}; {each}", share)
+    if behind == 0 and None in shares.values():
+        return
+    known = {name: share or 0.0 for name, share in shares.items()}
+    share = min((behind + sum(known.values())) / total, 0.99)  # 1 is the end
+    each = ", ".join(f"{name} {own:.0%}" for name, own in known.items())
+    progress(f"{behind} of {total} runs; {each}", share)
 
 
 def _clock(seconds: float) -> str:
@@ -155,12 +153,12 @@ class _Worker:
         with suppress(OSError):  # it has just ended
             os.write(self.process.stdin.fileno(), b"\n")
 
-    def told(self) -> float:
-        """How far it says it is: the last share (` 40%  words`) that its bar has written, 0..1."""
+    def told(self) -> float | None:
+        """How far it says it is: the last share (` 40%  words`) that its bar has written, 0..1; None before that."""
         with open(self.errors.name, "rb") as file:  # anew: the place where the worker goes on writing is shared
             file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
             found = re.findall(rb"^ *(\d+)%  ", file.read(_TAIL), flags=re.MULTILINE)
-        return int(found[-1]) / 100 if found else 0.0
+        return int(found[-1]) / 100 if found else None
 
     def outcome(self) -> JobResult:
         """Wait for the end, and close what is open."""

@@ -8,7 +8,7 @@ only where a further symbol stands before the instruction, and a second correcti
 `_align` is the whole story; `_attempt` is one method at one learning rate.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,16 +37,18 @@ from nucleate.paper.trainings import (
     epochs_of,
     optimizer_for,
     run_of,
+    seconds_of_an_epoch,
     steps_of_an_epoch,
     with_weights,
 )
-from nucleate.progress import Progress, silent
+from nucleate.progress import Progress, Workload, silent
 from nucleate.refusal import Refused
 from nucleate.runs import RunWriter
 from nucleate.streams import stream
 
 EXAMPLES = (1, 2, 5, 10)  # of each other task; the first is the paper's
-_BASE = 0.5  # of the time goes into the network before any correction, about
+# What an epoch of each method takes, in times that the unseen instances take to be read; measured at size tiny.
+_PACE = {"direct": 2.0, "head": 0.4, "linear_switch": 1.0, "mlp_switch": 1.2}
 _LONGEST = 60  # symbols: one more, an input and an output still have a position
 
 
@@ -70,15 +72,19 @@ def align(
 def _align(study: "_Alignment", progress: Progress) -> None:
     run = study.run
     study.dataset.save(run.folder / "data")
+    workload = _workload(study)
+    progress("begins", workload.fraction)
     if not _is_there(run, "base"):
-        _train_base(study, progress)
+        _train_base(study, workload, progress)
     model, _ = load_network(_base(run), device=study.device, attn_implementation="eager")
     network = Network(model, study.dataset, study.config.seed)
-    for number, method in enumerate(METHODS):
-        share = _BASE + (1 - _BASE) * number / len(METHODS)
-        progress(f"{method.replace('_', ' ')}: {study.config.align.rates} learning rates", share)
+    for method, words in METHODS.items():
+
+        def tell(attempts: int, method: str = method, words: str = words) -> None:
+            progress(words, workload.did(method, attempts))
+
         if not _is_there(run, method):
-            run.write_part(method, [study.row(row, method) for row in _rows_of(network, method, study.config)])
+            run.write_part(method, [study.row(row, method) for row in _rows_of(network, method, study.config, tell)])
     run.finish(["base", *(f"base-{epoch:04d}" for epoch in range(study.config.training.epochs + 1)), *METHODS])
     run.record(checkpoints=checkpoint_hashes(run))
 
@@ -107,7 +113,28 @@ class _Alignment:
 # --- the network before any correction -------------------------------------------------------------------------------
 
 
-def _train_base(study: _Alignment, progress: Progress) -> None:
+def _workload(study: _Alignment) -> Workload:
+    """The epochs of the network before any correction, and the attempts of each method at one learning rate."""
+    config, dataset = study.config, study.dataset
+    model, tokenizer = make_network(config, dataset, device=study.device)
+    train = Members.of(tokenizer, of_splits(dataset, ("train",)))
+    epoch = seconds_of_an_epoch(model, train.groups, config.training, dtype=config.dtype)
+    read = epoch / 3 * len(of_splits(dataset, UNSEEN)) / len(train.instances)  # a pass without its way back
+    attempts = {method: _attempts(method, config) for method in METHODS}
+    guesses = {method: (attempts[method], config.align.epochs * _PACE[method] * read) for method in METHODS}
+    workload = Workload({"base": (config.training.epochs, epoch), **guesses})
+    workload.skip({method: attempts[method] for method in METHODS if _is_there(study.run, method)})
+    if _is_there(study.run, "base"):
+        workload.skip({"base": config.training.epochs})
+    return workload
+
+
+def _attempts(method: str, config: Config) -> int:
+    """How often `_rows_of` teaches a method: at each rate, and then for more examples, a condition, a second one."""
+    return config.align.rates + (6 if method in SWITCHED else 2)
+
+
+def _train_base(study: _Alignment, workload: Workload, progress: Progress) -> None:
     """On all tasks, as in the main experiment; the best epoch on validation is the network that is redirected."""
     config, run = study.config, study.run
     normed = replace(config, measure=replace(config.measure, last_layer="normed"))  # the state that a head is handed
@@ -119,6 +146,7 @@ def _train_base(study: _Alignment, progress: Progress) -> None:
     optimizer = optimizer_for(model, config.training)
     state_file, last = run.folder / "resume.safetensors", config.training.epochs
     record = TrainingRecord.opened(state_file, model, optimizer)
+    workload.skip({"base": max(0, record.epoch)})
 
     def moment(epoch: int, training_loss: float | None) -> None:
         record.tick()
@@ -146,7 +174,7 @@ def _train_base(study: _Alignment, progress: Progress) -> None:
         moment(epoch.number, epoch.loss)
         if record.saving_is_due():
             record.save(state_file, model, optimizer)
-        progress(f"epoch {epoch.number} of {last}, validation {record.score:.2f}", _BASE * epoch.number / last)
+        progress(f"epoch {epoch.number} of {last}, validation {record.score:.2f}", workload.did("base"))
     save_network(with_weights(model, record.best), tokenizer, _base(run))
     run.record(best_epoch=record.best_epoch, seconds={name: round(getattr(record, name), 3) for name in SECONDS})
     rows = curve_rows(run.read_part(f"base-{epoch:04d}") for epoch in range(1, last + 1))
@@ -287,11 +315,12 @@ def _all_of(heard: dict[int, np.ndarray], attempt: Iterator[_EpochAnswers]) -> I
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
-def _rows_of(network: Network, method: str, config: Config) -> Iterator[dict[str, Any]]:
-    """All that is measured of one method."""
+def _rows_of(network: Network, method: str, config: Config, tell: Callable[[int], None]) -> Iterator[dict[str, Any]]:
+    """All that is measured of one method. `tell` is told how many more attempts are behind it."""
     rates, first = _rates(config), network.redirection
     chosen, attempt = _best(first, method, rates, config)
     curve = {0: first.before, **dict(attempt)}
+    tell(len(rates))
     for split in UNSEEN:
         yield from _told(first, chosen, split)
         for epoch, answers in curve.items():
@@ -303,15 +332,18 @@ def _rows_of(network: Network, method: str, config: Config) -> Iterator[dict[str
     # What follows is taught at the rate that was chosen; its epoch is chosen anew.
     for count in EXAMPLES[1:] if method in SWITCHED else ():
         more, _ = _best(first, method, [chosen.rate], config, examples=count)
+        tell(1)
         for split in UNSEEN:
             yield from _told(first, more, split, _CURVES, f"{{}}_n{count}")
 
     for count in (EXAMPLES[0], EXAMPLES[-1]) if method in SWITCHED else EXAMPLES[:1]:
         found, _ = _best(network.conditional, method, [chosen.rate], config, examples=count)
+        tell(1)
         for split in UNSEEN:
             name = "conditional_{}" + (f"_n{count}" if count > 1 else "")
             yield from _told(network.conditional, found, split, (*_HARDER, "sources_kept"), name)
     found, _ = _best(network.second, method, [chosen.rate], config, earlier=chosen)
+    tell(1)
     for split in UNSEEN:
         yield from _told(network.second, found, split, (*_HARDER, "sources_kept"), "second_{}")
 

@@ -43,7 +43,7 @@ from nucleate.paper.trainings import (
     steps_of_an_epoch,
     with_weights,
 )
-from nucleate.progress import Progress, silent
+from nucleate.progress import Progress, Workload, silent
 from nucleate.refusal import Refused
 from nucleate.runs import RunWriter
 from nucleate.streams import stream
@@ -77,11 +77,13 @@ def _learn(study: "_Learning", progress: Progress) -> None:
     optimizer = optimizer_for(study.model, training)
     record = TrainingRecord.opened(_state_file(study.run), study.model, optimizer)
     progress(_announcement(study), None)
+    workload = _workload(study, record)
+    progress("measuring the untrained network" if record.epoch < 0 else "going on", workload.fraction)
     if record.epoch < 0:
         _moment(study, record, 0)
         study.run.write_part("surface", _surface_rows(study))
         _save(study, optimizer, record)
-    progress(f"about {_seconds_needed(study, record) / 60:.1f} minutes to go", None)
+        workload.did("start")
     for epoch in epochs_of(
         study.model,
         optimizer,
@@ -92,10 +94,12 @@ def _learn(study: "_Learning", progress: Progress) -> None:
         first_epoch=record.epoch + 1,
     ):
         record.train += epoch.seconds
+        workload.did("train")
         _moment(study, record, epoch.number, training_loss=epoch.loss)
         if epoch.number == training.epochs or record.saving_is_due():
             _save(study, optimizer, record)
-        progress(f"epoch {epoch.number} of {training.epochs}, validation {record.score:.2f}", _fraction(study, record))
+        done = workload.did("states" if _is_measured(study.config, epoch.number) else "answers")
+        progress(f"epoch {epoch.number} of {training.epochs}, validation {record.score:.2f}", done)
     _finish(study, record)
 
 
@@ -328,24 +332,30 @@ def _bytes_needed(study: _Learning) -> int:
     return 4 * study.model.num_parameters() * (13 + 4) + moments * per_moment
 
 
-def _seconds_needed(study: _Learning, record: TrainingRecord) -> float:
-    """From the epochs behind us; before the first, from a few steps of a copy of the network."""
-    config = study.config
-    left = range(record.epoch + 1, config.training.epochs + 1)
-    moments_behind = max(1, sum(_is_measured(config, epoch) for epoch in range(record.epoch + 1)))
-    per_moment = (record.read + record.measure) / moments_behind
-    train = study.members["train"].groups
-    per_epoch = (
-        record.train / record.epoch
-        if record.epoch > 0
-        else seconds_of_an_epoch(study.model, train, config.training, dtype=config.dtype)
+def _workload(study: _Learning, record: TrainingRecord) -> Workload:
+    """The epochs, the moments after them at which states are measured or only answers read, and the untrained network,
+    which also waits for kernels to be compiled and is no measure of the others."""
+    config, behind = study.config, max(0, record.epoch)
+    epochs = range(1, config.training.epochs + 1)
+    measured = [epoch for epoch in epochs if _is_measured(config, epoch)]
+    train = (
+        record.train / behind
+        if behind
+        else seconds_of_an_epoch(study.model, study.members["train"].groups, config.training, dtype=config.dtype)
     )
-    return len(left) * per_epoch + sum(_is_measured(config, epoch) for epoch in left) * per_moment
-
-
-def _fraction(study: _Learning, record: TrainingRecord) -> float:
-    left = _seconds_needed(study, record)
-    return record.total / (record.total + left) if left else 1.0
+    asked, taught = (len(study.members[name].instances) for name in ("measured", "train"))
+    workload = Workload(
+        {
+            "start": (1, 0.0),
+            "train": (len(epochs), train),
+            "answers": (len(epochs) - len(measured), train / 3 * asked / taught),  # a pass without its way back
+            "states": (len(measured), train),
+        }
+    )
+    if record.epoch >= 0:
+        seen = sum(epoch <= behind for epoch in measured)
+        workload.skip({"start": 1, "train": behind, "states": seen, "answers": behind - seen})
+    return workload
 
 
 # --- at the door -----------------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ from nucleate.paper.trainings import (
     steps_of_an_epoch,
     with_weights,
 )
-from nucleate.progress import Progress, silent
+from nucleate.progress import Progress, Workload, silent
 from nucleate.refusal import Refused
 from nucleate.runs import RunWriter
 from nucleate.streams import stream
@@ -74,10 +74,11 @@ def pretrain(
 def _pretrain(study: "_Pretraining", progress: Progress) -> None:
     study.dataset.save(study.run.folder / "data")
     stages = list(_stages(study))
-    progress(_announcement(study, stages), None)
+    workload, sentence = _workload(study, stages)
+    progress(sentence, None)
     for stage in stages:
         if not stage.is_done:
-            _train(stage, _telling(stages, stage, progress))
+            _train(stage, workload, progress)
     study.run.finish([name for stage in stages for name in stage.parts])
     study.run.record(checkpoints=checkpoint_hashes(study.run))
 
@@ -147,6 +148,20 @@ class _Stage:
         return labels_of(self.study.config, members, ("instruction", "task", "distribution"))
 
     @property
+    def form(self) -> str:
+        """What its steps are like, and so what one takes."""
+        return self.method if self.kind == "pretraining" else self.kind
+
+    def is_measured(self, epoch: int) -> bool:
+        """Are the hidden states measured at this epoch?"""
+        return self.labels is not None and is_measured(self.study.config.measure, epoch, self.training.epochs)
+
+    def work(self, epochs: int) -> dict[str, float]:
+        """The steps and the measured moments of its first epochs, for the workload."""
+        measured = sum(self.is_measured(epoch) for epoch in range(1, epochs + 1))
+        return {self.form: max(0, epochs) * self.steps, "measured": measured}
+
+    @property
     def scored_by(self) -> str:
         """What chooses a network on validation: the least loss where only a language is learnt, else accuracy."""
         return "loss" if (self.method, self.kind) == ("instruction", "pretraining") else "accuracy"
@@ -203,10 +218,12 @@ def _stages(study: _Pretraining) -> Iterator[_Stage]:
 # --- one training ----------------------------------------------------------------------------------------------------
 
 
-def _train(stage: _Stage, tell: Callable[[int, TrainingRecord], None]) -> None:
+def _train(stage: _Stage, workload: Workload, progress: Progress) -> None:
     model = _beginning(stage)
     optimizer = optimizer_for(model, stage.training)
     record = TrainingRecord.opened(stage.state_file, model, optimizer)
+    workload.skip(stage.work(record.epoch))
+    progress(f"{stage.name}: begins", workload.fraction)
     if record.epoch < 0:
         _moment(stage, model, record, 0)
         record.save(stage.state_file, model, optimizer)
@@ -220,10 +237,15 @@ def _train(stage: _Stage, tell: Callable[[int, TrainingRecord], None]) -> None:
         first_epoch=record.epoch + 1,
     ):
         record.train += epoch.seconds
+        measured = stage.is_measured(epoch.number)
+        if measured:  # its clusters are timed for themselves
+            workload.did(stage.form, stage.steps)
         _moment(stage, model, record, epoch.number, training_loss=epoch.loss)
         if record.saving_is_due():
             record.save(stage.state_file, model, optimizer)
-        tell(epoch.number, record)
+        done = workload.did("measured") if measured else workload.did(stage.form, stage.steps)
+        score = f"validation {stage.scored_by} {abs(record.score):.2f}"
+        progress(f"{stage.name}: epoch {epoch.number} of {stage.training.epochs}, {score}", done)
     _end(stage, model, record)
 
 
@@ -241,7 +263,7 @@ def _moment(
     """Score one epoch border, write its rows, and turn the page of the record."""
     record.tick()
     measure, tokenizer, dataset = stage.study.config.measure, stage.study.tokenizer, stage.lesson.dataset
-    labels = stage.labels if is_measured(measure, epoch, stage.training.epochs) else None
+    labels = stage.labels if stage.is_measured(epoch) else None
     members = stage.lesson.members["measured" if labels is None else "all"]
     reading = read_groups(
         model,
@@ -382,30 +404,24 @@ def dataset_for(config: Config) -> Dataset:
     return dataset
 
 
-def _announcement(study: _Pretraining, stages: Sequence[_Stage]) -> str:
+def _workload(study: _Pretraining, stages: Sequence[_Stage]) -> tuple[Workload, str]:
+    """Optimiser steps of each form and the epochs at which states are measured; and what all of it will take."""
     model = study.network()[0]
-    seconds, of_a_step = 0.0, dict[str, float]()
+    work, guess = dict[str, float](), {"measured": 0.0}
     for stage in stages:
-        if stage.kind not in of_a_step:
+        if stage.form not in guess:
             groups = stage.lesson.members["train"].groups
             epoch = seconds_of_an_epoch(model, groups, stage.training, dtype=study.config.dtype)
-            of_a_step[stage.kind] = epoch / stage.steps
-        seconds += 0 if stage.is_done else of_a_step[stage.kind] * stage.steps * stage.training.epochs
+            guess[stage.form] = epoch / stage.steps
+            guess["measured"] = max(guess["measured"], epoch)
+        for part, pieces in stage.work(stage.training.epochs).items():
+            work[part] = work.get(part, 0) + pieces
+    workload = Workload({part: (pieces, guess[part]) for part, pieces in work.items()})
+    for stage in stages:
+        if stage.is_done:
+            workload.skip(stage.work(stage.training.epochs))
     megabytes = 4 * model.num_parameters() * (len(stages) + 4) / 2**20  # the saved state: weights, two moments, best
-    return (
-        f"{study.config.size}: {model.num_parameters() / 1e6:.3g} million parameters, {len(stages)} trainings, about "
-        f"{seconds / 60:.1f} minutes in their steps and {megabytes:,.0f} MiB in {study.run.folder}"
+    return workload, (
+        f"{study.config.size}: {model.num_parameters() / 1e6:.3g} million parameters, {len(stages)} trainings of "
+        f"{sum(work.values()) - work['measured']:,} steps in all; about {megabytes:,.0f} MiB in {study.run.folder}"
     )
-
-
-def _telling(stages: Sequence[_Stage], now: _Stage, progress: Progress) -> Callable[[int, TrainingRecord], None]:
-    """Progress by steps over all trainings."""
-    before = sum(stage.steps * stage.training.epochs for stage in stages[: stages.index(now)])
-    whole = sum(stage.steps * stage.training.epochs for stage in stages)
-
-    def tell(epoch: int, record: TrainingRecord) -> None:
-        words = f"{now.name}: epoch {epoch} of {now.training.epochs}"
-        score = f"validation {now.scored_by} {abs(record.score):.2f}"
-        progress(f"{words}, {score}", (before + epoch * now.steps) / whole)
-
-    return tell

@@ -10,6 +10,8 @@ import polars as pl
 
 from nucleate.long_table import best_layer_of, best_layers, deciding_measure, main_read, value_of
 from nucleate.probing.separation import MISLABELLED, by_task, mean_interval
+from nucleate.report.sentences import CONTROL_WORDS, percent
+from nucleate.text_table import text_table
 
 _MOST_NAMED = 4  # tasks in a sentence
 _MOST_DOUBTED = 0.1  # of the prompts; beyond, it is the model that errs
@@ -71,16 +73,10 @@ def headline(metrics: pl.DataFrame, tasks: pl.DataFrame, coordinates: pl.DataFra
     """The answer for one model in a sentence or two."""
     metrics = main_read(metrics)
     best, measure = best_layer_of(metrics, model), deciding_measure(metrics)
-    place = {"split": "test", "space": "raw", "labels": "task"}
-    share = value_of(metrics, measure, model=model, layer=best, **place)
-    margin = value_of(metrics, "margin", model=model, layer=best, **place)
     here = tasks.filter(pl.col("model") == model)
     yes, no = separated_tasks(here, best)
-    prompts = coordinates.filter(pl.col("model") == model)
-    unit = "instructions" if prompts["unit"].n_unique() < prompts["text"].n_unique() else "prompts"
-    where = f"same-task share of the neighbours {_number(share)} on held-out {unit} at layer {best}, the best"
     parts = []
-    if value_of(metrics, "separated", model=model, layer=best, **place) == 1:
+    if value_of(metrics, "separated", model=model, layer=best, **_TOLD) == 1:
         first, last, to_the_end = span_of_layers(here, best)
         span = f"at layer {best}" if first == last else f"in layers {first} to {last}"
         span = f"from layer {first} on" if to_the_end and first < last else span
@@ -91,14 +87,45 @@ def headline(metrics: pl.DataFrame, tasks: pl.DataFrame, coordinates: pl.DataFra
             parts.append("as a whole no more than the words" if yes else "no more than the words")
         parts += [f"only {_named(yes)} {'is' if len(yes) == 1 else 'are'} separate"] if yes else []
     untold = sorted({*here["task"]} - {*yes, *no})
-    parts += [f"too few prompts to tell of {_named(untold)}"] if untold else []
+    parts += [f"too few prompts to tell about {_named(untold)}"] if untold else []
     count = mislabelled(metrics, coordinates, model)
     if count is None:
         parts.append("the labels cannot be checked by a model that hardly tells them apart")
     else:
         parts.append(f"{count or 'no'} prompt{' looks' if count == 1 else 's look'} mislabelled")
-    gain = "" if margin is None else f", {margin:+.2f} against the hardest control"
-    return f"{'; '.join(parts)} ({where}{gain})"
+    share = value_of(metrics, measure, model=model, layer=best, **_TOLD)
+    if share is None:
+        return "; ".join(parts)
+    prompts = coordinates.filter(pl.col("model") == model)
+    unit = "instructions" if prompts["unit"].n_unique() < prompts["text"].n_unique() else "prompts"
+    number, against = _beside_hardest(metrics, measure, model, share)
+    where = f"at layer {best}, the best, {number} of the neighbours on held-out {unit} share the task"
+    return f"{'; '.join(parts)} ({where}{against})"
+
+
+_TOLD = {"split": "test", "space": "raw", "labels": "task"}  # where a share is reported
+
+
+def _beside_hardest(metrics: pl.DataFrame, measure: str, model: str, share: float) -> tuple[str, str]:
+    """The share, and the hardest control, which its margin was taken against: in as many figures as tell them apart."""
+    margin = value_of(metrics, "margin", model=model, layer=best_layer_of(metrics, model), **_TOLD)
+    levels = {
+        control: level
+        for control in _CONTROLS
+        if (level := _level_of_control(metrics, measure, control, model)) is not None
+    }
+    if margin is None or not levels:
+        return percent(share), ""
+    hardest = min(levels, key=lambda control: abs(share - levels[control] - margin))
+    digits = 1 if percent(share) == percent(levels[hardest]) else 0
+    told = f"; the hardest control, {CONTROL_WORDS[hardest]}, gives {percent(levels[hardest], digits)}"
+    return percent(share, digits), told
+
+
+def _level_of_control(metrics: pl.DataFrame, measure: str, control: str, model: str) -> float | None:
+    if control == "untrained":
+        return _untrained(metrics, measure, model)
+    return value_of(metrics, measure, **_TOLD, layer=None, control=control)
 
 
 def mislabelled(metrics: pl.DataFrame, coordinates: pl.DataFrame, model: str) -> int | None:
@@ -134,7 +161,7 @@ def change(found: pl.DataFrame, base: str, now: Collection[str], before: Collect
         ("lowered", fell.filter(~merged)),
     ):
         moved = rows.select("task", "base_share", "share").rows()
-        named = [f"{_quoted(task)} ({before:.2f} → {after:.2f})" for task, before, after in moved]
+        named = [f"{_quoted(task)} ({percent(before)} → {percent(after)})" for task, before, after in moved]
         parts += [f"{verb} {_named(named, quote=False)}"] if named else []
     for words, tasks in (
         ("has {} separate now", [task for task in now if task not in {*before, *rose["task"]}]),
@@ -150,17 +177,15 @@ def summary_lines(metrics: pl.DataFrame) -> list[tuple[str, ...]]:
     """A line per model with its controls beside it; the first line names the columns."""
     measure = deciding_measure(metrics)
     against = ("untrained", "n-grams: instruction", "n-grams: prompt", "shuffled")
-    header = ("model", "best layer", "same-task neighbours", "95 %", *against, "of all: best F1", "t-SNE", "accuracy")
+    header = ("model", "best layer", "same-task neighbours", "95 %", *against, "best F1", "by t-SNE", "accuracy")
     lines: list[tuple[str, ...]] = [header]
     metrics = main_read(metrics)
     models = list(best_layers(metrics))
     for model in models:
         best = best_layer_of(metrics, model)
-        place = {"split": "test", "space": "raw", "labels": "task"}
-        here = {**place, "layer": best}
+        here = {**_TOLD, "layer": best}
         controls = [
-            _untrained(metrics, measure, model),
-            *(value_of(metrics, measure, **place, layer=None, control=control) for control in _CONTROLS[1:]),
+            *(_level_of_control(metrics, measure, control, model) for control in _CONTROLS),
             value_of(metrics, measure, **here, model=model, control="shuffled"),
         ]
         low, high = (value_of(metrics, f"{measure}_{end}", **here, model=model) for end in ("low", "high"))
@@ -233,18 +258,28 @@ def in_full(
     suspicious: pl.DataFrame,
     verdicts: Mapping[str, str],
 ) -> str:
-    """All of it as text: the models, task by task the one that matters most, its doubtful prompts, the verdicts."""
+    """All of it as text: the verdicts, the models, task by task the one that matters most, its doubtful prompts."""
     main = main_model(metrics, list(verdicts))
     parts = [
-        (
-            f"Each model at its best layer, beside its controls ({_WHO[deciding_measure(metrics)]})",
-            summary_lines(metrics),
-        ),
+        (models_title(metrics), summary_lines(metrics)),
         (f"Task by task: {main}", task_lines(metrics, tasks, confusion, main)),
         (f"Prompts that look mislabelled to {main}", doubt_lines(suspicious, main)),
     ]
-    tables = [f"{title}\n{in_columns(lines)}" for title, lines in parts if len(lines) > 1]
-    return "\n\n".join([*tables, "\n".join(f"{model}: {words}" for model, words in verdicts.items())])
+    tables = [text_table(lines[0], lines[1:], title=title) for title, lines in parts if len(lines) > 1]
+    return "\n\n".join(["\n".join(f"{model}: {words}." for model, words in verdicts.items()), *tables])
+
+
+def models_title(metrics: pl.DataFrame) -> str:
+    """What stands above `summary_lines`."""
+    return f"Each model at its best layer, beside its controls ({_WHO[deciding_measure(metrics)]})"
+
+
+def doubts_told(suspicious: pl.DataFrame, model: str) -> list[str]:
+    """A sentence with the rows of the prompts that look most mislabelled; none where no prompt does."""
+    listed = [f"{row} ({task}, looks like {nearest})" for row, task, nearest, *_ in doubt_lines(suspicious, model)[1:]]
+    count = len(suspicious.filter(pl.col("model") == model, pl.col("counted")))
+    of = "" if count == len(listed) else f", the first {len(listed)} of {count}"
+    return [f"Rows that look mislabelled{of}: {', '.join(listed)}."] if listed else []
 
 
 def main_model(metrics: pl.DataFrame, models: Sequence[str]) -> str:
@@ -256,17 +291,9 @@ def main_model(metrics: pl.DataFrame, models: Sequence[str]) -> str:
     return models[0]
 
 
-def in_columns(lines: Sequence[Sequence[str]]) -> str:
-    """Cells padded to columns, the first to the left."""
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
-
-
 def _untrained(metrics: pl.DataFrame, measure: str, model: str) -> float | None:
     """The same architecture with fresh weights, at its own best layer."""
-    place = {"split": "test", "space": "raw", "labels": "task", "control": "untrained", "model": model}
+    place = {**_TOLD, "control": "untrained", "model": model}
     best = value_of(metrics, "best_layer", model=model, control="untrained")
     return value_of(metrics, measure, **place, layer=None if best is None else int(best))
 

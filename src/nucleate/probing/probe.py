@@ -22,14 +22,23 @@ from nucleate.files import write_whole
 from nucleate.measures.baselines import MOST_FEATURES
 from nucleate.model.subjects import Model, Subject, all_ready, subjects_of
 from nucleate.model.texts import fill
-from nucleate.probing.one_model import finish, note_seconds, part_of, probe_one, surface_of
+from nucleate.probing.one_model import (
+    finish,
+    measuring_seconds,
+    note_seconds,
+    part_of,
+    probe_one,
+    seconds_of_text,
+    surface_of,
+    tokens_of,
+    workload_of,
+)
 from nucleate.probing.result import ProbeResult, load_probe
 from nucleate.probing.settings import ProbeSettings
 from nucleate.probing.study import ProbeStudy
-from nucleate.progress import Progress, silent
+from nucleate.progress import Progress, Workload, about, silent
 from nucleate.runs import open_run
 from nucleate.settings import chosen, documented_by
-from nucleate.threads import thread_count
 
 
 @documented_by(ProbeSettings)
@@ -109,10 +118,13 @@ def probe_into(
             progress(sentence, None)
         write_whole(run.folder / "data" / "dataset.parquet", study.prompts.dataset.frame().write_parquet)
         began = time.perf_counter()
-        surface = surface_of(study, run, progress)
+        work = _workload(study, subjects)
+        surface = surface_of(study, run, work.part("", progress))
         for subject in subjects:
-            if not (run.folder / "parts" / f"{part_of(subject)}.parquet").is_file():
-                probe_one(study, subject, run, surface, progress)
+            if (run.folder / "parts" / f"{part_of(subject)}.parquet").is_file():
+                work.skip({subject.name: 1})
+            else:
+                probe_one(study, subject, run, surface, work.part(subject.name, progress))
                 began = note_seconds(run, began, study.reading)
         finish(run, study, subjects, compared)
     return True
@@ -153,25 +165,28 @@ def budget(
     return [_announcement(study.prompts, settings, one) for one in _subjects(model, base, tokenizer, settings)[0]]
 
 
+def _workload(study: ProbeStudy, subjects: Sequence[Subject]) -> Workload:
+    """The n-grams of the text, and then each model."""
+    text = seconds_of_text(study.prompts)
+    return Workload({"": (1, text), **{one.name: (1, workload_of(study, one).seconds) for one in subjects}})
+
+
 def _announcement(prompts: Prompts, settings: ProbeSettings, subject: Subject) -> str:
     count = len(prompts.instances)
-    shared = {one.instruction for one in prompts.instances}
-    own = [one.input + (one.output or "") for one in prompts.instances]
-    tokens = round(sum(map(len, shared)) / 4 + sum(len(text) / 3 + 1 for text in own))
+    tokens = tokens_of(prompts)
     needed = subject.estimate(count, tokens, layers=len(subject.layers(settings.layers)))
     passes = 2.5 if prompts.has_inputs else 2  # trained, untrained, and the few distinct neutral prompts
     beside = needed.weight_bytes + 2 * 4 * count * MOST_FEATURES + _LIBRARIES  # untrained network, n-grams
-    measuring = needed.state_bytes / 4 * (count * _SECONDS_A_PAIR + _SECONDS_A_NUMBER) / thread_count()
+    measuring = measuring_seconds(needed.state_bytes / 4, count)
     return (
-        f"{subject.name}: {_millions(needed.parameters)} parameters, {count:,} prompts of {tokens:,} tokens in all; "
-        f"{_size(needed.peak_bytes + beside)} of memory ({_size(needed.weight_bytes)} of weights, "
-        f"{_size(needed.state_bytes)} of states), about {_duration(needed.seconds * passes)} to read and "
-        f"{_duration(measuring)} to measure"
+        f"{subject.name}: {_millions(needed.parameters)} parameters, {count:,} prompts of about {_rounded(tokens)} "
+        f"tokens in all; about {_size(needed.peak_bytes + beside)} of memory ({_size(needed.weight_bytes)} of weights, "
+        f"{_size(needed.state_bytes)} of states), {about(needed.seconds * passes)} to read and {about(measuring)} to "
+        "measure"
     )
 
 
 _LIBRARIES = 2**30  # bytes: Python, torch, compiled kernels, blocks of neighbours
-_SECONDS_A_PAIR, _SECONDS_A_NUMBER = 2.5e-10, 2e-6  # of each number of a state: times the prompts, and once
 
 
 def _millions(count: int) -> str:
@@ -182,12 +197,9 @@ def _size(count: float) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**29 else f"{count / 2**20:.0f} MiB"
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 1:
-        return "a second"
-    if seconds < 100:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 2 * 60 * 60 else f"{seconds / 3600:.0f} hours"
+def _rounded(count: int) -> str:
+    """Two figures, as befits a guess."""
+    return f"{round(count, 2 - len(str(count))):,}"
 
 
 def _subjects(

@@ -32,8 +32,8 @@ from nucleate.model.series import located
 from nucleate.model.switch import AT_ONCE, KINDS, Head, Switch, SwitchTraining, TeachingSet, learn_head, learn_switch
 from nucleate.model.texts import PLAIN_CHATS, Prompt
 from nucleate.model.training import weights
-from nucleate.progress import Progress, silent
-from nucleate.redirecting.prompts import SIDES, name_of
+from nucleate.progress import Progress, Workload, about, silent
+from nucleate.redirecting.prompts import name_of
 from nucleate.redirecting.settings import RedirectSettings
 from nucleate.redirecting.study import (
     Others,
@@ -120,7 +120,8 @@ def budget(model: str | Path, data: Source, settings: RedirectSettings) -> list[
     )
     return [
         f"{Path(model).name}: {needed.parameters / 1e6:,.0f} million parameters; {study.dealt.describe()}; about "
-        f"{tokens:,} tokens, {needed.seconds:.0f} seconds to read them, {needed.peak_bytes / 2**30:.1f} GiB of memory"
+        f"{tokens:,} tokens, {about(needed.seconds)} to read them and about {needed.peak_bytes / 2**30:.1f} GiB of "
+        "memory"
     ]
 
 
@@ -137,13 +138,15 @@ def _redirect(
     parts_of(network)
     progress(study.dealt.describe(), None)
     saved, sides = SavedParts(run.folder / "states" / mark_of(network, study, tokenizer, lessons)), {}
+    work = _workload(study, lessons, saved)
+    progress("reading the source", work.fraction)
     for name, own in lessons.items():
-        progress(f"reading the source: {name.replace('_', ' ')}", SIDES.index(name) / 8)
         if own:
+            begun = saved.holds(f"source-{name}")
             sides[name] = read_source(network, lessons, name, closing_of(tokenizer), saved)
-    progress("reading all others", 0.5)
-    others = read_others(study, network, tokenizer, saved)
-    chosen = _teach(study, sides, others, saved, progress)
+            progress(f"reading the source: {name.replace('_', ' ')}", work.did("source", 0 if begun else len(own)))
+    others = read_others(study, network, tokenizer, saved, work.part("others", progress))
+    chosen = _teach(study, sides, others, saved, work, progress)
     if "direct" not in chosen:
         progress("the whole head was left out: it has too many weights to be taught here", None)
 
@@ -177,6 +180,15 @@ def _redirect(
     run.record(seconds={kind: round(seconds, 3) for kind, seconds in saved.seconds.items()})
 
 
+def _workload(study: RedirectStudy, lessons: Mapping[str, Sequence[Prompt]], saved: SavedParts) -> Workload:
+    """The prompts of the source and of all others, and what is taught from them: about half as long as the reading."""
+    source, others = sum(map(len, lessons.values())), len(study.dealt.others)
+    work = Workload({"source": (source, 1.0), "others": (1, float(others)), "teaching": (1, 0.5 * (source + others))})
+    work.skip({"source": sum(len(own) for name, own in lessons.items() if saved.holds(f"source-{name}"))})
+    work.skip({"others": saved.holds("others")})
+    return work
+
+
 # --- the methods -----------------------------------------------------------------------------------------------------
 
 
@@ -196,7 +208,12 @@ class _Attempt:
 
 
 def _teach(
-    study: RedirectStudy, sides: Mapping[str, TeachingSet], others: Others, saved: SavedParts, progress: Progress
+    study: RedirectStudy,
+    sides: Mapping[str, TeachingSet],
+    others: Others,
+    saved: SavedParts,
+    work: Workload,
+    progress: Progress,
 ) -> dict[str, _Attempt]:
     """Each method at the learning rate and epoch of the highest source accuracy on validation; ties: the earliest
     epoch, then the lowest rate. The switched methods share the head that the low-rank one learns, and its rate."""
@@ -206,10 +223,14 @@ def _teach(
     if width * vocabulary <= _AFFORDABLE:
         ranks["direct"] = None
     best: dict[str, tuple[tuple[float, int, float], _Attempt]] = {}
-    for number, (arm, rank, rate) in enumerate((a, k, r) for a, k in ranks.items() for r in settings.rates):
-        progress(f"teaching the {_NAMES[arm]} at {rate:g}", 0.6 + 0.4 * number / len(ranks) / len(settings.rates))
-        lesson = partial(_lesson, study, sides, others, arm, rank, rate)
+    pieces = 1 / len(ranks) / len(settings.rates)
+    for arm, rank, rate in ((a, k, r) for a, k in ranks.items() for r in settings.rates):
+        lesson, begun = partial(_lesson, study, sides, others, arm, rank, rate), saved.holds(f"{arm}-{rate:g}")
         tensors, told = saved.part(f"{arm}-{rate:g}", "train", lesson)
+        if begun:
+            work.skip({"teaching": pieces})
+        done = work.did("teaching", 0 if begun else pieces)
+        progress(f"teaching: {_NAMES[arm]} at {rate:g}", done)
         for name, (epoch, curve) in told.items():
             level = (curve[epoch - 1], -epoch, -rate)
             if name not in best or level > best[name][0]:

@@ -26,6 +26,7 @@ from nucleate.model.batches import share_prefixes
 from nucleate.model.prompts import read_prompts_states
 from nucleate.model.switch import AT_ONCE, TargetStates, TeachingSet, remember
 from nucleate.model.texts import Prompt, prompts_of
+from nucleate.progress import Progress, silent
 from nucleate.redirecting.prompts import Redirection, redirection
 from nucleate.redirecting.settings import RedirectSettings
 from nucleate.redirecting.switched import head_logits
@@ -74,12 +75,16 @@ class SavedParts:
     folder: Path
     seconds: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "train": 0.0})  # what they took to make
 
+    def holds(self, name: str) -> bool:
+        """Was this part made before?"""
+        return (self.folder / f"{name}.safetensors").is_file()
+
     def part(
         self, name: str, kind: str, make: Callable[[], tuple[dict[str, Tensor], Any]]
     ) -> tuple[dict[str, Tensor], Any]:
         """Tensors and facts of a part, from the disk; made and put there where it is missing."""
         file = self.folder / f"{name}.safetensors"
-        if not file.is_file():
+        if not self.holds(name):
             began = time.monotonic()
             tensors, facts = make()
             told = {"told": json.dumps({"seconds": time.monotonic() - began, "facts": facts})}
@@ -168,7 +173,11 @@ def _tokenised(
 
 
 def read_others(
-    study: RedirectStudy, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, saved: SavedParts
+    study: RedirectStudy,
+    network: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    saved: SavedParts,
+    progress: Progress = silent,
 ) -> Others:
     settings, instances = study.settings, study.dealt.others
 
@@ -181,6 +190,7 @@ def read_others(
             template=settings.template,
             messages=study.dealt.messages(instances),
             chat=settings.chat,
+            progress=progress,
         )
         states = torch.from_numpy(np.array(reading.states["answer_start"][0]))
         return {"states": states, "places": torch.from_numpy(reading.kept)}, None

@@ -25,12 +25,12 @@ from nucleate.report.pack import Chunks
 from nucleate.report.page_tables import run_tables
 from nucleate.report.scenes import cut, scenes_of
 from nucleate.report.seeds import Series, series_of
+from nucleate.report.sentences import sentences_of
 from nucleate.report.tables import (
     Cell,
     Table,
     answers_table,
     counts_table,
-    headlines,
     last_measured_epoch,
     manifest_table,
     settings_table,
@@ -124,7 +124,7 @@ def _section(run: Run, number: int, pictures: list[Picture]) -> Section:
         name=run.folder.resolve().name,
         facts=" · ".join(facts),
         unfinished=None if status == "done" else status,
-        headlines=[*headlines(run), *_verdicts(run)],
+        headlines=[cut(sentence, LONGEST * 3) for sentence in sentences_of(run)],
         summary=summary_table(run),
         summary_words=f"Split: {summary_split(run)}; epoch {last_measured_epoch(run)}; labels: task.",
         figures=pictures,
@@ -157,13 +157,6 @@ def _pictures(runs: Runs, chunks: Chunks) -> list[Picture]:
         Picture(chunks.text(svg.decode()), width, height, _caption(name))
         for name, (svg, width, height) in draw_svg(runs).items()
     ]
-
-
-def _verdicts(run: Run) -> list[str]:
-    """What a probe found, a sentence per model, and what it has to say besides."""
-    found = run.manifest.get("verdict", {})
-    sentences = [f"{model}: {sentence}." for model, sentence in found.items()] if isinstance(found, dict) else []
-    return [cut(str(one), LONGEST * 3) for one in [*sentences, *run.manifest.get("notes", [])]]
 
 
 _LEDGER = (

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from nucleate.long_table import ANY, Score, best_epoch, by_layer, pick
+from nucleate.long_table import ANY, Score, by_layer, pick
 from nucleate.runs import Run, flat
 
 Cell = str | int | float | bool | None
@@ -62,42 +62,30 @@ def summary_table(run: Run) -> Table:
     return Table(header, rows)
 
 
-def headlines(run: Run) -> list[str]:
-    """What the summary says, in at most four sentences for the top of the page."""
+def first_and_last(run: Run) -> Table:
+    """The summary for a terminal: a line per measure, the first layer and the last, the last one's controls."""
     header, rows = summary_table(run)
-    sentences = []
-    named: list[dict[str, Any]] = [dict(zip(header, row, strict=True)) for row in rows]
-    for measure, space, words in _SENTENCES:
-        found = [row for row in named if row["measure"] == measure and row["space"] == space]
-        if not found:
-            continue
-        first, last = found[0], found[-1]
-        text = f"{words}: {last['value']:.2f} in layer {last['layer']}"
-        if first["layer"] != last["layer"]:
-            text += f", {first['value']:.2f} in layer {first['layer']}"
-        controls = {name: last[name] for name in ("untrained", *CONTROLS) if last[name] is not None}
-        if controls:
-            highest = max(controls, key=lambda name: controls[name])
-            relation = "above every control" if last["margin"] > 0 else "NOT above every control"
-            text += f"; {relation} (highest: {_CONTROL_WORDS[highest]}, {controls[highest]:.2f})"
-        sentences.append(text + ".")
-    best = best_epoch(run.metrics)
-    if best is not None:
-        sentences.append(f"Best epoch by validation accuracy: {best.epoch} ({best.accuracy:.2f}).")
-    return sentences
+    found: dict[tuple[Cell, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row[:2], []).append(dict(zip(header, row, strict=True)))
+    ends, listed = "last layer", list[tuple[Cell, ...]]()
+    for place, words in _LINES.items():
+        if place in found:
+            first, last = found[place][0], found[place][-1]
+            grams = [last[name] for name in ("surface_instruction", "surface_prompt") if last[name] is not None]
+            controls = (last[name] for name in ("untrained", "shuffled", "regrouped"))
+            listed.append((words, first["value"], last["value"], *controls, max(grams, default=None)))
+            ends = f"layer {last['layer']}"
+    return Table(("", "layer 0", ends, "untrained", "shuffled", "regrouped", "n-grams"), listed)
 
 
-_SENTENCES = (
-    ("knn_share", "raw", "Share of the nearest training instances that have the same task"),
-    ("knn_accuracy", "raw", "Accuracy of answering as the nearest training instances do"),
-    ("f1", "raw", "F1 of k-means clusters against tasks"),
-)
-_CONTROL_WORDS = {
-    "untrained": "the untrained network",
-    "shuffled": "shuffled labels",
-    "regrouped": "regrouped distributions",
-    "surface_instruction": "surface of the instruction",
-    "surface_prompt": "surface of the prompt",
+_LINES: dict[tuple[Cell, ...], str] = {
+    ("knn_share", "raw"): "same-task neighbours",
+    ("knn_share_other_distributions", "raw"): "of other distributions",
+    ("knn_accuracy", "raw"): "right answers by them",
+    ("f1", "raw"): "F1, raw states",
+    ("f1", "tsne"): "F1, t-SNE",
+    ("f1", "averaged"): "F1, per instruction",
 }
 
 

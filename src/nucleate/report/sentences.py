@@ -1,0 +1,251 @@
+"""What a run comes to, in sentences: a terminal shows them when a verb ends, the page shows them at its top.
+
+Each is made from the tables of the run (`tables.py`, `application_tables.py`) and says no more and no less than they
+do: what was seen beyond which controls, and as plainly what was not.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from nucleate.long_table import HEADS, METHODS, best_epoch
+from nucleate.report.application_tables import ARMS, PAPER, SIDES, alignment_table, pretraining_table
+from nucleate.report.tables import CONTROLS, Table, summary_split, summary_table
+from nucleate.runs import Run
+
+CONTROL_WORDS = {
+    "untrained": "the untrained network",
+    "shuffled": "shuffled labels",
+    "regrouped": "regrouped distributions",
+    "surface_instruction": "the n-grams of the instruction",
+    "surface_prompt": "the n-grams of the prompt",
+}
+_PAPERS_F1 = 0.9  # "over 0.9 at the late training stage" (§3.2): from here on clusters are said to match the tasks
+_ASKED = {  # split -> one of its instances
+    "validation": "an unseen instance",
+    "test": "an unseen instance",
+    "subset": "an instance of the training subset",
+    "all": "an instance",
+}
+
+
+def sentences_of(run: Run) -> list[str]:
+    """In the order in which they are to be read; none where the run has not come to anything yet."""
+    verb = run.config.get("verb")
+    if verb == "probe":
+        return _probed(run)
+    if verb == "pretrain":
+        return _pretrained(run)
+    if verb == "align":
+        return _redirected(run) if "network" in run.config else _aligned(run)
+    return _learnt(run)
+
+
+def _named(table: Table) -> list[dict[str, Any]]:
+    """The rows by the names of their columns."""
+    return [dict(zip(table.header, row, strict=True)) for row in table.rows]
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """A share in words: 0.874 is `87 %`."""
+    return f"{100 * share:.{digits}f} %".replace("-0 %", "0 %")
+
+
+# --- learn ------------------------------------------------------------------------------------------------------------
+
+
+def _learnt(run: Run) -> list[str]:
+    """What the last measured epoch shows in the last layer, beside the first layer and every control."""
+    summary = summary_table(run)
+    asked = _ASKED[summary_split(run) or "all"]
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for named in _named(summary):
+        found.setdefault((named["measure"], named["space"]), []).append(named)
+    sentences = []
+    for measure, nothing, words in _NEIGHBOURS:
+        if (measure, "raw") in found:
+            sentences.append(_seen_or_not(found[measure, "raw"], nothing, f"{words} {asked}"))
+    spaces = [space for space in ("raw", "tsne") if ("f1", space) in found]
+    if spaces:  # as in the paper, the better of the two
+        space = max(spaces, key=lambda one: found["f1", one][-1]["value"])
+        sentences.append(_clusters(found["f1", space], space))
+    best = best_epoch(run.metrics)
+    if best is not None:
+        right = f"{percent(best.accuracy)} of the unseen instances of validation are answered correctly"
+        sentences.append(f"The best epoch on validation is {best.epoch}: {right}.")
+    return sentences
+
+
+_NEIGHBOURS = (  # measure, what is not seen where a control does as well, what the number is a share of
+    ("knn_share", "neighbours of the same task", "of the ten nearest training instances share the task of"),
+    (
+        "knn_share_other_distributions",
+        "neighbours of the same task across distributions",
+        "of the ten nearest training instances of another distribution share the task of",
+    ),
+    (
+        "knn_accuracy",
+        "right answers by the neighbours",
+        "is how often the ten nearest training instances give the right answer to",
+    ),
+)
+
+
+def _seen_or_not(layers: Sequence[Mapping[str, Any]], nothing: str, words: str) -> str:
+    """`layers` are the rows of one measure, the first layer's first."""
+    controls, digits = _controls(layers[-1])
+    number = f"{percent(layers[-1]['value'], digits)} {words}{_where(layers, digits)}"
+    if not controls:
+        return f"{number}; no control was measured."
+    verdict = "Seen" if _is_above(layers[-1]) else f"Not seen beyond the controls: {nothing}"
+    return f"{verdict}{':' if verdict == 'Seen' else '.'} {number}. {_listed(controls, digits)}."
+
+
+def _clusters(layers: Sequence[Mapping[str, Any]], space: str) -> str:
+    """F1 has a bar of its own beside the controls: the paper's."""
+    last = layers[-1]
+    controls, digits = _controls(last)
+    states = "of raw states" if space == "raw" else "by t-SNE"
+    number = f"The F1 of k-means clusters {states} is {percent(last['value'], digits)}{_where(layers, digits)}"
+    if not controls:
+        return f"{number}; no control was measured."
+    if not _is_above(last):
+        verdict = "Not seen beyond the controls: clusters that match the tasks"
+    elif last["value"] >= _PAPERS_F1:
+        verdict = "Seen: clusters that match the tasks"
+    else:
+        verdict = f"Seen in part: clusters that match the tasks, short of the paper's {percent(_PAPERS_F1)}"
+    return f"{verdict}. {number}. {_listed(controls, digits)}."
+
+
+def _where(layers: Sequence[Mapping[str, Any]], digits: int) -> str:
+    first, last = layers[0], layers[-1]
+    if first is last:
+        return f" in layer {last['layer']}"
+    return f" in the last layer (layer {first['layer']}: {percent(first['value'], digits)})"
+
+
+def _controls(row: Mapping[str, Any]) -> tuple[dict[str, float], int]:
+    """The controls, hardest first; and how many decimals tell the value from the hardest one."""
+    measured = {name: row[name] for name in ("untrained", *CONTROLS) if row[name] is not None}
+    controls = dict(sorted(measured.items(), key=lambda item: -item[1]))
+    alike = bool(controls) and percent(next(iter(controls.values()))) == percent(row["value"])
+    return controls, 1 if alike else 0
+
+
+def _is_above(row: Mapping[str, Any]) -> bool:
+    """Above every control, in the three decimals that the tables show."""
+    return round(row["margin"], 3) > 0
+
+
+def _listed(controls: Mapping[str, float], digits: int) -> str:
+    (hardest, level), *others = controls.items()
+    text = f"The hardest control, {CONTROL_WORDS[hardest]}, gives {percent(level, digits)}"
+    listed = [f"{CONTROL_WORDS[name]} {percent(value, digits)}" for name, value in others]
+    return ", ".join([f"{text}; {listed[0]}", *listed[1:]]) if listed else text
+
+
+# --- the applications -------------------------------------------------------------------------------------------------
+
+
+def _pretrained(run: Run) -> list[str]:
+    """Whether naming the tasks first made the fine-tuning sooner and its end higher than each other arm."""
+    rows = {row["arm"]: row for row in _named(pretraining_table(run))}
+    sentences = []
+    for ending, tasks in SIDES.items():
+        named = rows.get(f"task_id{ending}")
+        others = {arm: rows[arm + ending] for arm in ARMS if arm != "task_id" and arm + ending in rows}
+        if named is None or not others:
+            continue
+        on = "" if not ending else f" (on {tasks})"
+        for column, nothing, words in _SOONER_AND_HIGHER:
+            level, levels = named[column], {arm: one[column] for arm, one in others.items() if one[column] is not None}
+            if level is None or not levels:
+                continue
+            told = sorted(levels.items(), key=lambda item: -item[1])
+            listed = ", ".join(f"{_PLAIN_ARMS[arm]} {percent(value, 1)}" for arm, value in told)
+            number = f"{words} is {percent(level, 1)} after pre-training that names the task{on}"
+            more = round(level - told[0][1], 3) > 0
+            sentences.append(f"{'Seen' if more else 'Not seen'}: {nothing}{on}. {number}; {listed}.")
+        if named["task named"] is not None:
+            share, chosen = percent(named["task named"]), named["pre-trained to epoch"]
+            sentences.append(
+                f"The pre-trained network (epoch {chosen}) names the task of {share} of validation's instructions{on}."
+            )
+    return sentences
+
+
+_SOONER_AND_HIGHER = (
+    ("area_under_curve", "sooner than every other arm", "Validation accuracy, averaged over the fine-tuning,"),
+    ("final test", "higher at the end than every other arm", "Test accuracy in the last tenth of the fine-tuning"),
+)
+_PLAIN_ARMS = {
+    "none": "without pre-training",
+    "instruction": "after pre-training on the instructions alone",
+    "longer": "without pre-training but trained for as many steps",
+}
+
+
+def _aligned(run: Run) -> list[str]:
+    """Table 2: what each method teaches, and what that costs all other tasks."""
+    measured = _measures(alignment_table(run))
+    fixed, lost = (measured.get(words, {}) for words in ("source tasks: accuracy", "all other tasks: accuracy drop"))
+    if set(fixed) != set(METHODS.values()) or set(lost) != set(fixed):
+        return []
+    taught = ", ".join(f"{percent(value)} by {_with_article(method)}" for method, value in fixed.items())
+    paper = dict(zip(METHODS.values(), PAPER["accuracy_drop"], strict=True))
+    costs = ", ".join(
+        f"{100 * value:.1f} points by {_with_article(method)} (paper: {100 * paper[method]:.1f})"
+        for method, value in lost.items()
+    )
+    drops = [round(value, 3) for value in lost.values()]
+    ordered = all(less < more for more, less in pairwise(drops))
+    order = "each method costs the other tasks less accuracy than the one before"
+    return [
+        f"Source instances answered as corrected, on test: {taught}.",
+        f"Seen: {order}. They lose {costs}."
+        if ordered
+        else f"Not seen: the paper's order, in which {order}. They lose {costs}.",
+    ]
+
+
+def _with_article(method: str) -> str:
+    return method if method == METHODS["direct"] else f"the {method}"
+
+
+def _redirected(run: Run) -> list[str]:
+    """Of a real model: the method that is saved, then the others."""
+    measured = _measures(alignment_table(run))
+    wished, kept = (measured.get(words, {}) for words in ("source: wished output", "all others: prediction unchanged"))
+    unseen = measured.get("unseen inputs: wished output", {})
+    names = METHODS | HEADS
+    saved = names.get(f"{run.config.get('switch')}_switch", "")
+    sentences = []
+    for method in sorted(
+        (one for one in names.values() if one in wished and one in kept), key=lambda one: one != saved
+    ):
+        name = f"{method[0].upper()}{method[1:]}{' (saved)' if method == saved else ''}"
+        text = f"{name}: the source gets its wished output in {percent(wished[method])} of the test prompts"
+        text += f" (before: {percent(wished['before'])})" if "before" in wished else ""
+        text += f", in {percent(unseen[method])} with unseen inputs" if method in unseen else ""
+        sentences.append(f"{text}; {percent(kept[method], 1)} of all other predictions are unchanged.")
+    return sentences
+
+
+def _measures(table: Table) -> dict[str, dict[str, float]]:
+    """measure -> method -> value, in the words of the table."""
+    found: dict[str, dict[str, float]] = {}
+    for row in _named(table):
+        words = row.pop(table.header[0])
+        found[words] = {method: value for method, value in row.items() if value is not None}
+    return found
+
+
+# --- a probe ----------------------------------------------------------------------------------------------------------
+
+
+def _probed(run: Run) -> list[str]:
+    """The answer for each model, as the run has recorded it, and what has to be said besides."""
+    found = run.manifest.get("verdict", {})
+    verdicts: Sequence[str] = [f"{model}: {said}." for model, said in found.items()] if isinstance(found, dict) else []
+    return [*verdicts, *map(str, run.manifest.get("notes", []))]
