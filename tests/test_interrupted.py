@@ -15,7 +15,7 @@ import pytest
 from nucleate.cli import main
 from nucleate.model.networks import gpt2, save_network, word_tokenizer
 from nucleate.refusal import Refused
-from nucleate.runs import clear_runs, find_runs, load_run
+from nucleate.runs import clear_runs, find_runs
 from test_redirecting import prompts
 
 ROOT = Path(__file__).parents[1]
@@ -68,7 +68,6 @@ def given(tmp_path_factory) -> dict[str, str]:
 
 VERBS = {  # and what the process says when it is interrupted
     "learn": (["learn", "--size", "micro", "--overwrite"], "  0%"),
-    "sweep": (["sweep", "learn", "--size", "micro", "--seed", "0..1", "--epochs", "2", "--workers", "1"], "1 of 2:"),
     "probe": (["probe", "{model}", "{prompts}"], "  0%"),
     "align": (
         ["align", "--model", "{model}", "--data", "{prompts}", "--source", "first", "--target", "second"],
@@ -93,14 +92,16 @@ def test_the_command_that_is_printed_after_ctrl_c_goes_on_to_the_end(verb, given
 def test_a_reproduction_that_began_anew_goes_on_without_what_an_older_one_left(tmp_path):
     """With --overwrite all of the old runs go at once: what goes on later would refuse their settings, hours later."""
     out = tmp_path / "all"
-    older = ["align", "--size", "micro", "--epochs", "1", "--set", "align.epochs=1", "--out", str(out / "align")]
-    assert main(older) == 0
+    (out / "align").mkdir(parents=True)
+    (out / "align" / "config.toml").write_text('verb = "align"\nsize = "tiny"\n')
+    (out / "align" / "manifest.json").write_text('{"status": "done"}')
+    (out / "align" / "metrics.parquet").touch()
     command = ["reproduce", "--size", "micro", *SHORT, "--out", str(out), "--overwrite"]
     code, told = interrupted([sys.executable, "-m", "nucleate", *command], at="  0%")
-    assert code == 130 and not (out / "align" / "metrics.parquet").exists()
-    assert main(advice(told)) == 0
-    assert events(out / "learn") == ["begun", "interrupted", "resumed", "done"]
-    assert load_run(out / "align").config["training"]["epochs"] == 2
+    assert code == 130 and events(out / "learn") == ["begun", "interrupted"]
+    assert [run.folder.name for run in find_runs(out)] == ["learn"]  # of the older one only a mark is left
+    assert not (out / "align" / "metrics.parquet").exists()
+    assert advice(told) == [*command[:-1], "--resume"]
 
 
 def test_what_a_reproduction_will_read_is_not_cleared_away(tmp_path, capsys):

@@ -300,7 +300,8 @@ def test_prompts_with_inputs_are_judged_among_other_inputs_and_get_their_control
     assert (neutral["value"] < 0.35).all()  # the input alone tells no task
     lines = str(seen).splitlines()
     title = next(number for number, line in enumerate(lines) if "with other inputs" in line)
-    assert lines[title + 2].startswith(seen.models[0])
+    table = lines[title : lines.index("", title)]
+    assert table[-1].startswith(seen.models[0])
     assert len(seen.plot().axes) == 2
     kept = seen.save(tmp_path / "kept")
     assert door.load_probe(kept).verdict == seen.verdict

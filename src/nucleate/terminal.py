@@ -10,7 +10,7 @@ from nucleate.progress import TimeLeft
 from nucleate.text_table import WIDTH, text_table
 
 _NARROWEST = 80  # columns; a narrower terminal breaks the lines itself
-_EVERY = 15  # seconds between two lines where no bar can be drawn
+_EVERY, _GAIN = 15, 0.1  # where no bar can be drawn, a line after so many seconds or so much of the whole
 
 
 def print_summary(run: Any) -> None:
@@ -115,7 +115,7 @@ class ProgressBar:
         self.bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
         self.task = self.bar.add_task("", total=1.0)
         self.console = console
-        self.next_line = 0.0
+        self.next_line, self.next_gain = 0.0, 0.0
         self.bar.start()
         return self
 
@@ -129,7 +129,7 @@ class ProgressBar:
         self.left.tell(fraction)
         if self.console.is_terminal:
             self.bar.update(self.task, description=text, completed=fraction)
-        elif time.monotonic() >= self.next_line or fraction >= 1:
+        elif time.monotonic() >= self.next_line or fraction >= min(1, self.next_gain):
             left = f"; {self.left}" if fraction < 1 and str(self.left) else ""
             self.console.print(f"{fraction:4.0%}  {text}{left}", highlight=False, markup=False, soft_wrap=True)
-            self.next_line = time.monotonic() + _EVERY
+            self.next_line, self.next_gain = time.monotonic() + _EVERY, fraction + _GAIN

@@ -178,14 +178,17 @@ def workload_of(study: ProbeStudy, subject: Subject) -> Workload:
     count, needed = len(prompts.instances), subject.estimate(len(prompts.instances), tokens_of(prompts), layers=1)
     a_layer, shown = measuring_seconds(needed.state_bytes / 4, count), min(count, MOST_SHOWN)
     surveyed = len(layers) + deep * (1 + len(study.other_reads))
+    ties = min(
+        14, count / len({one.input for one in prompts.instances}) / 4
+    )  # neighbours at the same distance take long
     return Workload(
         {
             "reading": (2.5 if prompts.has_inputs else 2, needed.seconds),
             "measuring the layers": (surveyed, a_layer),
-            "the neutral instruction": (deep * prompts.has_inputs, 5 * a_layer),  # most of its neighbours are ties
+            "the neutral instruction": (deep * prompts.has_inputs, (1 + ties) * a_layer),
             "centring": (deep * prompts.has_inputs, a_layer),
             "t-SNE": (deep, settings.iterations * shown**2 * _SECONDS_A_POINT / thread_count()),
-            "the rest": (1, a_layer),
+            "the rest": (1, 0.2 * a_layer),
         }
     )
 
