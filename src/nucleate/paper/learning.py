@@ -83,7 +83,7 @@ def _learn(study: "_Learning", progress: Progress) -> None:
         _moment(study, record, 0)
         study.run.write_part("surface", _surface_rows(study))
         _save(study, optimizer, record)
-        workload.did("start")
+        progress("the untrained network is measured", workload.did("start"))
     for epoch in epochs_of(
         study.model,
         optimizer,
