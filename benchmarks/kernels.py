@@ -23,7 +23,6 @@ from sklearn.manifold import TSNE  # noqa: E402
 from sklearn.manifold._utils import _binary_search_perplexity  # noqa: E402
 
 from nucleate.measures import clustering  # noqa: E402
-from nucleate.measures import tsne_descent as descent  # noqa: E402
 from nucleate.measures import tsne_kernel as kernel  # noqa: E402
 from nucleate.measures import tsne_start as start  # noqa: E402
 from nucleate.measures.clustering import KMeansJob, kmeans_many  # noqa: E402
@@ -39,22 +38,21 @@ def main() -> None:
             fit,
             lambda: TSNE(3, perplexity=10, max_iter=2000, random_state=0, n_jobs=1).fit(small),
         ),
-        "t-SNE, 315 points: steps without leaving compiled code": lambda: (fit, changed(fit, descent, SHARED_FROM=1)),
         "t-SNE, 315 points: forces written for three dimensions": lambda: (
-            changed(fit, descent, SHARED_FROM=1),
-            changed(fit, descent, kernel, SHARED_FROM=1, dense_forces=kernel._forces_general),
+            fit,
+            changed(fit, kernel, dense_forces=kernel._forces_general),
         ),
         "t-SNE, 315 points: forces against numpy": lambda: (
-            changed(partial(tsne, [small], iterations=500), descent, SHARED_FROM=1),
-            changed(partial(tsne, [small], iterations=500), descent, kernel, SHARED_FROM=1, dense_forces=forces),
+            partial(tsne, [small], iterations=500),
+            changed(partial(tsne, [small], iterations=500), kernel, dense_forces=forces),
         ),
         "t-SNE, 315 points: a step against numpy": lambda: (
-            changed(fit, descent, SHARED_FROM=1),
-            changed(fit, descent, kernel, SHARED_FROM=1, step=step),
+            fit,
+            changed(fit, kernel, step=step),
         ),
         "t-SNE, 315 points: its cross-entropy against numpy": lambda: (
-            changed(fit, descent, SHARED_FROM=1),
-            changed(fit, descent, kernel, SHARED_FROM=1, dense_cross_entropy=cross_entropy),
+            fit,
+            changed(fit, kernel, dense_cross_entropy=cross_entropy),
         ),
         "t-SNE, 315 points: the last divergence against numpy": lambda: (fit, changed(fit, kernel, weight_sums=sums)),
         "t-SNE, 315 points: calibration against scikit-learn": lambda: (

@@ -19,8 +19,7 @@ CHECK_EVERY = 50
 PATIENCE = 300
 LEAST_NORM = 1e-7
 
-# From here on a problem's rows are shared between threads; below, each problem stays on one. The size alone decides,
-# not the number of threads: the two ways sum in different orders, and a result must not depend on who computes it.
+# From here on a problem's rows are shared between threads; below, each problem stays on one, which costs less.
 SHARED_FROM = 1500
 _BATCH_PAIRS = 2**28  # of a batch on a GPU: about 6 GiB of working arrays
 
@@ -111,21 +110,14 @@ def descend(prepared: Prepared, iterations: int, literal: bool, share: Share = i
     push = kernel.dense_forces if dense else kernel.sparse_forces
     state = (layout, scaled, velocity, gains)
 
-    def advance(count: int, exaggeration: float, momentum: float) -> tuple[float, float, float]:
-        how = (exaggeration, momentum, _learning_rate(n))
-        if n < SHARED_FROM:
-            return kernel.dense_steps(count, joint, *state, forces, sums, dof, literal, *how)
-        cross = normaliser = norm = 0.0
-        for remaining in range(count, 0, -1):
+    schedule = Schedule(iterations, warm=prepared.warm)
+    while schedule.running:
+        how = (schedule.exaggeration, schedule.momentum, _learning_rate(n))
+        for remaining in range(schedule.steps, 0, -1):
             if remaining == 1:
                 cross = _cross_entropy(prepared, scaled, dof, sums, share)
             share(lambda low, high: push(*pairs, scaled, dof, literal, low, high, forces, sums), n)
             normaliser, norm = kernel.step(n, forces, sums, *state, dof, *how)
-        return cross, normaliser, norm
-
-    schedule = Schedule(iterations, warm=prepared.warm)
-    while schedule.running:
-        cross, normaliser, norm = advance(schedule.steps, schedule.exaggeration, schedule.momentum)
         if schedule.tell(prepared.entropy + cross + np.log(normaliser), np.sqrt(norm)):
             velocity[:] = 0
             gains[:] = 1

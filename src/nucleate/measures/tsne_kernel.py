@@ -403,23 +403,3 @@ def step(n, forces, sums, layout, scaled, velocity, gains, dof, exaggeration, mo
             scaled[d, i] = layout[d, i] * shrink
             norm += np.float64(gradient) * np.float64(gradient)
     return normaliser, norm
-
-
-@_compiled
-def dense_steps(
-    count, probabilities, layout, scaled, velocity, gains, forces, sums, dof, literal, exaggeration, momentum, rate
-):
-    """`count` steps without leaving compiled code; cross-entropy, normaliser and norm are those of the last of them,
-    the first two taken where it started from (as scikit-learn does)."""
-    n = layout.shape[1]
-    cross = 0.0
-    normaliser = 1.0
-    norm = 0.0
-    for done in range(count):
-        if done == count - 1:
-            dense_cross_entropy(probabilities, scaled, dof, 0, n, sums)
-            for i in range(n):
-                cross += sums[i]
-        dense_forces(probabilities, scaled, dof, literal, 0, n, forces, sums)
-        normaliser, norm = step(n, forces, sums, layout, scaled, velocity, gains, dof, exaggeration, momentum, rate)
-    return cross, normaliser, norm
