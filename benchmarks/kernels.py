@@ -50,10 +50,6 @@ def main() -> None:
             fit,
             changed(fit, kernel, step=step),
         ),
-        "t-SNE, 315 points: its cross-entropy against numpy": lambda: (
-            fit,
-            changed(fit, kernel, dense_cross_entropy=cross_entropy),
-        ),
         "t-SNE, 315 points: the last divergence against numpy": lambda: (fit, changed(fit, kernel, weight_sums=sums)),
         "t-SNE, 315 points: calibration against scikit-learn": lambda: (
             fit,
@@ -168,13 +164,6 @@ def step(n, out, totals, layout, scaled, velocity, gains, dof, exaggeration, mom
     layout += velocity
     scaled[:count, :n] = layout / np.sqrt(dof)
     return normaliser, float((gradient * gradient).sum())
-
-
-def cross_entropy(probabilities, scaled, dof, low, high, totals):
-    spread = np.ones((high - low, scaled.shape[1]), np.float32)
-    for axis in scaled:
-        spread += (axis[low:high, None] - axis) ** 2
-    totals[low:high] = (probabilities[low:high] * np.log(spread)).sum(axis=1) * (dof + 1) / 2
 
 
 def sums(scaled, n, dof, low, high, totals):

@@ -20,7 +20,6 @@ FAR = np.float32(1e6)
 TINY = np.finfo(np.float64).eps  # scikit-learn's floor for joint probabilities; also keeps denormals out of the loops
 
 _ZERO = np.float32(0)
-_HALF = np.float32(0.5)
 _ONE = np.float32(1)
 
 
@@ -46,20 +45,6 @@ def _exp(x):
     p = p * r + 1.0
     p = p * r + 1.0
     return p * np.int64((np.int64(np.int32(k)) + 1023) << 52).view(np.float64)
-
-
-@_compiled
-def _log(x):
-    """ln x of a positive, normal float32 to its last bits, written out for the same reason."""
-    bits = np.float32(x).view(np.int32)
-    exponent = (bits - np.int32(0x3F3504F3)) >> np.int32(23)  # of x / √½, so that the mantissa is in [√½, √2)
-    mantissa = np.int32(bits - (exponent << np.int32(23))).view(np.float32)
-    u = (mantissa - _ONE) / (mantissa + _ONE)
-    v = u * u
-    series = np.float32(2 / 5) + v * (np.float32(2 / 7) + v * np.float32(2 / 9))
-    return np.float32(exponent) * np.float32(0.6931471805599453) + u * (
-        np.float32(2) + v * (np.float32(2 / 3) + v * series)
-    )
 
 
 @_compiled
@@ -270,25 +255,6 @@ def dense_forces(probabilities, scaled, dof, literal, low, high, forces, sums):
 
 
 @_compiled
-def dense_cross_entropy(probabilities, scaled, dof, low, high, sums):
-    """Each point's share of −Σ p ln w, the part of the divergence that needs every pair."""
-    dimensions, width = scaled.shape
-    spread = np.empty(width, np.float32)
-    for i in range(low, high):
-        row = probabilities[i]
-        spread[:] = _ONE
-        for d in range(dimensions):
-            axis = scaled[d]
-            here = axis[i]
-            for j in range(width):
-                spread[j] += (here - axis[j]) * (here - axis[j])
-        total = _ZERO
-        for j in range(width):
-            total += row[j] * _log(spread[j])
-        sums[i] = np.float64(total) * (dof + 1) * 0.5
-
-
-@_compiled
 def sparse_forces(starts, others, probabilities, scaled, dof, literal, low, high, forces, sums):
     """`_forces` where only near neighbours attract (compressed rows); the repulsion is still of all pairs, exactly."""
     x, y, z = scaled[0], scaled[1], scaled[2]
@@ -334,20 +300,6 @@ def sparse_forces(starts, others, probabilities, scaled, dof, literal, low, high
         forces[4, i] = ry
         forces[5, i] = rz
         sums[i] = total
-
-
-@_compiled
-def sparse_cross_entropy(starts, others, probabilities, scaled, dof, low, high, sums):
-    x, y, z = scaled[0], scaled[1], scaled[2]
-    for i in range(low, high):
-        total = 0.0
-        for k in range(starts[i], starts[i + 1]):
-            j = others[k]
-            dx = x[i] - x[j]
-            dy = y[i] - y[j]
-            dz = z[i] - z[j]
-            total += np.float64(probabilities[k]) * np.log(np.float64(_ONE + dx * dx + dy * dy + dz * dz))
-        sums[i] = total * (dof + 1) * 0.5
 
 
 @_compiled
