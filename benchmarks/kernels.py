@@ -50,7 +50,6 @@ def main() -> None:
             fit,
             changed(fit, kernel, step=step),
         ),
-        "t-SNE, 315 points: the last divergence against numpy": lambda: (fit, changed(fit, kernel, weight_sums=sums)),
         "t-SNE, 315 points: calibration against scikit-learn": lambda: (
             fit,
             changed(fit, kernel, start, calibrate=calibrate, _ROWS=512),
@@ -164,13 +163,6 @@ def step(n, out, totals, layout, scaled, velocity, gains, dof, exaggeration, mom
     layout += velocity
     scaled[:count, :n] = layout / np.sqrt(dof)
     return normaliser, float((gradient * gradient).sum())
-
-
-def sums(scaled, n, dof, low, high, totals):
-    spread = np.ones((high - low, n))
-    for axis in scaled[:, :n].astype(np.float64):
-        spread += (axis[low:high, None] - axis) ** 2
-    totals[low:high] = (spread ** (-(dof + 1) / 2)).sum(axis=1) - 1
 
 
 def calibrate(squared, own, target, conditional):

@@ -303,26 +303,6 @@ def sparse_forces(starts, others, probabilities, scaled, dof, literal, low, high
 
 
 @_compiled
-def weight_sums(scaled, n, dof, low, high, sums):
-    """Each point's sum of weights without its own, in double precision: for the divergence that is reported."""
-    dimensions = scaled.shape[0]
-    for i in range(low, high):
-        total = 0.0
-        for j in range(n):
-            spread = 1.0
-            for d in range(dimensions):
-                difference = np.float64(scaled[d, i]) - np.float64(scaled[d, j])
-                spread += difference * difference
-            root = 1.0 / np.sqrt(spread)
-            weight = root
-            for _ in range(dof):
-                weight *= root
-            if j != i:
-                total += weight
-        sums[i] = total
-
-
-@_compiled
 def step(n, forces, sums, layout, scaled, velocity, gains, dof, exaggeration, momentum, rate):
     """One step of descent with momentum and gains. Returns the normaliser and the squared norm of the gained gradient.
 
