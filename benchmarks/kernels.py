@@ -54,8 +54,6 @@ def main() -> None:
             fit,
             changed(fit, kernel, start, calibrate=calibrate, _ROWS=512),
         ),
-        "t-SNE, 315 points: symmetry against numpy": lambda: (fit, changed(fit, kernel, symmetrise=symmetrise)),
-        "t-SNE, 315 points: near pairs again, against numpy": lambda: (fit, changed(fit, kernel, recompute_near=near)),
         "t-SNE, 5,000 points: few neighbours attract, against all": lambda: (
             partial(tsne, [huge], iterations=50),
             changed(partial(tsne, [huge], iterations=50), start, SPARSE_FROM=10**6),
@@ -171,21 +169,6 @@ def calibrate(squared, own, target, conditional):
         raise NotImplementedError
     n = len(squared)
     conditional[:, :n] = _binary_search_perplexity(squared.astype(np.float32), float(np.exp(target)), 0)
-
-
-def symmetrise(probabilities):
-    n = len(probabilities)
-    square = probabilities[:, :n].astype(np.float64)
-    joint = np.maximum((square + square.T) / (2 * n), kernel.TINY)
-    np.fill_diagonal(joint, 0)
-    probabilities[:, :n] = joint
-    held = joint[joint > 0]
-    return float((held * np.log(held)).sum())
-
-
-def near(points, norms, first, squared):
-    rows, columns = np.nonzero(squared < 1e-6 * (norms[first : first + len(squared), None] + norms))
-    squared[rows, columns] = ((points[first + rows] - points[columns]) ** 2).sum(axis=1)
 
 
 if __name__ == "__main__":

@@ -159,10 +159,11 @@ def finished(prepared: Prepared, layout: np.ndarray, iterations: int, share: Sha
     scaled = scaled_layout(layout, prepared.joint.shape[1] if dense else n)
     sums = np.zeros(n)
     cross = _cross_entropy(prepared, scaled, dof, sums, share)
+    double = scaled[:, :n].astype(np.float64)
 
     def add_up(low: int, high: int) -> None:
         for rows in _blocks(low, high):
-            weight = _spread(scaled[:, :n].astype(np.float64), rows) ** (-(dof + 1) / 2)
+            weight = _spread(double, rows) ** (-(dof + 1) / 2)
             weight[np.arange(len(weight)), np.arange(rows.start, rows.stop)] = 0  # its own
             sums[rows] = weight.sum(axis=1)
 

@@ -17,7 +17,6 @@ LANES = 32  # rows are padded to a multiple of this: two 512-bit registers of fl
 # Where padding sits: its weight (1e-18 in three dimensions) is lost in every sum, its square is still a normal number
 # (with padding at 1e9 the products are denormal, which cost a tenth of the speed).
 FAR = np.float32(1e6)
-TINY = np.finfo(np.float64).eps  # scikit-learn's floor for joint probabilities; also keeps denormals out of the loops
 
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
@@ -45,25 +44,6 @@ def _exp(x):
     p = p * r + 1.0
     p = p * r + 1.0
     return p * np.int64((np.int64(np.int32(k)) + 1023) << 52).view(np.float64)
-
-
-@_compiled
-def recompute_near(points, norms, first, squared):
-    """Squared distances of near pairs again, from differences.
-
-    |a|² + |b|² − 2ab loses all digits where points nearly coincide; coinciding points must be at distance 0 exactly.
-    `squared` is (rows, n) and its row r belongs to point `first + r`.
-    """
-    rows, n = squared.shape
-    for r in range(rows):
-        i = first + r
-        for j in range(n):
-            if squared[r, j] < 1e-6 * (norms[i] + norms[j]):
-                total = 0.0
-                for k in range(points.shape[1]):
-                    difference = points[i, k] - points[j, k]
-                    total += difference * difference
-                squared[r, j] = total
 
 
 @_compiled
@@ -141,25 +121,6 @@ def calibrate(squared, own, target, conditional):
             else:
                 conditional[r, j] = np.float32(weights[count] / total)
                 count += 1
-
-
-@_compiled
-def symmetrise(probabilities):
-    """p(j|i) becomes p(i, j) = (p(j|i) + p(i|j)) / 2n in place, (n, padded); returns Σ p ln p, the fixed part of the
-    divergence."""
-    n = probabilities.shape[0]
-    tile = 64  # two tiles stay in the first cache while one is read along its columns
-    entropy = 0.0
-    for top in range(0, n, tile):
-        for left in range(top, n, tile):
-            for i in range(top, min(n, top + tile)):
-                for j in range(max(left, i + 1), min(n, left + tile)):
-                    p = (np.float64(probabilities[i, j]) + np.float64(probabilities[j, i])) / (2.0 * n)
-                    p = max(p, TINY)
-                    probabilities[i, j] = np.float32(p)
-                    probabilities[j, i] = np.float32(p)
-                    entropy += 2.0 * p * np.log(p)
-    return entropy
 
 
 @_compiled

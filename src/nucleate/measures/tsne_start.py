@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.linalg import eigh
 from scipy.sparse import csr_array
+from scipy.special import xlogy
 
 from nucleate.measures import tsne_kernel as kernel
 
@@ -15,6 +16,7 @@ START_DEVIATION = 1e-4
 # matrix would take 4 n² bytes); the repulsion stays exact. Only in up to three dimensions.
 SPARSE_FROM = 4096
 _ROWS = 256  # of the distance matrix worked on at a time
+_TINY = np.finfo(np.float64).eps  # scikit-learn's floor for joint probabilities
 _VOID = 1e-12  # a principal axis with a smaller share of the first one's variance is rounding noise
 
 Share = Callable[[Callable[[int, int], None], int], None]  # runs work(low, high) on the parts of range(count)
@@ -55,7 +57,10 @@ def prepare(
     def squared_distances(block: slice) -> np.ndarray:
         squared = gram[block] if gram is not None else points[block] @ points.T
         squared = norms[block, None] + norms - 2.0 * squared
-        kernel.recompute_near(points, norms, block.start, squared)
+        # |a|² + |b|² − 2ab loses all digits where points nearly coincide; where they do it must be 0 exactly.
+        near = squared < 1e-6 * (norms[block, None] + norms)
+        for row in np.flatnonzero(near.sum(axis=1) > 1):  # not its own point alone
+            squared[row, near[row]] = ((points[near[row]] - points[block.start + row]) ** 2).sum(axis=1)
         return squared
 
     if n > SPARSE_FROM and components <= 3 and not dense:
@@ -75,7 +80,7 @@ def prepare(
         ends = np.arange(0, n * near + 1, near)
         one_sided = csr_array((conditional.ravel().astype(np.float64), neighbours.ravel(), ends), shape=(n, n))
         joint = (one_sided + one_sided.T).tocsr() / (2 * n)
-        joint.data = np.maximum(joint.data, kernel.TINY)
+        joint.data = np.maximum(joint.data, _TINY)
         entropy = float(np.sum(joint.data * np.log(joint.data)))
         return Prepared(layout, joint.astype(np.float32), entropy, first is not None)
 
@@ -86,7 +91,22 @@ def prepare(
             kernel.calibrate(squared_distances(block), block.start, target, table[block])
 
     share(fill, len(blocks))
-    return Prepared(layout, table, kernel.symmetrise(table), first is not None)
+    return Prepared(layout, table, _symmetrise(table, blocks), first is not None)
+
+
+def _symmetrise(probabilities: np.ndarray, blocks: list[slice]) -> float:
+    """p(j|i) becomes p(i, j) = (p(j|i) + p(i|j)) / 2n in place, (n, padded); returns Σ p ln p, the fixed part of the
+    divergence."""
+    entropy = 0.0
+    for place, one in enumerate(blocks):
+        for other in blocks[place:]:
+            both = probabilities[one, other].astype(np.float64) + probabilities[other, one].T
+            both = np.maximum(both / (2 * len(probabilities)), _TINY)
+            if one == other:
+                np.fill_diagonal(both, 0)
+            probabilities[one, other], probabilities[other, one] = both, both.T
+            entropy += (1 if one == other else 2) * float(xlogy(both, both).sum())
+    return entropy
 
 
 def _centred(points: np.ndarray) -> np.ndarray:
