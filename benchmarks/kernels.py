@@ -20,7 +20,6 @@ set_threads(1)
 import numpy as np  # noqa: E402
 from sklearn.cluster import KMeans  # noqa: E402
 from sklearn.manifold import TSNE  # noqa: E402
-from sklearn.manifold._utils import _binary_search_perplexity  # noqa: E402
 
 from nucleate.measures import clustering  # noqa: E402
 from nucleate.measures import tsne_kernel as kernel  # noqa: E402
@@ -49,10 +48,6 @@ def main() -> None:
         "t-SNE, 315 points: a step against numpy": lambda: (
             fit,
             changed(fit, kernel, step=step),
-        ),
-        "t-SNE, 315 points: calibration against scikit-learn": lambda: (
-            fit,
-            changed(fit, kernel, start, calibrate=calibrate, _ROWS=512),
         ),
         "t-SNE, 5,000 points: few neighbours attract, against all": lambda: (
             partial(tsne, [huge], iterations=50),
@@ -161,14 +156,6 @@ def step(n, out, totals, layout, scaled, velocity, gains, dof, exaggeration, mom
     layout += velocity
     scaled[:count, :n] = layout / np.sqrt(dof)
     return normaliser, float((gradient * gradient).sum())
-
-
-def calibrate(squared, own, target, conditional):
-    """scikit-learn's knows no block of rows: all of them at once, which is what a small problem has."""
-    if own:
-        raise NotImplementedError
-    n = len(squared)
-    conditional[:, :n] = _binary_search_perplexity(squared.astype(np.float32), float(np.exp(target)), 0)
 
 
 if __name__ == "__main__":

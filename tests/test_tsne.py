@@ -134,8 +134,7 @@ def test_conditional_probabilities_equal_scikit_learns(name):
     points = DATA[name]
     squared = squareform(pdist(points.astype(np.float64), "sqeuclidean"))
     theirs = _binary_search_perplexity(squared.astype(np.float32), 10.0, 0)
-    ours = np.zeros_like(squared, dtype=np.float32)
-    kernel.calibrate(squared, 0, np.log(10.0), ours)
+    ours = tsne_start.calibrated(squared, np.log(10.0), own=0)
     np.testing.assert_allclose(ours.sum(1), 1.0, atol=1e-6)
     # Where a point's nearest neighbours tie, more of them than the perplexity, scikit-learn's search may run into
     # underflow and leave the whole row zero; ours shares it between them.

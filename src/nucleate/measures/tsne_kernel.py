@@ -1,4 +1,4 @@
-"""The loops behind `tsne.py`, compiled by numba: calibrated neighbourhoods, forces, one step of descent.
+"""The loops behind `tsne.py`, compiled by numba: the forces between all points, and one step of descent.
 
 One pass over the pairs of an iteration gathers the normaliser and both forces, so no array of n × n but the
 probabilities themselves is ever touched. Coordinates lie apart (all x, all y, all z), single precision, padded to whole
@@ -24,103 +24,6 @@ _ONE = np.float32(1)
 
 # Fast arithmetic is safe here, since the door lets in only finite numbers and no distance can leave the range.
 _compiled = compiled(fastmath=True, error_model="numpy")
-
-
-@_compiled
-def _exp(x):
-    """e^x for -700 <= x <= 0 to 4e-14, written out because numba's own `exp` does not vectorise."""
-    k = np.rint(x * 1.4426950408889634)
-    r = x - k * 0.6931471805599453
-    p = 1 / 39916800
-    p = p * r + 1 / 3628800
-    p = p * r + 1 / 362880
-    p = p * r + 1 / 40320
-    p = p * r + 1 / 5040
-    p = p * r + 1 / 720
-    p = p * r + 1 / 120
-    p = p * r + 1 / 24
-    p = p * r + 1 / 6
-    p = p * r + 0.5
-    p = p * r + 1.0
-    p = p * r + 1.0
-    return p * np.int64((np.int64(np.int32(k)) + 1023) << 52).view(np.float64)
-
-
-@_compiled
-def calibrate(squared, own, target, conditional):
-    """Conditional probabilities p(j|i) whose entropy is `target` = ln perplexity, a row per point.
-
-    `own` is the column of the first row's own point (it grows by one a row and gets probability 0), or -1 where the
-    columns are neighbours and hold no own point. scikit-learn bisects until the entropy is within 1e-5; Newton's method
-    on the logarithm of the precision, with bisection where it leaves the bracket, gets within 1e-10 in a few rounds.
-    Where more points tie at the smallest distance than the perplexity asks for, the entropy cannot come down to the
-    target: the precision grows without end and the tied points share the row evenly (as in scikit-learn).
-    """
-    rows, columns = squared.shape
-    gaps = np.empty(columns)
-    weights = np.empty(columns)
-    for r in range(rows):
-        skip = own + r if own >= 0 else -1
-        count = 0
-        for j in range(columns):
-            if j != skip:
-                gaps[count] = squared[r, j]
-                count += 1
-        nearest = np.inf
-        for j in range(count):
-            nearest = min(nearest, gaps[j])
-        mean = 0.0
-        for j in range(count):
-            gaps[j] -= nearest
-            mean += gaps[j]
-        mean /= count
-        if mean > 0.0:
-            for j in range(count):
-                gaps[j] /= mean  # precisions below are in units of 1 / mean: one start serves every scale
-        precision = 1.0
-        low = 0.0
-        high = np.inf
-        total = 0.0
-        for _ in range(200):
-            total = 0.0
-            first = 0.0
-            second = 0.0
-            for j in range(count):
-                weight = _exp(max(-700.0, -gaps[j] * precision))
-                weights[j] = weight
-                total += weight
-                first += weight * gaps[j]
-                second += weight * gaps[j] * gaps[j]
-            first /= total
-            excess = np.log(total) + precision * first - target
-            if abs(excess) <= 1e-10 or mean == 0.0:
-                break
-            if excess > 0.0:
-                low = precision
-            else:
-                high = precision
-            if precision > 1e30 or precision < 1e-30:
-                break
-            # The entropy falls with the precision b: dH / d(ln b) = -b² Var(gap).
-            slope = precision * precision * (second / total - first * first)
-            proposal = precision * np.exp(min(3.0, max(-3.0, excess / max(slope, 1e-300))))
-            if not (low < proposal < high):
-                if high == np.inf:
-                    proposal = precision * 8.0
-                elif low == 0.0:
-                    proposal = precision / 8.0
-                else:
-                    proposal = 0.5 * (low + high)
-            if proposal == precision:
-                break
-            precision = proposal
-        count = 0
-        for j in range(columns):
-            if j == skip:
-                conditional[r, j] = _ZERO
-            else:
-                conditional[r, j] = np.float32(weights[count] / total)
-                count += 1
 
 
 @_compiled

@@ -74,7 +74,7 @@ def prepare(
                 squared[np.arange(len(squared)), np.arange(n)[block]] = np.inf
                 neighbours[block] = np.sort(np.argpartition(squared, near - 1, axis=1)[:, :near], axis=1)
                 nearest = np.take_along_axis(squared, neighbours[block], axis=1)
-                kernel.calibrate(nearest, -1, target, conditional[block])
+                conditional[block] = calibrated(nearest, target)
 
         share(find, len(blocks))
         ends = np.arange(0, n * near + 1, near)
@@ -88,10 +88,50 @@ def prepare(
 
     def fill(low: int, high: int) -> None:
         for block in blocks[low:high]:
-            kernel.calibrate(squared_distances(block), block.start, target, table[block])
+            table[block, :n] = calibrated(squared_distances(block), target, own=block.start)
 
     share(fill, len(blocks))
     return Prepared(layout, table, _symmetrise(table, blocks), first is not None)
+
+
+def calibrated(squared: np.ndarray, target: float, *, own: int | None = None) -> np.ndarray:
+    """Conditional probabilities p(j|i) whose entropy is `target` = ln perplexity, a row per point.
+
+    `own` is the column of the first row's own point (it grows by one a row and gets probability 0); None where the
+    columns are neighbours and hold no own point. scikit-learn bisects until the entropy is within 1e-5; Newton's method
+    on the logarithm of the precision, with bisection where it leaves the bracket, gets within 1e-10 in a few rounds.
+    Where more points tie at the smallest distance than the perplexity asks for, the entropy cannot come down to the
+    target: the precision grows without end and the tied points share the row evenly (as in scikit-learn).
+    """
+    rows = len(squared)
+    others = np.ones(squared.shape)
+    if own is not None:
+        others[np.arange(rows), own + np.arange(rows)] = 0
+    gaps = (squared - squared.min(axis=1, where=others > 0, initial=np.inf, keepdims=True)) * others
+    mean = gaps.sum(axis=1, keepdims=True) / others.sum(axis=1, keepdims=True)
+    gaps /= np.where(mean > 0, mean, 1)  # precisions are in units of 1 / mean: one start serves every scale
+    weights = others.copy()
+    precision, low, high = np.ones(rows), np.zeros(rows), np.full(rows, np.inf)
+    left = np.flatnonzero(mean)
+    for _ in range(200):
+        if not left.size:
+            break
+        b, gap = precision[left], gaps[left]
+        weight = np.exp(-gap * b[:, None]) * others[left]
+        weights[left] = weight
+        total = weight.sum(axis=1)
+        weight *= gap
+        first, second = weight.sum(axis=1) / total, (weight * gap).sum(axis=1) / total
+        excess = np.log(total) + b * first - target
+        low[left] = below = np.where(excess > 0, b, low[left])
+        high[left] = above = np.where(excess > 0, high[left], b)
+        # The entropy falls with the precision b: dH / d(ln b) = -b² Var(gap).
+        slope = np.maximum(b * b * (second - first * first), 1e-100)
+        proposal = b * np.exp(np.clip(excess / slope, -3, 3))
+        middle = np.where(above == np.inf, 8 * b, np.where(below == 0, b / 8, (below + above) / 2))
+        precision[left] = proposal = np.where((below < proposal) & (proposal < above), proposal, middle)
+        left = left[(abs(excess) > 1e-10) & (b > 1e-30) & (b < 1e30) & (proposal != b)]
+    return weights / weights.sum(axis=1, keepdims=True)
 
 
 def _symmetrise(probabilities: np.ndarray, blocks: list[slice]) -> float:
