@@ -27,49 +27,33 @@ _compiled = compiled(fastmath=True, error_model="numpy")
 
 
 @_compiled
-def _forces(probabilities, scaled, dof, literal, low, high, forces, sums):
-    """Attraction (rows 0–2 of `forces`) and repulsion (rows 3–5, still to be divided by the normaliser) of points
-    low..high in up to three dimensions, and each point's sum of weights, itself included. A pair's force has the factor
-    (1 + d²)^-1, or its weight where scikit-learn is taken literally."""
+def _forces(row, scaled, i, dof, literal):
+    """Of one point in up to three dimensions: attraction and repulsion (still to be divided by the normaliser) along
+    each axis, and the sum of weights, its own included. `row` holds the joint probabilities. A pair's force has the
+    factor (1 + d²)^-1, or its weight where scikit-learn is taken literally."""
     x, y, z = scaled[0], scaled[1], scaled[2]
     cube = dof == 2
     square = not (cube and literal)
-    for i in range(low, high):
-        row = probabilities[i]
-        xi = x[i]
-        yi = y[i]
-        zi = z[i]
-        total = _ZERO
-        ax = _ZERO
-        ay = _ZERO
-        az = _ZERO
-        rx = _ZERO
-        ry = _ZERO
-        rz = _ZERO
-        for j in range(row.size):
-            dx = xi - x[j]
-            dy = yi - y[j]
-            dz = zi - z[j]
-            root = _ONE / np.sqrt(_ONE + dx * dx + dy * dy + dz * dz)
-            inverse = root * root
-            weight = inverse * root if cube else inverse
-            factor = inverse if square else weight
-            pull = row[j] * factor
-            push = weight * factor
-            total += weight
-            ax += pull * dx
-            ay += pull * dy
-            az += pull * dz
-            rx += push * dx
-            ry += push * dy
-            rz += push * dz
-        forces[0, i] = ax
-        forces[1, i] = ay
-        forces[2, i] = az
-        forces[3, i] = rx
-        forces[4, i] = ry
-        forces[5, i] = rz
-        sums[i] = total
+    xi, yi, zi = x[i], y[i], z[i]
+    total = ax = ay = az = rx = ry = rz = _ZERO
+    for j in range(row.size):
+        dx = xi - x[j]
+        dy = yi - y[j]
+        dz = zi - z[j]
+        root = _ONE / np.sqrt(_ONE + dx * dx + dy * dy + dz * dz)
+        inverse = root * root
+        weight = inverse * root if cube else inverse
+        factor = inverse if square else weight
+        pull = row[j] * factor
+        push = weight * factor
+        total += weight
+        ax += pull * dx
+        ay += pull * dy
+        az += pull * dz
+        rx += push * dx
+        ry += push * dy
+        rz += push * dz
+    return (ax, ay, az, rx, ry, rz), total
 
 
 @_compiled
@@ -112,58 +96,28 @@ def _forces_general(probabilities, scaled, dof, literal, low, high, forces, sums
 
 @_compiled
 def dense_forces(probabilities, scaled, dof, literal, low, high, forces, sums):
+    """Of points low..high: attraction in the first rows of `forces` (axis by axis), repulsion in those behind them."""
     if scaled.shape[0] == 3 and dof <= 2:
-        _forces(probabilities, scaled, dof, literal, low, high, forces, sums)
+        for i in range(low, high):
+            found, sums[i] = _forces(probabilities[i], scaled, i, dof, literal)
+            for d in range(6):
+                forces[d, i] = found[d]
     else:
         _forces_general(probabilities, scaled, dof, literal, low, high, forces, sums)
 
 
 @_compiled
 def sparse_forces(starts, others, probabilities, scaled, dof, literal, low, high, forces, sums):
-    """`_forces` where only near neighbours attract (compressed rows); the repulsion is still of all pairs, exactly."""
-    x, y, z = scaled[0], scaled[1], scaled[2]
-    cube = dof == 2
-    square = not (cube and literal)
+    """`dense_forces` where only near neighbours attract (compressed rows); the repulsion is still of all pairs."""
+    row = np.zeros(scaled.shape[1], np.float32)
     for i in range(low, high):
-        xi = x[i]
-        yi = y[i]
-        zi = z[i]
-        total = _ZERO
-        rx = _ZERO
-        ry = _ZERO
-        rz = _ZERO
-        for j in range(x.size):
-            dx = xi - x[j]
-            dy = yi - y[j]
-            dz = zi - z[j]
-            root = _ONE / np.sqrt(_ONE + dx * dx + dy * dy + dz * dz)
-            inverse = root * root
-            weight = inverse * root if cube else inverse
-            push = weight * (inverse if square else weight)
-            total += weight
-            rx += push * dx
-            ry += push * dy
-            rz += push * dz
-        ax = _ZERO
-        ay = _ZERO
-        az = _ZERO
         for k in range(starts[i], starts[i + 1]):
-            j = others[k]
-            dx = xi - x[j]
-            dy = yi - y[j]
-            dz = zi - z[j]
-            root = _ONE / np.sqrt(_ONE + dx * dx + dy * dy + dz * dz)
-            pull = probabilities[k] * (root * root if square else root * root * root)
-            ax += pull * dx
-            ay += pull * dy
-            az += pull * dz
-        forces[0, i] = ax
-        forces[1, i] = ay
-        forces[2, i] = az
-        forces[3, i] = rx
-        forces[4, i] = ry
-        forces[5, i] = rz
-        sums[i] = total
+            row[others[k]] = probabilities[k]
+        found, sums[i] = _forces(row, scaled, i, dof, literal)
+        for d in range(6):
+            forces[d, i] = found[d]
+        for k in range(starts[i], starts[i + 1]):
+            row[others[k]] = _ZERO
 
 
 @_compiled
