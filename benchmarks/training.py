@@ -49,7 +49,8 @@ from nucleate.config import Config, configure  # noqa: E402
 from nucleate.data.dataset import Instance  # noqa: E402
 from nucleate.model import training as loop  # noqa: E402
 from nucleate.model.networks import gpt2, word_tokenizer  # noqa: E402
-from nucleate.model.prefix_tree import Group, PackedBatch, evaluate, pack  # noqa: E402
+from nucleate.model.packed_pass import evaluate  # noqa: E402
+from nucleate.model.prefix_tree import Group, PackedBatch, pack  # noqa: E402
 from nucleate.model.states import instances_as_groups, read_groups  # noqa: E402
 from nucleate.model.training import (  # noqa: E402
     cosine,

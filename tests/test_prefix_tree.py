@@ -8,17 +8,8 @@ import torch
 import transformers as hf
 
 from nucleate.model.networks import gpt2
-from nucleate.model.prefix_tree import (
-    Group,
-    batch_loss,
-    check_positions,
-    evaluate,
-    instance_losses,
-    pack,
-    packing_is_exact,
-    plain,
-    token_losses,
-)
+from nucleate.model.packed_pass import batch_loss, check_positions, evaluate, packing_is_exact, token_losses
+from nucleate.model.prefix_tree import Group, instance_losses, pack, plain
 from nucleate.model.states import read_groups
 from nucleate.refusal import Refused
 

@@ -9,7 +9,8 @@ import torch
 
 from nucleate.model import training
 from nucleate.model.networks import gpt2
-from nucleate.model.prefix_tree import Group, batch_loss, plain
+from nucleate.model.packed_pass import batch_loss
+from nucleate.model.prefix_tree import Group, plain
 from nucleate.model.training import (
     cosine,
     load_state,

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from nucleate.model.prefix_tree import HALF_COST, Group, packing_is_exact, text_config, where_it_runs
+from nucleate.model.packed_pass import packing_is_exact, text_config, where_it_runs
+from nucleate.model.prefix_tree import HALF_COST, Group
 from nucleate.refusal import Refused
 
 _BYTES = 2**29  # of hidden states and of logits in one batch

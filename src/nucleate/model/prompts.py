@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from nucleate.model.batches import batch_budget, deal, layers_of, share_prefixes
-from nucleate.model.prefix_tree import Group, PackedBatch, at_rest, evaluate, pack, plain, position_limit, where_it_runs
+from nucleate.model.packed_pass import at_rest, evaluate, position_limit, where_it_runs
+from nucleate.model.prefix_tree import Group, PackedBatch, pack, plain
 from nucleate.model.texts import Chat, HasPrompts, Prompt, prompts_of
 from nucleate.progress import Progress, silent
 from nucleate.refusal import Refused

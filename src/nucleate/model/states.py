@@ -18,17 +18,8 @@ import torch
 from torch import nn
 
 from nucleate.model.batches import batch_budget, deal, group_rows, layers_of
-from nucleate.model.prefix_tree import (
-    Group,
-    at_rest,
-    check_positions,
-    evaluate,
-    instance_losses,
-    pack,
-    plain,
-    token_losses,
-    where_it_runs,
-)
+from nucleate.model.packed_pass import at_rest, check_positions, evaluate, token_losses, where_it_runs
+from nucleate.model.prefix_tree import Group, instance_losses, pack, plain
 from nucleate.model.prompts import best_of, read_prompts_states
 from nucleate.model.texts import HasPrompts, tokenise
 from nucleate.refusal import Refused

@@ -20,17 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nucleate.files import write_whole
-from nucleate.model.prefix_tree import (
-    Group,
-    PackedBatch,
-    batch_loss,
-    check_positions,
-    pack,
-    packing_is_exact,
-    plain,
-    text_config,
-    where_it_runs,
-)
+from nucleate.model.packed_pass import batch_loss, check_positions, packing_is_exact, text_config, where_it_runs
+from nucleate.model.prefix_tree import Group, PackedBatch, pack, plain
 from nucleate.model.tree_gpt2 import Dropout, fits, lay, quick_products, tree_loss
 from nucleate.refusal import Refused
 from nucleate.streams import stream
