@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from nucleate.config import Config, MeasureSettings, TrainingSettings
 from nucleate.data.dataset import Dataset, Instance
 from nucleate.devices import device_for
-from nucleate.measures.survey import Labelling
+from nucleate.measures.labelling import Labelling
 from nucleate.model.networks import load_network, save_network
 from nucleate.model.prefix_tree import Group
 from nucleate.model.states import read_groups

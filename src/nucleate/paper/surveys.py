@@ -7,8 +7,9 @@ import numpy as np
 from nucleate.config import Config, MeasureSettings
 from nucleate.data.dataset import Instance
 from nucleate.measures.baselines import surface_features
+from nucleate.measures.labelling import Cohort, Labelling, labelling_of
 from nucleate.measures.neighbours import Labels
-from nucleate.measures.survey import Cohort, Labelling, Row, Survey, labelling_of, survey
+from nucleate.measures.survey import Row, Survey, survey
 from nucleate.paper.instances import MEASURED, in_split, places_of
 from nucleate.threads import thread_count
 
