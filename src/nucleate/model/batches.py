@@ -26,11 +26,9 @@ class Dealt:
     note: str | None  # a sentence where plain rows had to be taken
 
 
-def deal(model: nn.Module, groups: Sequence[Group], *, budget: int, packed: bool = True) -> Dealt:
+def deal(model: nn.Module, groups: Sequence[Group], *, budget: int) -> Dealt:
     """All groups in batches of about `budget` tokens; as plain rows where the network does not keep instances that
     share tokens apart (slower, the same numbers)."""
-    if not packed:
-        return Dealt(_plain_batches(groups, budget), False, None)
     parts = _pieces(groups, budget)
     if _keeps_apart(model, [group for group, _ in parts]):
         return Dealt(_batches(parts, budget), True, None)

@@ -127,7 +127,6 @@ class PackedBatch:
     target_instance: np.ndarray  # (target,) -1 where the whole group shares the prediction
     target_group: np.ndarray  # (target,)
     instance_group: np.ndarray  # (instance,)
-    fed: int  # tokens that are no padding
     predicted: float  # sum of the weights: the number of predicted tokens of the plain rows
 
     @property
@@ -143,11 +142,6 @@ class PackedBatch:
     @property
     def packed(self) -> bool:
         return self.mask.ndim == 4
-
-    @property
-    def padding(self) -> float:
-        """Share of the places that hold nothing, 0 to 1."""
-        return 1 - self.fed / self.tokens.numel()
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> "PackedBatch":
         """On the network's device, the additive mask in the network's precision."""
@@ -181,7 +175,7 @@ def pack(groups: Sequence[Group], *, rows: int | None = None) -> PackedBatch:
     seen &= np.tri(places, dtype=bool)
     mask = np.where(seen, np.float32(0), np.finfo(np.float32).min)[:, None]
 
-    return _batch(laid, offsets, (count, places), tokens, positions, mask, int(sizes.sum()))
+    return _batch(laid, offsets, (count, places), tokens, positions, mask)
 
 
 def plain(groups: Sequence[Group]) -> PackedBatch:
@@ -200,7 +194,7 @@ def plain(groups: Sequence[Group]) -> PackedBatch:
     mask[where] = 1
     positions = np.tile(np.arange(places), count)
     shape = (count, places)
-    batch = _batch(laid, offsets, shape, tokens, positions, mask.reshape(shape), int(sizes.sum()))
+    batch = _batch(laid, offsets, shape, tokens, positions, mask.reshape(shape))
     of = np.repeat(np.arange(len(groups)), [len(g.branches) for g in groups])
     instance = batch.target_group  # every instance was a group of its own
     return replace(batch, target_instance=instance, target_group=of[instance], instance_group=of)
@@ -246,7 +240,6 @@ def _batch(
     tokens: np.ndarray,
     positions: np.ndarray,
     mask: np.ndarray,
-    fed: int,
 ) -> PackedBatch:
     asked = np.array([len(x.logit_at) for x in laid])
     branches = np.array([len(x.end_row) for x in laid])
@@ -269,7 +262,6 @@ def _batch(
         target_instance=np.where(branch < 0, -1, branch + np.repeat(first_branch, targets)),
         target_group=np.repeat(np.arange(len(laid)), targets),
         instance_group=np.repeat(np.arange(len(laid)), branches),
-        fed=fed,
         predicted=float(weight.sum()),
     )
 

@@ -44,7 +44,6 @@ def read_groups(
     layers: Sequence[int] | None = None,
     candidates: Sequence[Sequence[int]] | None = None,
     tokens_per_batch: int | None = None,
-    packed: bool = True,
 ) -> Reading:
     """States, predictions and losses of all instances, without dropout and without gradients.
 
@@ -61,7 +60,7 @@ def read_groups(
         raise ValueError(f"candidates need one non-empty list for each of the {count} instances")
     chosen = layers_of(model, layers)
     budget = tokens_per_batch or batch_budget(model, bool(chosen))
-    dealt = deal(model, groups, budget=budget, packed=packed)
+    dealt = deal(model, groups, budget=budget)
     if dealt.note:
         warn(dealt.note, stacklevel=2)
 

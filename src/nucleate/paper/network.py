@@ -24,7 +24,7 @@ def make_dataset(config: Config, *, kind: str = "main") -> Dataset:
 
 
 def make_network(
-    config: Config, dataset: Dataset, *, device: str, words: Sequence[str] = (), seed: int | None = None
+    config: Config, dataset: Dataset, *, device: str, words: Sequence[str] = ()
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """A fresh network for the symbols of a dataset and further `words`; equal seeds give equal weights."""
     tokenizer = word_tokenizer([*dataset.vocabulary["instruction"], *dataset.vocabulary["task"], *words])
@@ -32,7 +32,7 @@ def make_network(
         vocabulary=len(tokenizer),
         positions=_positions(dataset),
         pad=int(tokenizer.pad_token_id),
-        seed=config.seed if seed is None else seed,
+        seed=config.seed,
         **asdict(config.model),
     )
     torch.nn.Module.to(model, device)
