@@ -27,8 +27,9 @@ import matplotlib  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
+from nucleate.measures.labelling import Cohort, Labelling, labelling_of  # noqa: E402
 from nucleate.measures.neighbours import Labels  # noqa: E402
-from nucleate.measures.survey import Cohort, Effort, Labelling, labelling_of, survey  # noqa: E402
+from nucleate.measures.survey import Effort, survey  # noqa: E402
 from nucleate.measures.tsne import tsne  # noqa: E402
 from nucleate.model.networks import gpt2  # noqa: E402
 from nucleate.model.prefix_tree import Group  # noqa: E402

@@ -156,7 +156,7 @@ def test_the_chosen_model_is_the_best_on_validation_then_the_earliest_then_of_th
 
     def attempt(_, method, rate, config):
         for epoch, answers in enumerate(told[rate], start=1):
-            yield alignment._Outcome(epoch, rate, answers, None, {})
+            yield alignment._EpochAnswers(epoch, rate, answers, None, {})
 
     monkeypatch.setattr(alignment, "_attempt", attempt)
     chosen, curve = alignment._best(correction, "head", list(told), CONFIG)
@@ -184,7 +184,7 @@ def test_scores_of_hand_placed_answers(network):
     on[sources[: len(sources) // 3]] = True
     answers[on] = correction.wished[on]
     on[kept[0]], answers[kept[0]] = True, -2
-    scores = alignment._scores(knowing, alignment._Outcome(1, 0.1, answers, on, {}), "test")
+    scores = alignment._scores(knowing, alignment._EpochAnswers(1, 0.1, answers, on, {}), "test")
     assert scores["source_accuracy"] == pytest.approx(1 / 3)
     assert scores["others_accuracy_before"] == 1
     assert scores["accuracy_drop"] == pytest.approx(1 / len(kept))

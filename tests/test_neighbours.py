@@ -200,7 +200,7 @@ def _crowd(rng, n, *, instructions, first=0):
 
 
 @pytest.mark.parametrize("name", SPACES)
-def test_neither_the_order_of_candidates_nor_the_queries_at_once_nor_threads_change_a_bit(name):
+def test_neither_the_order_of_candidates_nor_the_queries_at_once_nor_threads_change_a_bit(name, monkeypatch):
     rng = np.random.default_rng(5)
     queries, candidates = space(name, rng, candidates=500, width=48)
     query, candidate = _crowd(rng, 40, instructions=20, first=15), _crowd(rng, 500, instructions=20)
@@ -215,7 +215,8 @@ def test_neither_the_order_of_candidates_nor_the_queries_at_once_nor_threads_cha
     try:
         for at_once, number in ((1, 1), (7, 2), (40, 2)):
             torch.set_num_threads(number)
-            again = find_neighbours(queries, candidates, query, candidate, queries_at_once=at_once)
+            monkeypatch.setattr(room, "_PAIRS_AT_ONCE", at_once * len(candidates))
+            again = find_neighbours(queries, candidates, query, candidate)
             for search, neighbours in found.items():
                 for field in ("start", "candidate", "distance", "inside", "reach"):
                     assert getattr(neighbours, field).tobytes() == getattr(again[search], field).tobytes(), field

@@ -12,10 +12,11 @@ from nucleate.claims import quantities
 from nucleate.cli import main
 from nucleate.config import configure
 from nucleate.data.synthetic import generate
-from nucleate.paper import pretraining as subject
+from nucleate.paper import naming
 from nucleate.paper.instances import Members, of_splits
+from nucleate.paper.naming import TASK_TOKEN
 from nucleate.paper.network import make_network
-from nucleate.paper.pretraining import TASK_TOKEN, pretrain
+from nucleate.paper.pretraining import pretrain
 from nucleate.refusal import Refused
 from nucleate.report.application_tables import ARMS, pretraining_table
 from nucleate.report.figures import draw_figures
@@ -37,12 +38,12 @@ def pretrained(tmp_path_factory):
 
 def test_no_mapping_is_seen_in_either_pretraining():
     dataset = generate(configure("micro").data, seed=3)
-    named = subject._named(dataset)
+    named = naming.named(dataset)
     _, tokenizer = make_network(
         configure("micro"), dataset, device="cpu", words=[TASK_TOKEN, *(f"<{task}>" for task in dataset.mappings)]
     )
     symbols = set(tokenizer.convert_tokens_to_ids(dataset.vocabulary["task"]))
-    for form, ending in ((Members.of, 2), (subject._instructions, 0)):
+    for form, ending in ((Members.of, 2), (naming.instructions_alone, 0)):
         members = form(tokenizer, of_splits(named, ("train", "validation", "test")))
         assert len(members.groups) == len({one.instruction for one in dataset.instances})
         for group, one in zip(members.groups, members.instances, strict=True):
@@ -58,7 +59,7 @@ def test_no_mapping_is_seen_in_either_pretraining():
 def test_every_instruction_is_one_point_and_hard_ones_keep_their_original():
     dataset = generate(configure("micro").data, seed=3)
     text = {one.instance: one.instruction for one in dataset.instances}
-    named = subject._named(dataset)
+    named = naming.named(dataset)
     instructions = {one.instance: one for one in named.instances}
     assert sorted(one.instruction for one in named.instances) == sorted(set(text.values()))
     hard = [one for one in named.instances if one.is_hard]
@@ -69,7 +70,7 @@ def test_every_instruction_is_one_point_and_hard_ones_keep_their_original():
 
 def test_the_two_halves_share_no_task_and_keep_hard_examples_with_their_originals():
     dataset = generate(configure("micro").data, seed=3)
-    first, second = subject._halves(dataset, seed=3)
+    first, second = naming.halves(dataset, seed=3)
     tasks = [{one.task for one in half.instances} for half in (first, second)]
     assert not tasks[0] & tasks[1]
     assert tasks[0] | tasks[1] == set(dataset.mappings)
@@ -78,8 +79,8 @@ def test_the_two_halves_share_no_task_and_keep_hard_examples_with_their_original
         assert half.select("validation")
         present = {one.instance for one in half.instances}
         assert all(one.origin in present for one in half.instances if one.is_hard)
-    assert subject._halves(dataset, seed=3) == (first, second)
-    assert subject._halves(dataset, seed=4) != (first, second)
+    assert naming.halves(dataset, seed=3) == (first, second)
+    assert naming.halves(dataset, seed=4) != (first, second)
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------

@@ -4,10 +4,11 @@ import numpy as np
 import polars as pl
 import pytest
 
+from nucleate.measures.labelling import Cohort, labelling_of
 from nucleate.measures.neighbours import Labels
 from nucleate.measures.scores import cluster_scores
 from nucleate.measures.shares import NeighbourShares, TaskDeals, neighbour_shares
-from nucleate.measures.survey import Cohort, Effort, labelling_of, survey
+from nucleate.measures.survey import Effort, survey
 from nucleate.probing.findings import change, difference, mislabelled, separated_tasks, span_of_layers
 from nucleate.probing.halves import Side, deciding_search, held_out_units, sides_of, some_units
 from nucleate.probing.layers import GAIN, Design, margins, measure_layers

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
+from nucleate.measures.labelling import Cohort, Labelling, labelling_of
 from nucleate.measures.neighbour_kernels import TIE
 from nucleate.measures.neighbours import Labels
-from nucleate.measures.survey import Cohort, Effort, Labelling, labelling_of, survey
+from nucleate.measures.survey import Effort, survey
 
 TASKS, WIDTH = 6, 24
 QUICK = Effort(iterations=250, perplexity=8)

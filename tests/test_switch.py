@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from nucleate.model.networks import gpt2
-from nucleate.model.prefix_tree import Group, batch_loss, pack
+from nucleate.model.packed_pass import batch_loss
+from nucleate.model.prefix_tree import Group, pack
 from nucleate.model.switch import Head, Switch, SwitchTraining, TargetStates, learn_head, learn_switch, remember
 from nucleate.refusal import Refused
 

@@ -10,7 +10,8 @@ import transformers as hf
 
 from nucleate.model import tree_gpt2
 from nucleate.model.networks import gpt2
-from nucleate.model.prefix_tree import Group, batch_loss, plain
+from nucleate.model.packed_pass import batch_loss
+from nucleate.model.prefix_tree import Group, plain
 from nucleate.model.tree_gpt2 import Dropout, fits, lay, quick_products, tree_loss
 
 

@@ -78,12 +78,13 @@ def regrouped_tasks(task: np.ndarray, distribution: np.ndarray, *, seed: int, re
 # --- the text without a model -----------------------------------------------------------------------------------------
 
 
-def surface_features(fit_texts: Sequence[str], texts: Sequence[str], *, most: int = MOST_FEATURES) -> np.ndarray:
+def surface_features(fit_texts: Sequence[str], texts: Sequence[str]) -> np.ndarray:
     """(text, feature) float32 TF-IDF of n-grams, rows of length 1: what the letters alone say about an instance.
 
-    The vocabulary and document frequencies come from `fit_texts` (the training set's); at most `most` n-grams are kept,
-    the most frequent ones. Texts of single symbols between blanks, as the synthetic ones are, give n-grams of one to
-    three symbols. Other texts give n-grams of one to five characters inside words. A text without a single known n-gram
+    The vocabulary and document frequencies come from `fit_texts` (the training set's), of whose n-grams the
+    `MOST_FEATURES` most frequent are kept. Texts of single symbols between blanks, as the synthetic ones are, give
+    n-grams of one to three symbols. Other texts give n-grams of one to five characters inside words. A text without a
+    single known n-gram
     is a row of zeros. Deterministic.
     """
     if not len(fit_texts):
@@ -94,7 +95,7 @@ def surface_features(fit_texts: Sequence[str], texts: Sequence[str], *, most: in
         lowercase=not symbols,
         analyzer="char" if symbols else "char_wb",
         ngram_range=(1, 3) if symbols else (1, 5),
-        max_features=most,
+        max_features=MOST_FEATURES,
         sublinear_tf=True,
         dtype=np.float32,
     )

@@ -52,9 +52,9 @@ class Clustering:
     iterations: int
 
 
-def kmeans(points: np.ndarray, k: int, *, seed: int, initialisations: int = 10) -> np.ndarray:
-    """Cluster of every point, (n,) int32, numbered by first appearance: the best of `initialisations` by inertia."""
-    return kmeans_many([KMeansJob(points, k, seed)], initialisations=initialisations)[0].clusters
+def kmeans(points: np.ndarray, k: int, *, seed: int) -> np.ndarray:
+    """Cluster of every point, (n,) int32, numbered by first appearance: the best of ten initialisations by inertia."""
+    return kmeans_many([KMeansJob(points, k, seed)])[0].clusters
 
 
 def kmeans_many(jobs: Sequence[KMeansJob], *, initialisations: int = 10, threads: int = 1) -> list[Clustering]:

@@ -141,7 +141,6 @@ def neighbour_blocks(
     *,
     ks: Sequence[int] = KS,
     device: str | torch.device | None = None,
-    queries_at_once: int | None = None,
 ) -> Iterator[tuple[int, slice, dict[str, Neighbours]]]:
     """The nearest candidates of every query, for each search of `SEARCHES` whose labels are known, some queries after
     others: the number of their set, which of it they are, and what was found. So few at once that all candidates may
@@ -170,7 +169,7 @@ def neighbour_blocks(
         device = next((s.device for s, _ in queries if isinstance(s, torch.Tensor)), "cpu")
     near = _near if torch.device(device).type == "cpu" else partial(_near_on, torch.device(device))
     search = _Search.of([states for states, _ in given], candidates)
-    at_once = queries_at_once or max(1, _PAIRS_AT_ONCE // len(candidates))
+    at_once = max(1, _PAIRS_AT_ONCE // len(candidates))
     for number, (states, (_, labels)) in enumerate(zip(search.queries, given, strict=True)):
         names = tuple(searches_of(labels, candidate))
         for first in range(0, max(len(states), 1), at_once):

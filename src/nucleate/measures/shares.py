@@ -241,13 +241,11 @@ class _Collected:
         return NeighbourShares(measures, own, self._mixed)
 
 
-def mixture(
-    found: Neighbours, query_task: np.ndarray, candidate_task: np.ndarray, *, tasks: int, k: int = BARE
-) -> np.ndarray:
+def mixture(found: Neighbours, query_task: np.ndarray, candidate_task: np.ndarray, *, tasks: int) -> np.ndarray:
     """(task, other) how many queries' worth of a task's neighbours have the other task; a row sums to its queries."""
-    share_of = 1 / np.maximum(found.total[found.ks.index(k)], 1)
+    share_of = 1 / np.maximum(found.total[found.ks.index(BARE)], 1)
     cell = query_task[found.query] * tasks + candidate_task[found.candidate]
-    weights = found.weights(k) * share_of[found.query]
+    weights = found.weights(BARE) * share_of[found.query]
     return np.bincount(cell, weights=weights, minlength=tasks * tasks).reshape(tasks, tasks).astype(float)
 
 

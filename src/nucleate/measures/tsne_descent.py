@@ -19,9 +19,9 @@ CHECK_EVERY = 50
 PATIENCE = 300
 LEAST_NORM = 1e-7
 
-# From here on a problem's rows are shared between threads; below, each problem stays on one. The size alone decides,
-# not the number of threads: the two ways sum in different orders, and a result must not depend on who computes it.
+# From here on a problem's rows are shared between threads; below, each problem stays on one, which costs less.
 SHARED_FROM = 1500
+_ROWS = 256  # of the points against all of them, at a time
 _BATCH_PAIRS = 2**28  # of a batch on a GPU: about 6 GiB of working arrays
 
 
@@ -111,21 +111,14 @@ def descend(prepared: Prepared, iterations: int, literal: bool, share: Share = i
     push = kernel.dense_forces if dense else kernel.sparse_forces
     state = (layout, scaled, velocity, gains)
 
-    def advance(count: int, exaggeration: float, momentum: float) -> tuple[float, float, float]:
-        how = (exaggeration, momentum, _learning_rate(n))
-        if n < SHARED_FROM:
-            return kernel.dense_steps(count, joint, *state, forces, sums, dof, literal, *how)
-        cross = normaliser = norm = 0.0
-        for remaining in range(count, 0, -1):
+    schedule = Schedule(iterations, warm=prepared.warm)
+    while schedule.running:
+        how = (schedule.exaggeration, schedule.momentum, _learning_rate(n))
+        for remaining in range(schedule.steps, 0, -1):
             if remaining == 1:
                 cross = _cross_entropy(prepared, scaled, dof, sums, share)
             share(lambda low, high: push(*pairs, scaled, dof, literal, low, high, forces, sums), n)
             normaliser, norm = kernel.step(n, forces, sums, *state, dof, *how)
-        return cross, normaliser, norm
-
-    schedule = Schedule(iterations, warm=prepared.warm)
-    while schedule.running:
-        cross, normaliser, norm = advance(schedule.steps, schedule.exaggeration, schedule.momentum)
         if schedule.tell(prepared.entropy + cross + np.log(normaliser), np.sqrt(norm)):
             velocity[:] = 0
             gains[:] = 1
@@ -133,14 +126,30 @@ def descend(prepared: Prepared, iterations: int, literal: bool, share: Share = i
 
 
 def _cross_entropy(prepared: Prepared, scaled: np.ndarray, dof: int, sums: np.ndarray, share: Share) -> float:
-    """−Σ p ln w."""
+    """−Σ p ln w, the part of the divergence that needs every pair."""
     joint = prepared.joint
-    if isinstance(joint, np.ndarray):
-        share(lambda low, high: kernel.dense_cross_entropy(joint, scaled, dof, low, high, sums), len(sums))
-    else:
-        near = (joint.indptr, joint.indices, joint.data)
-        share(lambda low, high: kernel.sparse_cross_entropy(*near, scaled, dof, low, high, sums), len(sums))
-    return float(sums.sum())
+    if not isinstance(joint, np.ndarray):
+        apart = np.repeat(scaled[:, : len(sums)], np.diff(joint.indptr), axis=1) - scaled[:, joint.indices]
+        return float(joint.data @ np.log1p((apart**2).sum(axis=0))) * (dof + 1) / 2
+
+    def add_up(low: int, high: int) -> None:
+        for rows in _blocks(low, high):
+            sums[rows] = (joint[rows] * np.log(_spread(scaled, rows))).sum(axis=1)
+
+    share(add_up, len(sums))
+    return float(sums.sum()) * (dof + 1) / 2
+
+
+def _blocks(low: int, high: int) -> list[slice]:
+    return [slice(first, min(first + _ROWS, high)) for first in range(low, high, _ROWS)]
+
+
+def _spread(scaled: np.ndarray, rows: slice) -> np.ndarray:
+    """(row, point) 1 + d²/dof, of which Student's t is a power."""
+    spread = np.ones((rows.stop - rows.start, scaled.shape[1]), scaled.dtype)
+    for axis in scaled:
+        spread += (axis[rows, None] - axis) ** 2
+    return spread
 
 
 def finished(prepared: Prepared, layout: np.ndarray, iterations: int, share: Share = in_turn) -> Embedding:
@@ -150,7 +159,15 @@ def finished(prepared: Prepared, layout: np.ndarray, iterations: int, share: Sha
     scaled = scaled_layout(layout, prepared.joint.shape[1] if dense else n)
     sums = np.zeros(n)
     cross = _cross_entropy(prepared, scaled, dof, sums, share)
-    share(lambda low, high: kernel.weight_sums(scaled, n, dof, low, high, sums), n)
+    double = scaled[:, :n].astype(np.float64)
+
+    def add_up(low: int, high: int) -> None:
+        for rows in _blocks(low, high):
+            weight = _spread(double, rows) ** (-(dof + 1) / 2)
+            weight[np.arange(len(weight)), np.arange(rows.start, rows.stop)] = 0  # its own
+            sums[rows] = weight.sum(axis=1)
+
+    share(add_up, n)
     divergence = prepared.entropy + cross + float(np.log(sums.sum()))
     return Embedding(np.ascontiguousarray(layout.T), max(0.0, divergence), iterations)
 

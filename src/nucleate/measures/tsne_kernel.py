@@ -1,4 +1,4 @@
-"""The loops behind `tsne.py`, compiled by numba: calibrated neighbourhoods, forces, one step of descent.
+"""The loops behind `tsne.py`, compiled by numba: the forces between all points, and one step of descent.
 
 One pass over the pairs of an iteration gathers the normaliser and both forces, so no array of n × n but the
 probabilities themselves is ever touched. Coordinates lie apart (all x, all y, all z), single precision, padded to whole
@@ -17,10 +17,8 @@ LANES = 32  # rows are padded to a multiple of this: two 512-bit registers of fl
 # Where padding sits: its weight (1e-18 in three dimensions) is lost in every sum, its square is still a normal number
 # (with padding at 1e9 the products are denormal, which cost a tenth of the speed).
 FAR = np.float32(1e6)
-TINY = np.finfo(np.float64).eps  # scikit-learn's floor for joint probabilities; also keeps denormals out of the loops
 
 _ZERO = np.float32(0)
-_HALF = np.float32(0.5)
 _ONE = np.float32(1)
 
 
@@ -29,198 +27,33 @@ _compiled = compiled(fastmath=True, error_model="numpy")
 
 
 @_compiled
-def _exp(x):
-    """e^x for -700 <= x <= 0 to 4e-14, written out because numba's own `exp` does not vectorise."""
-    k = np.rint(x * 1.4426950408889634)
-    r = x - k * 0.6931471805599453
-    p = 1 / 39916800
-    p = p * r + 1 / 3628800
-    p = p * r + 1 / 362880
-    p = p * r + 1 / 40320
-    p = p * r + 1 / 5040
-    p = p * r + 1 / 720
-    p = p * r + 1 / 120
-    p = p * r + 1 / 24
-    p = p * r + 1 / 6
-    p = p * r + 0.5
-    p = p * r + 1.0
-    p = p * r + 1.0
-    return p * np.int64((np.int64(np.int32(k)) + 1023) << 52).view(np.float64)
-
-
-@_compiled
-def _log(x):
-    """ln x of a positive, normal float32 to its last bits, written out for the same reason."""
-    bits = np.float32(x).view(np.int32)
-    exponent = (bits - np.int32(0x3F3504F3)) >> np.int32(23)  # of x / √½, so that the mantissa is in [√½, √2)
-    mantissa = np.int32(bits - (exponent << np.int32(23))).view(np.float32)
-    u = (mantissa - _ONE) / (mantissa + _ONE)
-    v = u * u
-    series = np.float32(2 / 5) + v * (np.float32(2 / 7) + v * np.float32(2 / 9))
-    return np.float32(exponent) * np.float32(0.6931471805599453) + u * (
-        np.float32(2) + v * (np.float32(2 / 3) + v * series)
-    )
-
-
-@_compiled
-def recompute_near(points, norms, first, squared):
-    """Squared distances of near pairs again, from differences.
-
-    |a|² + |b|² − 2ab loses all digits where points nearly coincide; coinciding points must be at distance 0 exactly.
-    `squared` is (rows, n) and its row r belongs to point `first + r`.
-    """
-    rows, n = squared.shape
-    for r in range(rows):
-        i = first + r
-        for j in range(n):
-            if squared[r, j] < 1e-6 * (norms[i] + norms[j]):
-                total = 0.0
-                for k in range(points.shape[1]):
-                    difference = points[i, k] - points[j, k]
-                    total += difference * difference
-                squared[r, j] = total
-
-
-@_compiled
-def calibrate(squared, own, target, conditional):
-    """Conditional probabilities p(j|i) whose entropy is `target` = ln perplexity, a row per point.
-
-    `own` is the column of the first row's own point (it grows by one a row and gets probability 0), or -1 where the
-    columns are neighbours and hold no own point. scikit-learn bisects until the entropy is within 1e-5; Newton's method
-    on the logarithm of the precision, with bisection where it leaves the bracket, gets within 1e-10 in a few rounds.
-    Where more points tie at the smallest distance than the perplexity asks for, the entropy cannot come down to the
-    target: the precision grows without end and the tied points share the row evenly (as in scikit-learn).
-    """
-    rows, columns = squared.shape
-    gaps = np.empty(columns)
-    weights = np.empty(columns)
-    for r in range(rows):
-        skip = own + r if own >= 0 else -1
-        count = 0
-        for j in range(columns):
-            if j != skip:
-                gaps[count] = squared[r, j]
-                count += 1
-        nearest = np.inf
-        for j in range(count):
-            nearest = min(nearest, gaps[j])
-        mean = 0.0
-        for j in range(count):
-            gaps[j] -= nearest
-            mean += gaps[j]
-        mean /= count
-        if mean > 0.0:
-            for j in range(count):
-                gaps[j] /= mean  # precisions below are in units of 1 / mean: one start serves every scale
-        precision = 1.0
-        low = 0.0
-        high = np.inf
-        total = 0.0
-        for _ in range(200):
-            total = 0.0
-            first = 0.0
-            second = 0.0
-            for j in range(count):
-                weight = _exp(max(-700.0, -gaps[j] * precision))
-                weights[j] = weight
-                total += weight
-                first += weight * gaps[j]
-                second += weight * gaps[j] * gaps[j]
-            first /= total
-            excess = np.log(total) + precision * first - target
-            if abs(excess) <= 1e-10 or mean == 0.0:
-                break
-            if excess > 0.0:
-                low = precision
-            else:
-                high = precision
-            if precision > 1e30 or precision < 1e-30:
-                break
-            # The entropy falls with the precision b: dH / d(ln b) = -b² Var(gap).
-            slope = precision * precision * (second / total - first * first)
-            proposal = precision * np.exp(min(3.0, max(-3.0, excess / max(slope, 1e-300))))
-            if not (low < proposal < high):
-                if high == np.inf:
-                    proposal = precision * 8.0
-                elif low == 0.0:
-                    proposal = precision / 8.0
-                else:
-                    proposal = 0.5 * (low + high)
-            if proposal == precision:
-                break
-            precision = proposal
-        count = 0
-        for j in range(columns):
-            if j == skip:
-                conditional[r, j] = _ZERO
-            else:
-                conditional[r, j] = np.float32(weights[count] / total)
-                count += 1
-
-
-@_compiled
-def symmetrise(probabilities):
-    """p(j|i) becomes p(i, j) = (p(j|i) + p(i|j)) / 2n in place, (n, padded); returns Σ p ln p, the fixed part of the
-    divergence."""
-    n = probabilities.shape[0]
-    tile = 64  # two tiles stay in the first cache while one is read along its columns
-    entropy = 0.0
-    for top in range(0, n, tile):
-        for left in range(top, n, tile):
-            for i in range(top, min(n, top + tile)):
-                for j in range(max(left, i + 1), min(n, left + tile)):
-                    p = (np.float64(probabilities[i, j]) + np.float64(probabilities[j, i])) / (2.0 * n)
-                    p = max(p, TINY)
-                    probabilities[i, j] = np.float32(p)
-                    probabilities[j, i] = np.float32(p)
-                    entropy += 2.0 * p * np.log(p)
-    return entropy
-
-
-@_compiled
-def _forces(probabilities, scaled, dof, literal, low, high, forces, sums):
-    """Attraction (rows 0–2 of `forces`) and repulsion (rows 3–5, still to be divided by the normaliser) of points
-    low..high in up to three dimensions, and each point's sum of weights, itself included. A pair's force has the factor
-    (1 + d²)^-1, or its weight where scikit-learn is taken literally."""
+def _forces(row, scaled, i, dof, literal):
+    """Of one point in up to three dimensions: attraction and repulsion (still to be divided by the normaliser) along
+    each axis, and the sum of weights, its own included. `row` holds the joint probabilities. A pair's force has the
+    factor (1 + d²)^-1, or its weight where scikit-learn is taken literally."""
     x, y, z = scaled[0], scaled[1], scaled[2]
     cube = dof == 2
     square = not (cube and literal)
-    for i in range(low, high):
-        row = probabilities[i]
-        xi = x[i]
-        yi = y[i]
-        zi = z[i]
-        total = _ZERO
-        ax = _ZERO
-        ay = _ZERO
-        az = _ZERO
-        rx = _ZERO
-        ry = _ZERO
-        rz = _ZERO
-        for j in range(row.size):
-            dx = xi - x[j]
-            dy = yi - y[j]
-            dz = zi - z[j]
-            root = _ONE / np.sqrt(_ONE + dx * dx + dy * dy + dz * dz)
-            inverse = root * root
-            weight = inverse * root if cube else inverse
-            factor = inverse if square else weight
-            pull = row[j] * factor
-            push = weight * factor
-            total += weight
-            ax += pull * dx
-            ay += pull * dy
-            az += pull * dz
-            rx += push * dx
-            ry += push * dy
-            rz += push * dz
-        forces[0, i] = ax
-        forces[1, i] = ay
-        forces[2, i] = az
-        forces[3, i] = rx
-        forces[4, i] = ry
-        forces[5, i] = rz
-        sums[i] = total
+    xi, yi, zi = x[i], y[i], z[i]
+    total = ax = ay = az = rx = ry = rz = _ZERO
+    for j in range(row.size):
+        dx = xi - x[j]
+        dy = yi - y[j]
+        dz = zi - z[j]
+        root = _ONE / np.sqrt(_ONE + dx * dx + dy * dy + dz * dz)
+        inverse = root * root
+        weight = inverse * root if cube else inverse
+        factor = inverse if square else weight
+        pull = row[j] * factor
+        push = weight * factor
+        total += weight
+        ax += pull * dx
+        ay += pull * dy
+        az += pull * dz
+        rx += push * dx
+        ry += push * dy
+        rz += push * dz
+    return (ax, ay, az, rx, ry, rz), total
 
 
 @_compiled
@@ -263,111 +96,28 @@ def _forces_general(probabilities, scaled, dof, literal, low, high, forces, sums
 
 @_compiled
 def dense_forces(probabilities, scaled, dof, literal, low, high, forces, sums):
+    """Of points low..high: attraction in the first rows of `forces` (axis by axis), repulsion in those behind them."""
     if scaled.shape[0] == 3 and dof <= 2:
-        _forces(probabilities, scaled, dof, literal, low, high, forces, sums)
+        for i in range(low, high):
+            found, sums[i] = _forces(probabilities[i], scaled, i, dof, literal)
+            for d in range(6):
+                forces[d, i] = found[d]
     else:
         _forces_general(probabilities, scaled, dof, literal, low, high, forces, sums)
 
 
 @_compiled
-def dense_cross_entropy(probabilities, scaled, dof, low, high, sums):
-    """Each point's share of −Σ p ln w, the part of the divergence that needs every pair."""
-    dimensions, width = scaled.shape
-    spread = np.empty(width, np.float32)
-    for i in range(low, high):
-        row = probabilities[i]
-        spread[:] = _ONE
-        for d in range(dimensions):
-            axis = scaled[d]
-            here = axis[i]
-            for j in range(width):
-                spread[j] += (here - axis[j]) * (here - axis[j])
-        total = _ZERO
-        for j in range(width):
-            total += row[j] * _log(spread[j])
-        sums[i] = np.float64(total) * (dof + 1) * 0.5
-
-
-@_compiled
 def sparse_forces(starts, others, probabilities, scaled, dof, literal, low, high, forces, sums):
-    """`_forces` where only near neighbours attract (compressed rows); the repulsion is still of all pairs, exactly."""
-    x, y, z = scaled[0], scaled[1], scaled[2]
-    cube = dof == 2
-    square = not (cube and literal)
+    """`dense_forces` where only near neighbours attract (compressed rows); the repulsion is still of all pairs."""
+    row = np.zeros(scaled.shape[1], np.float32)
     for i in range(low, high):
-        xi = x[i]
-        yi = y[i]
-        zi = z[i]
-        total = _ZERO
-        rx = _ZERO
-        ry = _ZERO
-        rz = _ZERO
-        for j in range(x.size):
-            dx = xi - x[j]
-            dy = yi - y[j]
-            dz = zi - z[j]
-            root = _ONE / np.sqrt(_ONE + dx * dx + dy * dy + dz * dz)
-            inverse = root * root
-            weight = inverse * root if cube else inverse
-            push = weight * (inverse if square else weight)
-            total += weight
-            rx += push * dx
-            ry += push * dy
-            rz += push * dz
-        ax = _ZERO
-        ay = _ZERO
-        az = _ZERO
         for k in range(starts[i], starts[i + 1]):
-            j = others[k]
-            dx = xi - x[j]
-            dy = yi - y[j]
-            dz = zi - z[j]
-            root = _ONE / np.sqrt(_ONE + dx * dx + dy * dy + dz * dz)
-            pull = probabilities[k] * (root * root if square else root * root * root)
-            ax += pull * dx
-            ay += pull * dy
-            az += pull * dz
-        forces[0, i] = ax
-        forces[1, i] = ay
-        forces[2, i] = az
-        forces[3, i] = rx
-        forces[4, i] = ry
-        forces[5, i] = rz
-        sums[i] = total
-
-
-@_compiled
-def sparse_cross_entropy(starts, others, probabilities, scaled, dof, low, high, sums):
-    x, y, z = scaled[0], scaled[1], scaled[2]
-    for i in range(low, high):
-        total = 0.0
+            row[others[k]] = probabilities[k]
+        found, sums[i] = _forces(row, scaled, i, dof, literal)
+        for d in range(6):
+            forces[d, i] = found[d]
         for k in range(starts[i], starts[i + 1]):
-            j = others[k]
-            dx = x[i] - x[j]
-            dy = y[i] - y[j]
-            dz = z[i] - z[j]
-            total += np.float64(probabilities[k]) * np.log(np.float64(_ONE + dx * dx + dy * dy + dz * dz))
-        sums[i] = total * (dof + 1) * 0.5
-
-
-@_compiled
-def weight_sums(scaled, n, dof, low, high, sums):
-    """Each point's sum of weights without its own, in double precision: for the divergence that is reported."""
-    dimensions = scaled.shape[0]
-    for i in range(low, high):
-        total = 0.0
-        for j in range(n):
-            spread = 1.0
-            for d in range(dimensions):
-                difference = np.float64(scaled[d, i]) - np.float64(scaled[d, j])
-                spread += difference * difference
-            root = 1.0 / np.sqrt(spread)
-            weight = root
-            for _ in range(dof):
-                weight *= root
-            if j != i:
-                total += weight
-        sums[i] = total
+            row[others[k]] = _ZERO
 
 
 @_compiled
@@ -403,23 +153,3 @@ def step(n, forces, sums, layout, scaled, velocity, gains, dof, exaggeration, mo
             scaled[d, i] = layout[d, i] * shrink
             norm += np.float64(gradient) * np.float64(gradient)
     return normaliser, norm
-
-
-@_compiled
-def dense_steps(
-    count, probabilities, layout, scaled, velocity, gains, forces, sums, dof, literal, exaggeration, momentum, rate
-):
-    """`count` steps without leaving compiled code; cross-entropy, normaliser and norm are those of the last of them,
-    the first two taken where it started from (as scikit-learn does)."""
-    n = layout.shape[1]
-    cross = 0.0
-    normaliser = 1.0
-    norm = 0.0
-    for done in range(count):
-        if done == count - 1:
-            dense_cross_entropy(probabilities, scaled, dof, 0, n, sums)
-            for i in range(n):
-                cross += sums[i]
-        dense_forces(probabilities, scaled, dof, literal, 0, n, forces, sums)
-        normaliser, norm = step(n, forces, sums, layout, scaled, velocity, gains, dof, exaggeration, momentum, rate)
-    return cross, normaliser, norm

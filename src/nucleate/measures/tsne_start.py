@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.linalg import eigh
 from scipy.sparse import csr_array
+from scipy.special import xlogy
 
 from nucleate.measures import tsne_kernel as kernel
 
@@ -15,6 +16,7 @@ START_DEVIATION = 1e-4
 # matrix would take 4 n² bytes); the repulsion stays exact. Only in up to three dimensions.
 SPARSE_FROM = 4096
 _ROWS = 256  # of the distance matrix worked on at a time
+_TINY = np.finfo(np.float64).eps  # scikit-learn's floor for joint probabilities
 _VOID = 1e-12  # a principal axis with a smaller share of the first one's variance is rounding noise
 
 Share = Callable[[Callable[[int, int], None], int], None]  # runs work(low, high) on the parts of range(count)
@@ -55,7 +57,10 @@ def prepare(
     def squared_distances(block: slice) -> np.ndarray:
         squared = gram[block] if gram is not None else points[block] @ points.T
         squared = norms[block, None] + norms - 2.0 * squared
-        kernel.recompute_near(points, norms, block.start, squared)
+        # |a|² + |b|² − 2ab loses all digits where points nearly coincide; where they do it must be 0 exactly.
+        near = squared < 1e-6 * (norms[block, None] + norms)
+        for row in np.flatnonzero(near.sum(axis=1) > 1):  # not its own point alone
+            squared[row, near[row]] = ((points[near[row]] - points[block.start + row]) ** 2).sum(axis=1)
         return squared
 
     if n > SPARSE_FROM and components <= 3 and not dense:
@@ -69,13 +74,13 @@ def prepare(
                 squared[np.arange(len(squared)), np.arange(n)[block]] = np.inf
                 neighbours[block] = np.sort(np.argpartition(squared, near - 1, axis=1)[:, :near], axis=1)
                 nearest = np.take_along_axis(squared, neighbours[block], axis=1)
-                kernel.calibrate(nearest, -1, target, conditional[block])
+                conditional[block] = calibrated(nearest, target)
 
         share(find, len(blocks))
         ends = np.arange(0, n * near + 1, near)
         one_sided = csr_array((conditional.ravel().astype(np.float64), neighbours.ravel(), ends), shape=(n, n))
         joint = (one_sided + one_sided.T).tocsr() / (2 * n)
-        joint.data = np.maximum(joint.data, kernel.TINY)
+        joint.data = np.maximum(joint.data, _TINY)
         entropy = float(np.sum(joint.data * np.log(joint.data)))
         return Prepared(layout, joint.astype(np.float32), entropy, first is not None)
 
@@ -83,10 +88,65 @@ def prepare(
 
     def fill(low: int, high: int) -> None:
         for block in blocks[low:high]:
-            kernel.calibrate(squared_distances(block), block.start, target, table[block])
+            table[block, :n] = calibrated(squared_distances(block), target, own=block.start)
 
     share(fill, len(blocks))
-    return Prepared(layout, table, kernel.symmetrise(table), first is not None)
+    return Prepared(layout, table, _symmetrise(table, blocks), first is not None)
+
+
+def calibrated(squared: np.ndarray, target: float, *, own: int | None = None) -> np.ndarray:
+    """Conditional probabilities p(j|i) whose entropy is `target` = ln perplexity, a row per point.
+
+    `own` is the column of the first row's own point (it grows by one a row and gets probability 0); None where the
+    columns are neighbours and hold no own point. scikit-learn bisects until the entropy is within 1e-5; Newton's method
+    on the logarithm of the precision, with bisection where it leaves the bracket, gets within 1e-10 in a few rounds.
+    Where more points tie at the smallest distance than the perplexity asks for, the entropy cannot come down to the
+    target: the precision grows without end and the tied points share the row evenly (as in scikit-learn).
+    """
+    rows = len(squared)
+    others = np.ones(squared.shape)
+    if own is not None:
+        others[np.arange(rows), own + np.arange(rows)] = 0
+    gaps = (squared - squared.min(axis=1, where=others > 0, initial=np.inf, keepdims=True)) * others
+    mean = gaps.sum(axis=1, keepdims=True) / others.sum(axis=1, keepdims=True)
+    gaps /= np.where(mean > 0, mean, 1)  # precisions are in units of 1 / mean: one start serves every scale
+    weights = others.copy()
+    precision, low, high = np.ones(rows), np.zeros(rows), np.full(rows, np.inf)
+    left = np.flatnonzero(mean)
+    for _ in range(200):
+        if not left.size:
+            break
+        b, gap = precision[left], gaps[left]
+        weight = np.exp(-gap * b[:, None]) * others[left]
+        weights[left] = weight
+        total = weight.sum(axis=1)
+        weight *= gap
+        first, second = weight.sum(axis=1) / total, (weight * gap).sum(axis=1) / total
+        excess = np.log(total) + b * first - target
+        low[left] = below = np.where(excess > 0, b, low[left])
+        high[left] = above = np.where(excess > 0, high[left], b)
+        # The entropy falls with the precision b: dH / d(ln b) = -b² Var(gap).
+        slope = np.maximum(b * b * (second - first * first), 1e-100)
+        proposal = b * np.exp(np.clip(excess / slope, -3, 3))
+        middle = np.where(above == np.inf, 8 * b, np.where(below == 0, b / 8, (below + above) / 2))
+        precision[left] = proposal = np.where((below < proposal) & (proposal < above), proposal, middle)
+        left = left[(abs(excess) > 1e-10) & (b > 1e-30) & (b < 1e30) & (proposal != b)]
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def _symmetrise(probabilities: np.ndarray, blocks: list[slice]) -> float:
+    """p(j|i) becomes p(i, j) = (p(j|i) + p(i|j)) / 2n in place, (n, padded); returns Σ p ln p, the fixed part of the
+    divergence."""
+    entropy = 0.0
+    for place, one in enumerate(blocks):
+        for other in blocks[place:]:
+            both = probabilities[one, other].astype(np.float64) + probabilities[other, one].T
+            both = np.maximum(both / (2 * len(probabilities)), _TINY)
+            if one == other:
+                np.fill_diagonal(both, 0)
+            probabilities[one, other], probabilities[other, one] = both, both.T
+            entropy += (1 if one == other else 2) * float(xlogy(both, both).sum())
+    return entropy
 
 
 def _centred(points: np.ndarray) -> np.ndarray:

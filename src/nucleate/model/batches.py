@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from nucleate.model.prefix_tree import HALF_COST, Group, packing_is_exact, text_config, where_it_runs
+from nucleate.model.packed_pass import packing_is_exact, text_config, where_it_runs
+from nucleate.model.prefix_tree import HALF_COST, Group
 from nucleate.refusal import Refused
 
 _BYTES = 2**29  # of hidden states and of logits in one batch
@@ -25,11 +26,9 @@ class Dealt:
     note: str | None  # a sentence where plain rows had to be taken
 
 
-def deal(model: nn.Module, groups: Sequence[Group], *, budget: int, packed: bool = True) -> Dealt:
+def deal(model: nn.Module, groups: Sequence[Group], *, budget: int) -> Dealt:
     """All groups in batches of about `budget` tokens; as plain rows where the network does not keep instances that
     share tokens apart (slower, the same numbers)."""
-    if not packed:
-        return Dealt(_plain_batches(groups, budget), False, None)
     parts = _pieces(groups, budget)
     if _keeps_apart(model, [group for group, _ in parts]):
         return Dealt(_batches(parts, budget), True, None)

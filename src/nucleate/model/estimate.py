@@ -10,7 +10,7 @@ from torch import nn
 
 from nucleate.model.batches import batch_budget
 from nucleate.model.networks import network_shape
-from nucleate.model.prefix_tree import text_config
+from nucleate.model.packed_pass import text_config
 from nucleate.refusal import Refused
 
 _SHARE = 0.7  # of the rate of bare matrix products that a whole forward pass reaches (0.8 at width 576, one thread)

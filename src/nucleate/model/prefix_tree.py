@@ -8,24 +8,20 @@ a network does not honour such masks.
 """
 
 import heapq
-import inspect
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-
-from nucleate.refusal import Refused
+from torch import Tensor
 
 # A place costs as much in attention as in the rest of a layer when its row is about this long (one thread: 70 at
-# width 32, 270 at 256); below _SHORTEST_ROW nothing is gained by shorter rows. Both move time only, never a number.
+# width 32, 270 at 256); below SHORTEST_ROW nothing is gained by shorter rows. Both move time only, never a number.
 HALF_COST = 200
-_SHORTEST_ROW = 32
+SHORTEST_ROW = 32
 
 
 class _Laid(NamedTuple):
@@ -131,7 +127,6 @@ class PackedBatch:
     target_instance: np.ndarray  # (target,) -1 where the whole group shares the prediction
     target_group: np.ndarray  # (target,)
     instance_group: np.ndarray  # (instance,)
-    fed: int  # tokens that are no padding
     predicted: float  # sum of the weights: the number of predicted tokens of the plain rows
 
     @property
@@ -147,11 +142,6 @@ class PackedBatch:
     @property
     def packed(self) -> bool:
         return self.mask.ndim == 4
-
-    @property
-    def padding(self) -> float:
-        """Share of the places that hold nothing, 0 to 1."""
-        return 1 - self.fed / self.tokens.numel()
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> "PackedBatch":
         """On the network's device, the additive mask in the network's precision."""
@@ -185,7 +175,7 @@ def pack(groups: Sequence[Group], *, rows: int | None = None) -> PackedBatch:
     seen &= np.tri(places, dtype=bool)
     mask = np.where(seen, np.float32(0), np.finfo(np.float32).min)[:, None]
 
-    return _batch(laid, offsets, (count, places), tokens, positions, mask, int(sizes.sum()))
+    return _batch(laid, offsets, (count, places), tokens, positions, mask)
 
 
 def plain(groups: Sequence[Group]) -> PackedBatch:
@@ -204,158 +194,10 @@ def plain(groups: Sequence[Group]) -> PackedBatch:
     mask[where] = 1
     positions = np.tile(np.arange(places), count)
     shape = (count, places)
-    batch = _batch(laid, offsets, shape, tokens, positions, mask.reshape(shape), int(sizes.sum()))
+    batch = _batch(laid, offsets, shape, tokens, positions, mask.reshape(shape))
     of = np.repeat(np.arange(len(groups)), [len(g.branches) for g in groups])
     instance = batch.target_group  # every instance was a group of its own
     return replace(batch, target_instance=instance, target_group=of[instance], instance_group=of)
-
-
-def batch_loss(model: nn.Module, batch: PackedBatch) -> Tensor:
-    """Mean negative log-likelihood, in nats, of every token after the first of every instance, input and output
-    alike: what Hugging Face's `labels` give on plain rows. A scalar that carries gradients."""
-    if not batch.predicted:
-        raise ValueError("this batch predicts nothing: every instance is a single token")
-    logits, _ = evaluate(model, batch)
-    return (token_losses(logits, batch) * batch.target_weight).sum() / batch.predicted
-
-
-def token_losses(logits: Tensor, batch: PackedBatch) -> Tensor:
-    """(target,) negative log-likelihood of each target, in float32."""
-    logits = logits.float()
-    return logits.logsumexp(-1)[batch.target_row] - logits[batch.target_row, batch.target_token]
-
-
-def evaluate(model: nn.Module, batch: PackedBatch, *, hidden: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """One forward pass: logits (asked, vocabulary) at `batch.logit_at` and, on request, all hidden states (row,
-    place, width).
-
-    The head runs on the places asked for, by the network's own code (some families scale or cap their logits): a hook
-    hands it a shorter last layer. Where that is not how the family works, the logits of all places are computed and
-    picked from."""
-    arguments: dict[str, Any] = {"input_ids": batch.tokens, "attention_mask": batch.mask, "use_cache": False}
-    if takes_positions(model):
-        arguments["position_ids"] = batch.positions
-    elif batch.packed:
-        raise NotImplementedError(f"{type(model).__name__} takes no position_ids, so instances cannot share tokens")
-    if hidden:
-        arguments["output_hidden_states"] = True
-    with _only_at(model, batch.logit_at) as shortened:
-        out = model(**arguments)
-    logits = out.logits[0] if shortened else out.logits.flatten(0, 1)[batch.logit_at.to(out.logits.device)]
-    return logits, tuple(out.hidden_states) if hidden else ()
-
-
-def packing_is_exact(model: nn.Module, groups: Sequence[Group], *, tolerance: float = 1e-4) -> bool:
-    """Does this network give shared tokens the states and losses that they have in plain rows? Asked of a first row
-    as long as any that will be read, with the longest of the texts in it; an error while trying counts as no.
-
-    False for networks whose attention or memory goes by the place in the row: sliding windows shorter than the text,
-    ALiBi, state-space models. The tolerance is relative to a state's length; below float32 it is raised to six units
-    of rounding, so in bfloat16 (0.05) the check is a coarse one."""
-    device, dtype = where_it_runs(model)
-    tolerance = max(tolerance, 6 * torch.finfo(dtype).eps)
-    chosen = _sample(groups)
-    shown = [sorted({0, len(g.branches) // 2, len(g.branches) - 1, _longest_branch(g)}) for g in chosen]
-    try:
-        with at_rest(model):
-            together, losses = _ends(model, pack(chosen, rows=1).to(device, dtype))
-            alone = plain([g.only(b) for g, b in zip(chosen, shown, strict=True)])
-            apart, expected = _ends(model, alone.to(device, dtype))
-        starts = np.cumsum([0, *(len(g.branches) for g in chosen[:-1])])
-        same = np.concatenate([first + np.array(b) for first, b in zip(starts, shown, strict=True)])
-        together, losses = together[:, same], losses[same]
-        size = apart.norm(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
-        worst = ((together - apart).norm(dim=-1) / size).max().item()  # (layer, instance, width) -> (layer, instance)
-        gap = float((np.abs(losses - expected) / np.maximum(expected, 1)).max())
-        return worst <= tolerance and gap <= tolerance  # a NaN on either side compares false
-    except Exception:
-        return False
-
-
-def check_positions(model: nn.Module, groups: Sequence[Group]) -> None:
-    """Refuse instances with more tokens than the network has positions for."""
-    limit = position_limit(model)
-    for number, group in enumerate(groups):
-        if limit is not None and group.longest > limit:
-            raise Refused(
-                f"group {number} has an instance of {group.longest} tokens, the network {limit} positions: "
-                "shorten it, or take a network with more"
-            )
-
-
-def position_limit(model: nn.Module) -> int | None:
-    """How many tokens a text may have; None where the network sets no limit (state-space models, ALiBi)."""
-    config = text_config(model)
-    limit = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))
-    if not isinstance(limit, int) or limit <= 0:
-        return None
-    tables = [m for name, m in model.named_modules() if name.endswith("position_embeddings")]
-    padding = getattr(tables[0], "padding_idx", None) if tables else None
-    return limit if padding is None else limit - padding - 1  # RoBERTa and its kin count from there
-
-
-def takes_positions(model: Any) -> bool:
-    """Can the place of each token in its text be said to this network?"""
-    return "position_ids" in _parameters(type(model.get_base_model() if hasattr(model, "get_base_model") else model))
-
-
-def text_config(model: Any) -> Any:
-    """The settings of the language model, where it is one part of several."""
-    return model.config.get_text_config()
-
-
-@contextmanager
-def at_rest(model: nn.Module) -> Iterator[None]:
-    """Without dropout and gradients; afterwards every part of it is in the mode in which it was."""
-    training = [part for part in model.modules() if part.training]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for part in training:
-            part.training = True
-
-
-def where_it_runs(model: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Device of the network's input and precision of its weights."""
-    device = next(model.parameters()).device
-    return device, next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-
-
-_PARAMETERS: dict[type, frozenset[str]] = {}
-
-
-def _parameters(kind: type[nn.Module]) -> frozenset[str]:
-    if kind not in _PARAMETERS:
-        _PARAMETERS[kind] = frozenset(inspect.signature(kind.forward).parameters)
-    return _PARAMETERS[kind]
-
-
-@contextmanager
-def _only_at(model: Any, flat: Tensor) -> Iterator[list[bool]]:
-    """Inside, the network's body hands its head the last hidden states at these flat indices alone, (1, asked,
-    width). What is yielded is empty until that has happened."""
-    shortened: list[bool] = []
-
-    def shorten(module: nn.Module, arguments: Any, output: Any) -> Any:
-        last = output[0]
-        short = last.flatten(0, 1).index_select(0, flat.to(last.device))[None]
-        shortened.append(True)
-        if isinstance(output, tuple):
-            return (short, *output[1:])
-        output.last_hidden_state = short
-        return output
-
-    body = model.get_decoder() if hasattr(model, "get_decoder") else getattr(model, "base_model", None)
-    if body is None or body is model:
-        yield shortened
-        return
-    handle = body.register_forward_hook(shorten)
-    try:
-        yield shortened
-    finally:
-        handle.remove()
 
 
 def _arrange(sizes: list[int], rows: int | None) -> tuple[np.ndarray, np.ndarray, int, int]:
@@ -366,7 +208,7 @@ def _arrange(sizes: list[int], rows: int | None) -> tuple[np.ndarray, np.ndarray
     if rows is not None:
         counts = {rows}
     else:
-        most = math.ceil(total / max(longest, _SHORTEST_ROW))
+        most = math.ceil(total / max(longest, SHORTEST_ROW))
         counts = {max(1, round(most * share)) for share in (1, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.35)}
     order = sorted(range(len(sizes)), key=lambda i: (-sizes[i], i))
     best: tuple[float, list[int], list[int], int, int] | None = None
@@ -398,7 +240,6 @@ def _batch(
     tokens: np.ndarray,
     positions: np.ndarray,
     mask: np.ndarray,
-    fed: int,
 ) -> PackedBatch:
     asked = np.array([len(x.logit_at) for x in laid])
     branches = np.array([len(x.end_row) for x in laid])
@@ -421,7 +262,6 @@ def _batch(
         target_instance=np.where(branch < 0, -1, branch + np.repeat(first_branch, targets)),
         target_group=np.repeat(np.arange(len(laid)), targets),
         instance_group=np.repeat(np.arange(len(laid)), branches),
-        fed=fed,
         predicted=float(weight.sum()),
     )
 
@@ -433,28 +273,3 @@ def instance_losses(losses: np.ndarray, batch: PackedBatch) -> np.ndarray:
     shared = np.bincount(batch.target_group[~own], losses[~own], minlength=groups)
     alone = np.bincount(batch.target_instance[own], losses[own], minlength=instances)
     return alone + shared[batch.instance_group]
-
-
-def _ends(model: nn.Module, batch: PackedBatch) -> tuple[Tensor, np.ndarray]:
-    logits, hidden = evaluate(model, batch, hidden=True)
-    states = torch.stack([h.flatten(0, 1)[batch.ends.to(h.device)].float().cpu() for h in hidden])
-    losses = token_losses(logits, batch).double().cpu().numpy()
-    return states, instance_losses(losses, batch)
-
-
-def _longest_branch(group: Group) -> int:
-    return max(range(len(group.branches)), key=lambda b: len(group.fed(b)))
-
-
-def _sample(groups: Sequence[Group]) -> list[Group]:
-    """The group with most tokens, the one with the longest text, and a few that fit beside them: whatever depends on
-    the distance between stem and branch, on the length of the text or on the neighbours in the row shows in these."""
-    order = sorted(range(len(groups)), key=lambda i: (-groups[i].size, i))
-    first = list(dict.fromkeys([order[0], max(range(len(groups)), key=lambda i: groups[i].longest)]))
-    room = max(groups[order[0]].size, _SHORTEST_ROW)
-    chosen = [groups[i] for i in first]
-    for i in order[1:]:
-        if i not in first and groups[i].size <= room and len(chosen) < 8:
-            chosen.append(groups[i])
-            room -= groups[i].size
-    return chosen

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from nucleate.model.batches import batch_budget, deal, layers_of, share_prefixes
-from nucleate.model.prefix_tree import Group, PackedBatch, at_rest, evaluate, pack, plain, position_limit, where_it_runs
+from nucleate.model.packed_pass import at_rest, evaluate, position_limit, where_it_runs
+from nucleate.model.prefix_tree import Group, PackedBatch, pack, plain
 from nucleate.model.texts import Chat, HasPrompts, Prompt, prompts_of
 from nucleate.progress import Progress, silent
 from nucleate.refusal import Refused
@@ -84,7 +85,8 @@ def read_prompts_states(
     if unknown in [getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "cls", "sep")]:
         unknown = None  # it says something else
     distinct = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
-    owners = _Owners(np.array([distinct[prompt] for prompt in prompts]))
+    prompt_of = np.array([distinct[prompt] for prompt in prompts])
+    owners = np.split(np.argsort(prompt_of, kind="stable"), np.cumsum(np.bincount(prompt_of))[:-1])  # by prompt
     readings = _Readings(layers, prompts, [instances[i].task for i in kept], spill, speaks)
     budget, note = tokens_per_batch or batch_budget(network, any(layers.values())), None
     if speaks:
@@ -95,7 +97,7 @@ def read_prompts_states(
     with at_rest(network):
         for batch in batches:
             progress("reading the prompts", done / len(distinct))
-            readings.enter(batch, *owners.of(batch.numbers))
+            readings.enter(batch, [owners[number] for number in batch.numbers])
             done += len(batch.numbers)
     progress("reading the prompts", 1.0)
     return PromptReading(
@@ -169,19 +171,6 @@ def _read_whole(model: nn.Module, prompts: Sequence[Prompt], *, pad: int, budget
         yield _Batch(rows, out.hidden_states, places + np.arange(len(rows)) * longest, None, np.empty(0))
 
 
-class _Owners:
-    """Which instances have each of the distinct prompts."""
-
-    def __init__(self, prompt_of: np.ndarray) -> None:
-        self._order = np.argsort(prompt_of, kind="stable")
-        self._first = np.searchsorted(prompt_of[self._order], np.arange(prompt_of.max() + 2))
-
-    def of(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(owner,) the instances of these prompts, and for each the place of its prompt in `numbers`."""
-        own = [self._order[self._first[n] : self._first[n + 1]] for n in numbers]
-        return np.concatenate(own), np.repeat(np.arange(len(numbers)), [len(x) for x in own])
-
-
 class _Readings:
     """Takes batch after batch and keeps what was asked for, instance by instance."""
 
@@ -202,7 +191,9 @@ class _Readings:
             allowed[task] |= set(prompt.answer[:1])
         self._allowed = {task: sorted(tokens) for task, tokens in allowed.items()}
 
-    def enter(self, batch: _Batch, owners: np.ndarray, rows: np.ndarray) -> None:
+    def enter(self, batch: _Batch, owners_of: Sequence[np.ndarray]) -> None:
+        """`owners_of` holds the instances of each row's prompt."""
+        owners, rows = np.concatenate(owners_of), np.repeat(np.arange(len(owners_of)), [len(x) for x in owners_of])
         for read, flat in zip(self._layers, batch.places, strict=True):
             for number, layer in enumerate(self._layers[read]):
                 hidden = batch.hidden[layer]

@@ -19,17 +19,8 @@ from transformers import PreTrainedTokenizerBase
 
 from nucleate.data.dataset import Dataset
 from nucleate.model.batches import batch_budget, deal, group_rows, layers_of
-from nucleate.model.prefix_tree import (
-    Group,
-    at_rest,
-    check_positions,
-    evaluate,
-    instance_losses,
-    pack,
-    plain,
-    token_losses,
-    where_it_runs,
-)
+from nucleate.model.packed_pass import at_rest, check_positions, evaluate, token_losses, where_it_runs
+from nucleate.model.prefix_tree import Group, instance_losses, pack, plain
 from nucleate.model.prompts import best_of, read_prompts_states
 from nucleate.model.texts import HasPrompts, tokenise
 from nucleate.refusal import Refused
@@ -54,7 +45,6 @@ def read_groups(
     layers: Sequence[int] | None = None,
     candidates: Sequence[Sequence[int]] | None = None,
     tokens_per_batch: int | None = None,
-    packed: bool = True,
 ) -> Reading:
     """States, predictions and losses of all instances, without dropout and without gradients.
 
@@ -71,7 +61,7 @@ def read_groups(
         raise ValueError(f"candidates need one non-empty list for each of the {count} instances")
     chosen = layers_of(model, layers)
     budget = tokens_per_batch or batch_budget(model, bool(chosen))
-    dealt = deal(model, groups, budget=budget, packed=packed)
+    dealt = deal(model, groups, budget=budget)
     if dealt.note:
         warn(dealt.note, stacklevel=2)
 

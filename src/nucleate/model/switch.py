@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nucleate.model.prefix_tree import Group, check_positions, evaluate, pack, packing_is_exact, plain, where_it_runs
+from nucleate.model.packed_pass import check_positions, evaluate, packing_is_exact, where_it_runs
+from nucleate.model.prefix_tree import Group, pack, plain
 from nucleate.model.training import cosine, make_optimizer, order
 from nucleate.refusal import Refused, nearest
 

@@ -113,24 +113,21 @@ def tokenise(
     tokenizer: Any,
     pairs: Sequence[tuple[str, str]],
     *,
-    read: str = "input",
     template: str = "{instruction} {input}",
     answers: Sequence[str] | None = None,
 ) -> list[tuple[tuple[int, ...], int]]:
-    """The tokens of each prompt (and its answer), tokenised as one text, and the place of the token that is read."""
-    check_read(read)
+    """The tokens of each prompt (and its answer), tokenised as one text, and the place of its input's last token."""
     check_offsets(tokenizer)
-    texts = [fill(template, {"instruction": instruction, "input": given}, [read]) for instruction, given in pairs]
+    texts = [fill(template, {"instruction": instruction, "input": given}, ["input"]) for instruction, given in pairs]
     encoded = encode(tokenizer, [t.text + (answers[n] if answers is not None else "") for n, t in enumerate(texts)])
     rows = []
     for number, (text, (ids, offsets)) in enumerate(zip(texts, encoded, strict=True)):
-        part = READS[read]
-        first, end = text.spans[part]
+        first, end = text.spans["input"]
         if first == end:
-            raise Refused(f"prompt {number}: its {part} is empty: fill it or leave it out")
+            raise Refused(f"prompt {number}: its input is empty: fill it or leave it out")
         place = last_token(offsets, (first, end))
         if place is None:
-            raise Refused(f"prompt {number}: its {part} {text.text[first:end]!r} has no token: leave it out")
+            raise Refused(f"prompt {number}: its input {text.text[first:end]!r} has no token: leave it out")
         rows.append((tuple(ids[: _end(offsets)]), place))
     return rows
 

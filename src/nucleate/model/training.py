@@ -20,17 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nucleate.files import write_whole
-from nucleate.model.prefix_tree import (
-    Group,
-    PackedBatch,
-    batch_loss,
-    check_positions,
-    pack,
-    packing_is_exact,
-    plain,
-    text_config,
-    where_it_runs,
-)
+from nucleate.model.packed_pass import batch_loss, check_positions, packing_is_exact, text_config, where_it_runs
+from nucleate.model.prefix_tree import Group, PackedBatch, pack, plain
 from nucleate.model.tree_gpt2 import Dropout, fits, lay, quick_products, tree_loss
 from nucleate.refusal import Refused
 from nucleate.streams import stream
@@ -60,14 +51,12 @@ def train(
     packing: str = "tree",
     seed: int,
     dtype: str = "float32",
-    on_step: Callable[[int], None] | None = None,
 ) -> Iterator[Epoch]:
     """Train from `first_epoch` to `epochs`, yielding after each; between epochs the caller may measure, save, or stop.
 
     `groups` holds the training instances by instruction. The learning rate falls along a cosine to 0 over all steps
     of all `epochs`, as a function of the step alone. `dtype="bfloat16"` computes in bfloat16 and keeps weights in
-    float32. `on_step` hears the number of optimiser steps taken since epoch 1. A loss or gradient that is not finite
-    stops the run."""
+    float32. A loss or gradient that is not finite stops the run."""
     if packing not in PACKINGS:
         raise Refused(f"training.packing {packing!r} is unknown: take one of {', '.join(PACKINGS)}")
     if dtype not in ("float32", "bfloat16"):
@@ -120,8 +109,6 @@ def train(
                     predicted += counted
                     step += 1
                     seconds += time.perf_counter() - began
-                    if on_step is not None:
-                        on_step(step)
                 began = time.perf_counter()
                 _stop_if_diverged(total + health, epoch, step)  # waits for the device
                 seconds += time.perf_counter() - began

@@ -3,7 +3,7 @@
 The tokens of a batch lie end to end without rows, masks or padding; attention visits only the tokens that a token sees;
 dropout is drawn with 16 random bits an element instead of a number each. The weights stay those of the ordinary
 network, which is the oracle of this file in the tests. Runs on a CPU; elsewhere, and for other families, training goes
-through the network's own code (`prefix_tree.batch_loss`).
+through the network's own code (`packed_pass.batch_loss`).
 """
 
 import math
@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from transformers import GPT2LMHeadModel
 
 from nucleate.compiled import REORDERED, compiled
-from nucleate.model.prefix_tree import Group, at_rest, batch_loss, plain
+from nucleate.model.packed_pass import at_rest, batch_loss
+from nucleate.model.prefix_tree import Group, plain
 
 # oneDNN prepares its code anew for every shape and keeps a thousand: the number of tokens is rounded up to this.
 _MULTIPLE = 4
@@ -96,7 +97,7 @@ def lay(groups: Sequence[Group]) -> Trees:
 def tree_loss(
     model: Any, trees: Trees, *, dropout: Dropout | None = None, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """`prefix_tree.batch_loss` of the same groups. With `dtype=torch.bfloat16` the products with weights are computed
+    """`packed_pass.batch_loss` of the same groups. With `dtype=torch.bfloat16` the products with weights are computed
     in bfloat16, sums, norms and attention in float32."""
     body, heads, width, depth = model.transformer, model.config.n_head, model.config.n_embd, model.config.n_layer
     count = len(trees.tokens)

@@ -22,7 +22,8 @@ from nucleate.data.synthetic import generate
 from nucleate.devices import device_for
 from nucleate.files import write_whole
 from nucleate.measures.baselines import MOST_FEATURES
-from nucleate.measures.survey import Labelling, Row, Survey
+from nucleate.measures.labelling import Labelling
+from nucleate.measures.survey import Row, Survey
 from nucleate.measures.tsne import tsne
 from nucleate.memory import memory_of
 from nucleate.model.networks import save_network

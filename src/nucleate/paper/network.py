@@ -13,7 +13,7 @@ from nucleate.refusal import Refused
 
 
 def make_network(
-    config: Config, dataset: Dataset, *, device: str, words: Sequence[str] = (), seed: int | None = None
+    config: Config, dataset: Dataset, *, device: str, words: Sequence[str] = ()
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """A fresh network for the symbols of a dataset and further `words`; equal seeds give equal weights."""
     tokenizer = word_tokenizer([*dataset.vocabulary["instruction"], *dataset.vocabulary["task"], *words])
@@ -21,7 +21,7 @@ def make_network(
         vocabulary=len(tokenizer),
         positions=_positions(dataset),
         pad=int(tokenizer.pad_token_id),
-        seed=config.seed if seed is None else seed,
+        seed=config.seed,
         **asdict(config.model),
     )
     torch.nn.Module.to(model, device)

@@ -10,7 +10,6 @@ with fine-tuning tasks that the pre-training has not seen.
 """
 
 import math
-import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,15 +19,15 @@ from typing import Any, Self
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from nucleate.config import Config, MeasureSettings, TrainingSettings
-from nucleate.data.dataset import Dataset, Instance
+from nucleate.data.dataset import Dataset
 from nucleate.data.synthetic import generate
 from nucleate.devices import device_for
-from nucleate.measures.survey import Labelling
+from nucleate.measures.labelling import Labelling
 from nucleate.model.networks import load_network, save_network
-from nucleate.model.prefix_tree import Group
 from nucleate.model.states import read_groups
 from nucleate.paper.answers import answer_rows, curve_rows, score_in
 from nucleate.paper.instances import MEASURED, Members, candidates_of, of_splits, places_of
+from nucleate.paper.naming import TASK_TOKEN, halves, instructions_alone, name_of, named
 from nucleate.paper.network import check_network, make_network
 from nucleate.paper.surveys import labels_of, surface_rows, survey_of
 from nucleate.paper.trainings import (
@@ -50,7 +49,6 @@ from nucleate.streams import stream
 
 ARMS = ("none", "instruction", "task_id", "longer")
 PRETRAINED = ("instruction", "task_id")
-TASK_TOKEN = "<task>"  # after it, the next token names the task
 _FEWEST = 4  # instructions of a split that t-SNE can lay out
 
 
@@ -94,7 +92,7 @@ class _Pretraining:
 
     def network(self) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
         """Fresh, the same weights each time; its vocabulary has the special token and a name for every task."""
-        words = [TASK_TOKEN, *(_name(task) for task in sorted(self.dataset.mappings))]
+        words = [TASK_TOKEN, *(name_of(task) for task in sorted(self.dataset.mappings))]
         return make_network(self.config, self.dataset, device=self.device, words=words)
 
     @cached_property
@@ -197,14 +195,14 @@ def _stages(study: _Pretraining) -> Iterator[_Stage]:
     config, whole = study.config, study.dataset
     sides = {"": (whole, whole)}
     if config.pretrain.unseen == "yes":
-        sides["_unseen"] = _halves(whole, seed=config.seed)
-    forms: dict[str, Callable[..., Members]] = {"instruction": _instructions, "task_id": Members.of}
+        sides["_unseen"] = halves(whole, seed=config.seed)
+    forms: dict[str, Callable[..., Members]] = {"instruction": instructions_alone, "task_id": Members.of}
     first = replace(config.training, epochs=config.pretrain.epochs)
     epochs = max(1, round(config.training.epochs * config.pretrain.finetuning))
     for ending, (before, after) in sides.items():
-        named = _named(before)
+        naming = named(before)
         earlier = [
-            _Stage(study, arm + ending, "pretraining", _TaughtForm.of(study, named, form), first)
+            _Stage(study, arm + ending, "pretraining", _TaughtForm.of(study, naming, form), first)
             for arm, form in forms.items()
         ]
         lesson = _TaughtForm.of(study, after, Members.of)
@@ -323,65 +321,6 @@ def _end(stage: _Stage, model: PreTrainedModel, record: TrainingRecord) -> None:
     )
     run.write_part(stage.parts[-1], [stage.row(row, None) for row in rows])
     stage.state_file.unlink(missing_ok=True)
-
-
-# --- instructions ----------------------------------------------------------------------------------------------------
-
-
-def _name(task: str) -> str:
-    """The word that stands for a task."""
-    return f"<{task}>"
-
-
-def _named(dataset: Dataset) -> Dataset:
-    """Every instruction once, the special token as its input and the name of its task as its output."""
-    first: dict[str, Instance] = {}
-    for one in dataset.instances:
-        first.setdefault(one.instruction, one)
-    instruction_of = {one.instance: one.instruction for one in dataset.instances}
-    instances = [
-        replace(
-            one,
-            input=TASK_TOKEN,
-            output=_name(one.task),
-            mapping=None,
-            origin=None if one.origin is None else first[instruction_of[one.origin]].instance,
-        )
-        for one in first.values()
-    ]
-    mappings = {task: {TASK_TOKEN: _name(task)} for task in dataset.mappings}
-    return replace(dataset, instances=tuple(instances), mappings=mappings)
-
-
-def _instructions(tokenizer: PreTrainedTokenizerFast, instances: Sequence[Instance]) -> Members:
-    """Instructions alone, each a group of its own so that a step holds the same ones as in the other pre-training."""
-    rows = tokenizer([one.instruction for one in instances])["input_ids"]
-    return Members([Group(tuple(row[:-1]), (tuple(row[-1:]),)) for row in rows], tuple(instances))
-
-
-def _halves(dataset: Dataset, *, seed: int) -> tuple[Dataset, Dataset]:
-    """Two halves of the tasks: for pre-training, and for fine-tuning. Those in validation are halved for themselves,
-    and so are those with hard examples, which stay with their originals."""
-    task_of = {one.instance: one.task for one in dataset.instances}
-    root = {one.task: task_of[one.origin] for one in dataset.instances if one.origin is not None}
-    validated = {one.task for one in dataset.select("validation")}
-    kinds: dict[tuple[bool, bool], list[str]] = {}
-    for task in sorted({one.task for one in dataset.instances} - set(root)):
-        kinds.setdefault((task in validated, task in root.values()), []).append(task)
-    rng = random.Random(stream(seed, "halves"))
-    dealt = [task for _, tasks in sorted(kinds.items()) for task in rng.sample(tasks, len(tasks))]
-    first = set(dealt[1::2])
-
-    def is_first(task: str) -> bool:
-        return root.get(task, task) in first
-
-    return _only(dataset, is_first), _only(dataset, lambda task: not is_first(task))
-
-
-def _only(dataset: Dataset, wanted: Callable[[str], bool]) -> Dataset:
-    instances = tuple(one for one in dataset.instances if wanted(one.task))
-    mappings = {task: pairs for task, pairs in dataset.mappings.items() if wanted(task)}
-    return replace(dataset, instances=instances, mappings=mappings)
 
 
 # --- at the door, and how long ----------------------------------------------------------------------------------------

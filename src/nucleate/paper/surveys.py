@@ -7,8 +7,9 @@ import numpy as np
 from nucleate.config import Config, MeasureSettings
 from nucleate.data.dataset import Instance
 from nucleate.measures.baselines import surface_features
+from nucleate.measures.labelling import Cohort, Labelling, labelling_of
 from nucleate.measures.neighbours import Labels
-from nucleate.measures.survey import Cohort, Effort, Labelling, Row, Survey, labelling_of, survey
+from nucleate.measures.survey import Effort, Row, Survey, survey
 from nucleate.paper.instances import MEASURED, in_split, places_of
 from nucleate.threads import thread_count
 
@@ -16,7 +17,7 @@ LABELS = ("instruction", "input", "output", "task", "distribution", "mapping")
 
 
 def labels_of(config: Config, members: Sequence[Instance], known: Sequence[str] = LABELS) -> Labelling:
-    """The labels of all splits under one code record, and the controls' deals of them. What is not `known` stays out of
+    """The labels of all splits under one code book, and the controls' deals of them. What is not `known` stays out of
     every measure."""
     (labels,) = Labels.coded({name: [getattr(i, name) for i in members] for name in known if name != "mapping"})
     mapping = np.full(len(members), -1)

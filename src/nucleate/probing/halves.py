@@ -13,9 +13,9 @@ from typing import Self
 
 import numpy as np
 
+from nucleate.measures.labelling import Cohort, Labelling, labelling_of
 from nucleate.measures.neighbours import Labels
 from nucleate.measures.shares import TaskDeals
-from nucleate.measures.survey import Cohort, Labelling, labelling_of
 
 AGAINST = "against"  # the name of a side's other half among its states
 

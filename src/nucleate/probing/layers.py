@@ -14,8 +14,9 @@ import polars as pl
 
 from nucleate.intervals import Interval
 from nucleate.measures.clustering import KMeansJob, kmeans_many
+from nucleate.measures.labelling import Labelling
 from nucleate.measures.neighbours import Labels
-from nucleate.measures.survey import Effort, Labelling, Survey, survey
+from nucleate.measures.survey import Effort, Survey, survey
 from nucleate.probing.halves import Side, deciding_search, some_units
 from nucleate.probing.separation import (
     best_cluster_f1,

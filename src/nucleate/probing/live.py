@@ -20,7 +20,7 @@ from nucleate.data.prompts import read_prompts
 from nucleate.data.sources import Source
 from nucleate.files import write_whole
 from nucleate.long_table import best_layer_of, deciding_measure, main_read, value_of
-from nucleate.model.prefix_tree import where_it_runs
+from nucleate.model.packed_pass import where_it_runs
 from nucleate.model.subjects import Subject
 from nucleate.probing.findings import separate_at_best
 from nucleate.probing.one_model import join, note_seconds, part_of, probe_one, surface_of
