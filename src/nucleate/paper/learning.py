@@ -310,8 +310,8 @@ def _announcement(study: _Learning) -> str:
     moments = sum(_is_measured(config, epoch) for epoch in range(config.training.epochs + 1))
     return (
         f"{config.size}: {millions:.3g} million parameters, {config.training.epochs} epochs of {study.steps} steps, "
-        f"states measured at {moments} of them; at most about {_memory_needed(study) / 2**30:.1f} GiB of memory, "
-        f"{_bytes_needed(study) / 2**20:,.0f} MiB in {study.run.folder}"
+        f"states measured at {moments} of them; at most about {_memory_needed(study) / 2**30:.1f} GiB of memory and "
+        f"about {_bytes_needed(study) / 2**20:,.0f} MiB in {study.run.folder}"
     )
 
 
