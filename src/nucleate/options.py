@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from nucleate.config import SIZES, Config, configure
+from nucleate.config import FAST, SIZES, Config, configure
 from nucleate.refusal import Refused, nearest
 
 _SIZES = [size for size in SIZES if size != "micro"]  # micro is for tests: whole, fast, and nothing is learnt
@@ -47,6 +47,9 @@ def add_settings(parser: argparse.ArgumentParser, *, network: bool = True) -> No
             "--device", choices=("auto", "cpu", "cuda"), help="where to compute (default: cuda if there is one)"
         )
         parser.add_argument("--dtype", help="float32 or bfloat16 (default: float32)")
+        parser.add_argument(
+            "--fast", action="store_true", help="the packed law of batches: an epoch costs less and teaches less"
+        )
     parser.add_argument(
         "--set", action="append", default=[], metavar="section.key=value", help="any setting; see nucleate settings"
     )
@@ -150,6 +153,10 @@ def config_of(asked: argparse.Namespace) -> Config:
     changes = dict(map(key_and_value, asked.set))
     given = vars(asked)
     changes |= {key: str(given[option]) for option, key in SHORT.items() if given.get(option) is not None}
+    if given.get("fast"):
+        key, law = FAST
+        if changes.setdefault(key, law) != law:
+            raise Refused(f"--fast asks for {key}={law}, --set for {key}={changes[key]}: leave one of them out")
     top = {name: given.get(name) for name in ("seed", "device", "dtype")}
     return configure(asked.size or "tiny", changes=changes, **top)
 

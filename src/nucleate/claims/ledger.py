@@ -144,7 +144,8 @@ One row per claim of the paper and group of runs that differ in nothing but thei
 seeds (0 to 4), all beyond the threshold and beyond every control, and the 95 % t-intervals of the quantity and of the
 paired difference (per seed: the quantity minus the highest control) beyond too. **Fails**: at least five, all on the
 wrong side of the threshold, or none beyond its highest control. **Undecided**: anything else. Quantities and thresholds
-were fixed before the judged runs. *Exploratory* rows are shown and never judged.
+were fixed before the judged runs. *Exploratory* rows are shown and never judged. Groups named `training.packing=tree`
+are runs by the packed law (`--fast`), which come after those by single rows.
 """
 
 
