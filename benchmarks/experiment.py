@@ -2,6 +2,7 @@
 
     python benchmarks/experiment.py               size small, one epoch (some five minutes, mostly the peer's)
     python benchmarks/experiment.py --epochs 5    about twenty minutes
+    python benchmarks/experiment.py --fast        ours by the packed law, as nucleate learn --fast
     python benchmarks/experiment.py --quick       size tiny, two epochs (about a minute)
 
 Ours is `learn` as the command line runs it, from data to finished run folder; the peer is the notebook that one would
@@ -33,6 +34,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, help="1, with --quick 2")
     parser.add_argument("--size", default="small", choices=("tiny", "small", "paper"))
     parser.add_argument("--quick", action="store_true", help="size tiny")
+    parser.add_argument("--fast", action="store_true", help="ours by the packed law; the peer draws rows one by one")
     parser.add_argument("--threads", type=int, default=1, help="for both sides")
     return parser.parse_args()
 
@@ -68,10 +70,14 @@ def main() -> int:
     torch.set_num_threads(OPTIONS.threads)
     size = "tiny" if OPTIONS.quick else OPTIONS.size
     epochs = OPTIONS.epochs or (2 if OPTIONS.quick else 1)
-    changes = {"training.epochs": str(epochs), "measure.dense_until": str(epochs)}
+    law = "tree" if OPTIONS.fast else "rows"
+    changes = {"training.epochs": str(epochs), "measure.dense_until": str(epochs), "training.packing": law}
     config = configure(size, changes=changes)
     run_ours(configure("micro"))  # compiles, or loads what was compiled before
-    print(f"size {size}, {epochs} epoch(s), {epochs + 1} measured moments, {OPTIONS.threads} thread(s)", flush=True)
+    print(
+        f"size {size}, ours by {law}, {epochs} epoch(s), {epochs + 1} measured moments, {OPTIONS.threads} thread(s)",
+        flush=True,
+    )
     first, rows, seconds = run_ours(config)
     print(told("ours", first, seconds), flush=True)
     peer = Peer(config)

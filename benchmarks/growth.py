@@ -224,7 +224,8 @@ def read_prompts(size: int) -> Callable[[], Any]:
 def training(width: int, prompts: int, epochs: int) -> Callable[[], Any]:
     model, groups = network(width), groups_of(prompts)
     optimizer = make_optimizer(model, learning_rate=1e-4)
-    return lambda: list(train(model, optimizer, groups, epochs=epochs, batch=65, learning_rate=1e-4, seed=0))
+    settings = {"batch": 65, "learning_rate": 1e-4, "packing": "tree", "seed": 0}
+    return lambda: list(train(model, optimizer, groups, epochs=epochs, **settings))
 
 
 GROWTHS = (

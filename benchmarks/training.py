@@ -322,6 +322,7 @@ def ours_by_epoch(
         batch=settings.batch,
         learning_rate=settings.learning_rate,
         max_gradient_norm=settings.max_gradient_norm,
+        packing="tree",
         seed=SEED,
     ):
         yield epoch.number, epoch.seconds

@@ -44,7 +44,7 @@ def build(
         f'verb = "learn"\nsize = "small"\nseed = {seed}\ndevice = "cpu"\ndtype = "float32"\n\n'
         '[data]\ntasks = 50\nsubset = "narrow"\n\n'
         f"[model]\nwidth = {width}\nlayers = {layers}\nheads = 8\n\n"
-        f'[training]\nepochs = {epochs}\nbatch = 65\nlearning_rate = 1e-4\npacking = "tree"\n\n'
+        f'[training]\nepochs = {epochs}\nbatch = 65\nlearning_rate = 1e-4\npacking = "rows"\n\n'
         "[measure]\nperplexity = 10.0\n",
         encoding="utf-8",
     )

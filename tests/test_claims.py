@@ -167,24 +167,24 @@ def test_a_size_that_the_claim_is_not_about_is_not_judged(tmp_path):
 
 def test_sizes_and_settings_are_judged_apart(tmp_path):
     given = runs(tmp_path / "a", "learn", [True] * 5) + runs(tmp_path / "b", "learn", [False] * 5, size="small")
-    given += runs(tmp_path / "c", "learn", [False] * 5, settings='device = "cuda"\n[training]\npacking = "rows"\n')
+    given += runs(tmp_path / "c", "learn", [False] * 5, settings='device = "cuda"\n[training]\npacking = "tree"\n')
     found = judge(given, [BY_ID["C1"]])
     assert [(one.size, one.verdict) for one in found] == [
-        ("narrow, training.packing=rows", "fails"),  # the law of evidence comes first
-        ("narrow", "holds"),
+        ("narrow", "holds"),  # the law of evidence comes first
+        ("narrow, training.packing=tree", "fails"),
         ("small", "fails"),
     ]
     given += runs(tmp_path / "d", "learn", [True] * 5, settings="[training]\nbatch = 13\n")
     assert judge(given[::-1], [BY_ID["C1"]]) == judge(given, [BY_ID["C1"]])
     assert (
-        found[1].command
+        found[0].command
         == "nucleate sweep learn --size narrow --seed 0..4 --out DIR && nucleate claims DIR/seed*/ --out DIR"
     )
-    assert "--set training.packing=rows --seed 0..4" in found[0].command
+    assert "--size narrow --fast --seed 0..4" in found[1].command and "packing" not in found[1].command
 
 
 def test_a_usual_setting_or_one_that_no_number_depends_on_makes_no_group_of_its_own(tmp_path):
-    usual = '[training]\npacking = "tree"\nepochs = 500\n[measure]\ndisplay_iterations = 7\n'
+    usual = '[training]\npacking = "rows"\nepochs = 500\n[measure]\ndisplay_iterations = 7\n'
     given = runs(tmp_path / "a", "learn", [True] * 3)
     given += runs(tmp_path / "b", "learn", [True] * 2, first=3, settings=usual)
     (found,) = judge(given, [BY_ID["C1"]])
@@ -208,7 +208,7 @@ def test_claims_without_a_run_are_listed_as_not_run(worlds):
     missing = not_run([])
     assert [claim.id for claim in missing] == [claim.id for claim in CLAIMS]
     for claim in missing:
-        assert ("--set training.packing=rows" in claim.command) == ("sweep learn" in claim.command)
+        assert ("--fast" in claim.command) == ("sweep pretrain" in claim.command or "sweep align" in claim.command)
 
 
 def test_a_run_without_the_rows_gives_no_point_and_no_verdict(tmp_path):

@@ -13,6 +13,7 @@ import pytest
 from nucleate.cli import main
 from nucleate.data.prompts import NAMES
 from nucleate.probing.settings import ProbeSettings
+from nucleate.runs import load_run
 from nucleate.settings import fields_of
 
 
@@ -62,6 +63,20 @@ def test_settings_show_every_key_with_its_meaning(capsys):
     assert "hidden dimension" in printed
 
 
+def test_fast_asks_for_the_packed_law_which_is_said_and_marked_on_the_page(micro_run, tmp_path, capsys, monkeypatch):
+    assert main(["settings", "--size", "micro", "--fast", "--set", "training.packing=tree"]) == 0
+    assert "training.packing                 tree" in capsys.readouterr().out
+    short = ["learn", "--size", "micro", "--epochs", "1", "--set", "measure.repeats=1"]
+    assert main([*short, "--fast", "--out", str(tmp_path / "fast")]) == 0
+    assert "packed law (--fast)" in capsys.readouterr().err
+    monkeypatch.setattr("nucleate.cli._redraw", lambda folders: None)
+    assert main([*short, "--out", str(tmp_path / "rows")]) == 0
+    assert "packed law" not in capsys.readouterr().err
+    assert load_run(tmp_path / "fast").is_packed and not load_run(tmp_path / "rows").is_packed
+    assert "packed law (--fast)" in (tmp_path / "fast" / "page.html").read_text()
+    assert "packed law" not in (micro_run / "page.html").read_text()
+
+
 def test_resume_on_a_finished_run_changes_nothing_and_says_so(micro_run, capsys):
     before = contents(micro_run)
     assert main(["learn", "--size", "micro", "--seed", "3", "--out", str(micro_run), "--resume"]) == 0
@@ -83,6 +98,10 @@ def test_resume_on_a_finished_run_changes_nothing_and_says_so(micro_run, capsys)
         (["learn", "--size", "micro", "--set", "data.mappings=99", "--out", "{tmp}/x"], "data.task_symbols"),
         (["learn", "--size", "micro", "--set", "measure.perplexity=30", "--out", "{tmp}/x"], "perplexity=30"),
         (["learn", "--size", "micro", "--device", "cuda", "--out", "{tmp}/x"], "no GPU"),
+        (["learn", "--fast", "--set", "training.packing=rows", "--out", "{tmp}/x"], "training.packing=tree"),
+        (["sweep", "align", "--fast", "--set", "training.packing=tree,rows", "--out", "{tmp}/x"], "leave one of them"),
+        (["align", "--fast", "--model", "m", "--data", "d", "--out", "{tmp}/x"], "--fast belongs to the paper's own"),
+        (["data", "--fast", "--out", "{tmp}/x"], "--fast is unknown"),
         (["learn", "--size", "micro", "--out", "{tmp}/full"], "not a run folder"),
         (["data", "--size", "micro", "--out", "{tmp}/full"], "--overwrite"),
         (["data", "--size", "micro", "--width", "32", "--out", "{tmp}/x"], "--width is unknown"),

@@ -20,6 +20,12 @@ def test_the_last_four_sizes_differ_only_in_width_and_epochs():
     assert SIZES["narrow"]().data == SIZES["large"]().data
 
 
+def test_every_size_is_trained_by_the_law_of_single_rows():
+    assert {size().training.packing for size in SIZES.values()} == {"rows"}
+    assert not any(size().training.is_packed for size in SIZES.values())
+    assert configure("small", changes={"training.packing": "tree"}).training.is_packed
+
+
 def test_a_changed_width_brings_its_feed_forward_width_along_unless_that_is_given():
     assert configure("paper", changes={"model.width": "32"}).model.feed_forward == 64
     assert configure("small", changes={"model.width": "768"}).model.feed_forward == 1024

@@ -351,6 +351,16 @@ def test_what_cannot_be_swept_is_refused_in_one_line_with_nothing_on_disk(argume
     assert not (tmp_path / "new").exists()
 
 
+def test_fast_is_passed_on_to_every_run_and_said_once(tmp_path, monkeypatch, capsys):
+    planned = []
+    monkeypatch.setattr("nucleate.engines.sweep.sweep", lambda runs, *_, **__: planned.extend(runs) or [])
+    for more in (["--fast"], []):
+        assert main(["sweep", "align", "--size", "micro", "--seed", "0,1", *more, "--out", str(tmp_path / "x")]) == 0
+        assert capsys.readouterr().err.count("packed law") == len(more)
+    assert ["--fast" in run.arguments for run in planned] == [True, True, False, False]
+    assert ['packing = "tree"' in run.settings for run in planned] == [True, True, False, False]
+
+
 def test_only_verbs_that_write_one_run_folder_are_swept(tmp_path, capsys):
     assert main(["sweep", "data", "--out", str(tmp_path / "new")]) == 2
     assert "'data' is unknown" in capsys.readouterr().err

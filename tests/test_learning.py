@@ -154,7 +154,7 @@ def test_every_setting_of_the_main_experiment_reaches_what_it_names(tmp_path):
     plain = table("plain")
     changed = {
         "training.batch": "6",
-        "training.packing": "rows",
+        "training.packing": "tree",
         "training.learning_rate": "1e-2",
         "training.weight_decay": "0.9",
         "training.max_gradient_norm": "0.01",

@@ -252,11 +252,12 @@ def test_two_series_of_one_size_have_names_that_say_what_sets_them_apart(seeds):
     runs = [load_run(seeds / "align" / f"seed{seed}") for seed in (0, 1)]
     others = [load_run(run.folder) for run in runs]
     for other in others:
-        other.config["training"] = {**other.config["training"], "packing": "rows"}
-    tree, rows = series_of([runs[0], *others, runs[1]])
+        other.config["training"] = {**other.config["training"], "packing": "tree"}
+    rows, tree = series_of([runs[0], *others, runs[1]])
     assert (tree.name, rows.name) == ("align-micro-packing=tree", "align-micro-packing=rows")
     assert rows.words == "size micro, packing=rows, seeds 0, 1"
     assert [series.name for series in series_of(runs)] == ["align-micro"]
+    assert [series.words for series in series_of(others)] == ["size micro, packing=tree, seeds 0, 1"]
 
 
 def test_runs_that_differ_in_more_than_their_seed_are_not_averaged(seeds, whole):

@@ -54,7 +54,7 @@ def fresh(dropout=0.1):
 
 def run(model, optimizer, epochs=4, first_epoch=1, stop=None, **settings):
     done = []
-    settings = {"batch": 6, "learning_rate": 3e-3, "seed": 1} | settings
+    settings = {"batch": 6, "learning_rate": 3e-3, "packing": "tree", "seed": 1} | settings
     for epoch in train(model, optimizer, GROUPS, epochs=epochs, first_epoch=first_epoch, **settings):
         done.append(epoch)
         if epoch.number == stop:
@@ -277,10 +277,10 @@ def test_unusable_settings_are_refused():
         with pytest.raises(Refused):
             run(*fresh(), **wrong)
     with pytest.raises(Refused, match="no instances"):
-        next(train(*fresh(), [], epochs=1, learning_rate=1e-3, seed=0))
+        next(train(*fresh(), [], epochs=1, learning_rate=1e-3, packing="rows", seed=0))
     with pytest.raises(Refused, match="8 positions"):
         long = [Group(tuple(range(2, 11)), ((3,),))]
-        next(train(*fresh(), long, epochs=1, learning_rate=1e-3, seed=0))
+        next(train(*fresh(), long, epochs=1, learning_rate=1e-3, packing="rows", seed=0))
 
 
 def test_streams_depend_on_names_and_not_on_order():

@@ -10,7 +10,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nucleate.config import describe, to_toml
+from nucleate.config import Config, describe, to_toml
 from nucleate.options import (
     REDIRECT,
     SHORT,
@@ -129,7 +129,7 @@ def _redirect(asked: argparse.Namespace) -> None:
     """The same on a ready-made model (--model)."""
     from nucleate.redirecting.redirect import budget, redirect_into
 
-    barred = next((name for name in ("size", *SHORT, "set") if getattr(asked, name)), None)
+    barred = next((name for name in ("size", *SHORT, "fast", "set") if getattr(asked, name)), None)
     if barred is not None:
         raise Refused(f"--{barred} belongs to the paper's own networks: leave it out, or leave --model out")
     if asked.data is None:
@@ -232,17 +232,22 @@ def _reproduce(asked: argparse.Namespace) -> None:
 def _sweep(asked: argparse.Namespace) -> int:
     from nucleate.engines.axes import axis, combinations
     from nucleate.engines.sweep import sweep
+    from nucleate.paper.trainings import PACKED_NOTE
     from nucleate.threads import thread_count
 
     options = {"seed": "seed", **SHORT, "dtype": "dtype"}
     axes = [axis(f"--{name}", key, text) for name, key in options.items() if (text := getattr(asked, name)) is not None]
     axes += [axis(f"--set {key}", key, text) for key, text in map(key_and_value, asked.set)]
     varying = {one.key for one in axes if len(one.values) > 1}
-    runs = []
+    runs, packed = [], False
     for name, values in combinations(axes, alone=asked.swept):
         words = [word for one, value in zip(axes, values, strict=True) for word in one.words(value)]
-        runs.append(_planned(asked, name, words, varying))
+        run, config = _planned(asked, name, words, varying)
+        runs.append(run)
+        packed |= config.training.is_packed
     with ProgressBar() as progress:
+        if packed:
+            progress(PACKED_NOTE, None)
         outcomes = sweep(
             runs,
             Path(asked.out),
@@ -263,7 +268,9 @@ def _sweep(asked: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _planned(asked: argparse.Namespace, name: str, words: Sequence[str], varying: Collection[str]) -> "Planned":
+def _planned(
+    asked: argparse.Namespace, name: str, words: Sequence[str], varying: Collection[str]
+) -> tuple["Planned", Config]:
     """One run of a sweep, parsed and configured as its verb will: what is refused there is refused here, before all."""
     from nucleate.devices import device_for
     from nucleate.engines.sweep import Planned
@@ -276,10 +283,10 @@ def _planned(asked: argparse.Namespace, name: str, words: Sequence[str], varying
     config = config_of(one)
     device_for(config.device)
     _experiments()[asked.swept].dataset_for(config)
-    own = {"verb", "run", "size", *SHORT, "seed", "device", "dtype", "set", "out", "resume", "overwrite"}
+    own = {"verb", "run", "size", *SHORT, "seed", "device", "dtype", "fast", "set", "out", "resume", "overwrite"}
     others = {f"option_{key}": str(value) for key, value in vars(one).items() if key not in own and value is not None}
     varied = {key: value for key, value, _ in describe(config) if key in varying}
-    return Planned(name, arguments, to_toml(config, verb=asked.swept, **others), varied)
+    return Planned(name, arguments, to_toml(config, verb=asked.swept, **others), varied), config
 
 
 def _report(asked: argparse.Namespace) -> None:

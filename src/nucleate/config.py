@@ -62,6 +62,9 @@ class ModelSettings:
     dropout: float = setting(0.2, "dropout, on all three places of GPT-2 (Table 5)", least=0.0)
 
 
+FAST = ("training.packing", "tree")  # the packed law of batches, which --fast asks for
+
+
 @dataclass(frozen=True)
 class TrainingSettings:
     """The optimisation (Table 5; batch size and weight decay are not in the paper)."""
@@ -69,13 +72,18 @@ class TrainingSettings:
     epochs: int = setting(200, "epochs (Table 5; 500 at width 32)", least=1)
     batch: int = setting(65, "instances of an optimiser step", least=1)
     packing: str = setting(
-        "tree",
-        "whole instructions with all their inputs, computed once (tree), or instances drawn one by one (rows)",
-        choices=("tree", "rows"),
+        "rows",
+        "instances drawn one by one (rows), or whole instructions with all their inputs, computed once (tree; --fast)",
+        choices=("rows", "tree"),
     )
     learning_rate: float = setting(1e-4, "AdamW's learning rate, annealed to zero by a cosine (Table 5)", least=0.0)
     weight_decay: float = setting(0.01, "AdamW's weight decay (torch's default)", least=0.0)
     max_gradient_norm: float = setting(1.0, "gradients are clipped to this norm (Table 5)", least=0.0)
+
+    @property
+    def is_packed(self) -> bool:
+        """By the packed law, which `--fast` asks for."""
+        return self.packing == FAST[1]
 
 
 @dataclass(frozen=True)

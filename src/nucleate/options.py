@@ -8,7 +8,7 @@ from functools import reduce
 from operator import or_
 from typing import Any, NoReturn
 
-from nucleate.config import SECTIONS, SIZES, Config, configure
+from nucleate.config import FAST, SECTIONS, SIZES, Config, configure
 from nucleate.probing.settings import ProbeSettings
 from nucleate.redirecting.settings import RedirectSettings
 from nucleate.refusal import Refused, nearest
@@ -53,6 +53,9 @@ def add_settings(parser: argparse.ArgumentParser, *, network: bool = True) -> No
             parser.add_argument(f"--{option}", metavar=option.upper(), help=f"{one.metadata['meaning']}; sets {key}")
         _add(parser, "--device", top["device"])
         _add(parser, "--dtype", top["dtype"])
+        parser.add_argument(
+            "--fast", action="store_true", help="the packed law of batches: an epoch costs less and teaches less"
+        )
     parser.add_argument(
         "--set", action="append", default=[], metavar="section.key=value", help="any setting; see nucleate settings"
     )
@@ -130,6 +133,10 @@ def config_of(asked: argparse.Namespace) -> Config:
     changes = dict(map(key_and_value, asked.set))
     given = vars(asked)
     changes |= {key: str(given[option]) for option, key in SHORT.items() if given.get(option) is not None}
+    if given.get("fast"):
+        key, law = FAST
+        if changes.setdefault(key, law) != law:
+            raise Refused(f"--fast asks for {key}={law}, --set for {key}={changes[key]}: leave one of them out")
     top = {name: given.get(name) for name in ("seed", "device", "dtype")}
     return configure(asked.size or "tiny", changes=changes, **top)
 

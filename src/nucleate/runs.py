@@ -335,6 +335,11 @@ class Run:
         return pl.read_parquet(path) if path.is_file() else None
 
     @property
+    def is_packed(self) -> bool:
+        """Was a network of our own trained by the packed law (`--fast`)?"""
+        return bool(self.config.get("training", {}).get("packing") == "tree")
+
+    @property
     def size_bytes(self) -> int:
         """Bytes of all files in the folder."""
         return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())

@@ -169,7 +169,8 @@ quantity and of the paired difference (for each seed, the quantity minus its har
 judged seeds, all on the wrong side of the threshold, or none ahead of its hardest control. **Undecided**: anything
 else. Quantities and thresholds were fixed before the judged runs; those of C5, C9, C10 and C15 were made stricter
 afterwards, which changed no verdict. *Exploratory* rows are shown and never judged. A training step holds instances
-drawn one by one (*by rows*) or whole instructions with their inputs (*packed*).
+drawn one by one (*by rows*) or whole instructions with their inputs (*packed*,
+which `--fast` asks for).
 """
 
 

@@ -72,9 +72,8 @@ class Claim:
 
 # --- the table --------------------------------------------------------------------------------------------------------
 
-# The law of batches whose runs of the main experiment are the evidence: they come first in the ledger, and what is
-# missing is asked for by it. Two of 27 verdicts are others when packed (results/packing.md).
-LAW = ("training.packing", "rows")
+# Experiments whose evidence are packed runs: what is missing of them is asked for with --fast.
+PACKED = ("pretrain", "align")
 
 _SIZES = ("narrow", "small", "paper", "large")
 _TEXT = ("surface_instruction", "surface_prompt")

@@ -13,8 +13,8 @@ from typing import Any, Literal, NamedTuple
 
 import polars as pl
 
-from nucleate.claims.table import CLAIMS, LAW, Claim, Direction, beyond, hardest
-from nucleate.config import SIZES, configure
+from nucleate.claims.table import CLAIMS, PACKED, Claim, Direction, beyond, hardest
+from nucleate.config import FAST, SIZES, configure
 from nucleate.intervals import t_interval
 from nucleate.long_table import settings_but_seed
 from nucleate.refusal import Refused
@@ -258,7 +258,6 @@ def _groups(runs: Sequence[Run]) -> list[_RunGroup]:
         groups,
         key=lambda group: (
             sizes.index(group.size) if group.size in sizes else len(sizes),
-            group.verb == "learn" and LAW not in group.changes,
             len(group.changes),
             group[:-1],  # all but the runs
         ),
@@ -287,7 +286,8 @@ def _command(group: _RunGroup, seeds: Sequence[int]) -> str:
     words = [shlex.quote(one) for one in (*group.models, group.size or "natural")] if group.verb == "probe" else []
     words += [f"--size {shlex.quote(group.size)}"] if group.size and group.verb != "probe" else []
     for key, value in group.changes:
-        words.append(f"--set {shlex.quote(f'{key}={value}')}" if "." in key else f"--{key} {shlex.quote(value)}")
+        option = f"--set {shlex.quote(f'{key}={value}')}" if "." in key else f"--{key} {shlex.quote(value)}"
+        words.append("--fast" if (key, value) == FAST else option)
     if len(seeds) == 1:
         return " ".join(["nucleate", group.verb, *words, f"--seed {seeds[0]}", "--out RUN && nucleate claims RUN"])
     if group.verb == "probe":  # which sweep does not run: a seed after another
@@ -301,6 +301,6 @@ def _command(group: _RunGroup, seeds: Sequence[int]) -> str:
 
 def _command_for(claim: Claim) -> str:
     size = (claim.only or claim.sizes or ("",))[0]
-    changes = (LAW,) if claim.experiment == "learn" else ()
+    changes = (FAST,) if claim.experiment in PACKED else ()
     group = _RunGroup(claim.experiment, size, changes, ("MODEL",) if claim.experiment == "probe" else (), ())
     return _command(group, [0] if claim.experiment == "probe" else JUDGED_SEEDS)

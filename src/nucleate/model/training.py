@@ -26,7 +26,7 @@ from nucleate.model.tree_gpt2 import Dropout, fits, lay, quick_products, tree_lo
 from nucleate.refusal import Refused
 from nucleate.streams import stream
 
-PACKINGS = ("tree", "rows")
+PACKINGS = ("rows", "tree")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def train(
     batch: int = 65,
     learning_rate: float,
     max_gradient_norm: float = 1.0,
-    packing: str = "tree",
+    packing: str,
     seed: int,
     dtype: str = "float32",
 ) -> Iterator[Epoch]:

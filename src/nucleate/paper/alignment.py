@@ -62,7 +62,7 @@ def align(
 ) -> bool:
     """Train a network and redirect it by all methods into a run folder. False where it is finished already."""
     device, dataset = device_for(config.device), dataset_for(config)
-    with run_of("align", config, dataset, device, folder, resume=resume, overwrite=overwrite) as run:
+    with run_of("align", config, dataset, device, folder, resume=resume, overwrite=overwrite, progress=progress) as run:
         if run is None:
             return False
         _align(_Alignment(config, dataset, run, device), progress)
@@ -255,6 +255,7 @@ def _attempt_directly(
         batch=pace.batch,
         learning_rate=rate,
         max_gradient_norm=pace.max_gradient_norm,
+        packing="tree",  # whole instructions, as the switch and its head are taught
         seed=pace.seed,
         dtype=config.dtype,
     )

@@ -64,7 +64,7 @@ def learn(
 ) -> bool:
     """Train and measure into a run folder. False where the run is finished already and nothing was done."""
     device, dataset = device_for(config.device), dataset_for(config)
-    with run_of("learn", config, dataset, device, folder, resume=resume, overwrite=overwrite) as run:
+    with run_of("learn", config, dataset, device, folder, resume=resume, overwrite=overwrite, progress=progress) as run:
         if run is None:
             return False
         _learn(_prepare(config, dataset, device, run), progress)

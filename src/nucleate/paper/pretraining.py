@@ -62,7 +62,9 @@ def pretrain(
 ) -> bool:
     """Pre-train, fine-tune and measure every arm into a run folder. False where it is finished already."""
     device, dataset = device_for(config.device), dataset_for(config)
-    with run_of("pretrain", config, dataset, device, folder, resume=resume, overwrite=overwrite) as run:
+    with run_of(
+        "pretrain", config, dataset, device, folder, resume=resume, overwrite=overwrite, progress=progress
+    ) as run:
         if run is None:
             return False
         _pretrain(_Pretraining(config, dataset, run, device), progress)

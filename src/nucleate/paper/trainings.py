@@ -18,17 +18,30 @@ from nucleate.config import Config, MeasureSettings, TrainingSettings, differing
 from nucleate.data.dataset import Dataset
 from nucleate.model.prefix_tree import Group
 from nucleate.model.training import Epoch, load_state, make_optimizer, order, save_state, train, weights
+from nucleate.progress import Progress
 from nucleate.runs import RunWriter, file_hash, open_run
 from nucleate.threads import thread_count
 
 SECONDS = ("train", "read", "measure", "total")
+PACKED_NOTE = (
+    "The packed law (--fast): a step holds whole instructions with all their inputs. An epoch costs less and teaches "
+    "less than by the paper's law of single rows; it is for trying things out."
+)
 _NARROW = 128  # widths up to here train as fast on one thread as on two
 _SAVING_SHARE = 0.05  # of the time may go into saving: a kill costs at most twenty times what one saving takes
 
 
 @contextmanager
 def run_of(
-    verb: str, config: Config, dataset: Dataset, device: str, folder: Path, *, resume: bool, overwrite: bool
+    verb: str,
+    config: Config,
+    dataset: Dataset,
+    device: str,
+    folder: Path,
+    *,
+    resume: bool,
+    overwrite: bool,
+    progress: Progress,
 ) -> Iterator[RunWriter | None]:
     """The run folder of a network of our own, and the threads it trains best on; None where it is finished already."""
     opening = open_run(
@@ -40,6 +53,8 @@ def run_of(
         facts={"device": device, "seeds": {"root": config.seed}, "data_hash": dataset.content_hash()},
     )
     with opening as run, _threads_for(config):
+        if run is not None and config.training.is_packed:
+            progress(PACKED_NOTE, None)
         yield run
 
 

@@ -118,6 +118,8 @@ def _section(run: Run, number: int, pictures: list[Picture]) -> Section:
     model = config.get("model", {})
     if "width" in model and "layers" in model:
         facts.append(f"width {model['width']}, {model['layers']} layers")
+    if run.is_packed:
+        facts.append("packed law (--fast)")
     status = run.state
     return Section(
         anchor=f"run-{number}",

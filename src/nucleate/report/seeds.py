@@ -16,7 +16,7 @@ class Series(NamedTuple):
     """Finished runs of one experiment, by rising seed; or one run that stands alone."""
 
     name: str  # fit for a folder: verb and size, and what sets it apart from others of these
-    words: str  # the same for a reader: `size small, packing=rows, seeds 0, 1, 2`
+    words: str  # the same for a reader: `size small, packing=tree, seeds 0, 1, 2`
     runs: tuple[Run, ...]
 
 
@@ -48,11 +48,13 @@ def series_of(runs: Sequence[Run]) -> list[Series]:
 
 
 def _apart(run: Run, others: Sequence[Run]) -> list[str]:
-    """`packing=rows`: the settings in which it differs from others of its verb and size."""
+    """`packing=tree`: the settings in which it differs from others of its verb and size, and the packed law always."""
     own = settings_but_seed(run.config)
     every = (settings_but_seed(other.config) for other in others)
     alike = [one for one in every if all(one.get(key) == own.get(key) for key in ("verb", "size"))]
-    return [f"{key.split('.')[-1]}={own[key]}" for key in own if any(other.get(key) != own[key] for other in alike)]
+    told = {key for key in own if any(other.get(key) != own[key] for other in alike)}
+    told |= {"training.packing"} if run.is_packed else set()
+    return [f"{key.split('.')[-1]}={own[key]}" for key in own if key in told]
 
 
 def spread_note(runs: Sequence[Run]) -> str | None:
