@@ -12,7 +12,7 @@ from nucleate.claims.quantities import chosen_model, smallest_relief
 from nucleate.cli import main
 from nucleate.config import configure
 from nucleate.data.synthetic import generate
-from nucleate.paper import alignment
+from nucleate.paper import alignment, methods
 from nucleate.paper.alignment import METHODS, align
 from nucleate.paper.corrections import Network
 from nucleate.paper.network import make_network
@@ -156,18 +156,18 @@ def test_the_chosen_model_is_the_best_on_validation_then_the_earliest_then_of_th
 
     def attempt(_, method, rate, config):
         for epoch, answers in enumerate(told[rate], start=1):
-            yield alignment._EpochAnswers(epoch, rate, answers, None, {})
+            yield methods.EpochAnswers(epoch, rate, answers, None, {})
 
-    monkeypatch.setattr(alignment, "_attempt", attempt)
-    chosen, curve = alignment._best(correction, "head", list(told), CONFIG)
+    monkeypatch.setattr(methods, "attempt", attempt)
+    chosen, curve = methods.best_attempt(correction, "head", list(told), CONFIG)
     assert (chosen.epoch, chosen.rate) == (3, 0.01)
     assert [answers is told[0.01][epoch - 1] for epoch, answers in curve] == [
         True
     ] * 4  # to the end, though chosen at 3
-    chosen, curve = alignment._best(correction, "head", [0.001], CONFIG)
+    chosen, curve = methods.best_attempt(correction, "head", [0.001], CONFIG)
     assert (chosen.epoch, chosen.rate) == (4, 0.001)
     told[0.001] = (half, wrong, half, half)
-    chosen, curve = alignment._best(correction, "head", [0.001], CONFIG)
+    chosen, curve = methods.best_attempt(correction, "head", [0.001], CONFIG)
     assert (chosen.epoch, chosen.rate) == (1, 0.001)
 
 
@@ -184,7 +184,7 @@ def test_scores_of_hand_placed_answers(network):
     on[sources[: len(sources) // 3]] = True
     answers[on] = correction.wished[on]
     on[kept[0]], answers[kept[0]] = True, -2
-    scores = alignment._scores(knowing, alignment._EpochAnswers(1, 0.1, answers, on, {}), "test")
+    scores = alignment._scores(knowing, methods.EpochAnswers(1, 0.1, answers, on, {}), "test")
     assert scores["source_accuracy"] == pytest.approx(1 / 3)
     assert scores["others_accuracy_before"] == 1
     assert scores["accuracy_drop"] == pytest.approx(1 / len(kept))
@@ -211,7 +211,7 @@ def test_every_setting_of_the_alignment_reaches_what_it_names(network):
     def taught(**changes):
         config = replace(CONFIG, align=replace(CONFIG.align, **changes))
         rates = alignment._rates(config)
-        outcomes = list(alignment._attempt(correction, "head", rates[0], config))
+        outcomes = list(methods.attempt(correction, "head", rates[0], config))
         return len(rates), rates[-1], len(outcomes), outcomes[0].taught["up.weight"]
 
     plain = taught()

@@ -69,7 +69,7 @@ def test_fast_asks_for_the_packed_law_which_is_said_and_marked_on_the_page(micro
     short = ["learn", "--size", "micro", "--epochs", "1", "--set", "measure.repeats=1"]
     assert main([*short, "--fast", "--out", str(tmp_path / "fast")]) == 0
     assert "packed law (--fast)" in capsys.readouterr().err
-    monkeypatch.setattr("nucleate.cli._redraw", lambda folders: None)
+    monkeypatch.setattr("nucleate.verbs._redraw", lambda folders: None)
     assert main([*short, "--out", str(tmp_path / "rows")]) == 0
     assert "packed law" not in capsys.readouterr().err
     assert load_run(tmp_path / "fast").is_packed and not load_run(tmp_path / "rows").is_packed

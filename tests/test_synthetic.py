@@ -19,7 +19,8 @@ import check_dataset
 from nucleate.config import DataSettings, configure
 from nucleate.data import synthetic
 from nucleate.data.dataset import Dataset, Instance, load_dataset
-from nucleate.data.synthetic import _deal, _deal_inputs
+from nucleate.data.roles import _deal
+from nucleate.data.synthetic import _deal_inputs
 from nucleate.data.synthetic_settings import ALPHABET
 from nucleate.refusal import Refused
 

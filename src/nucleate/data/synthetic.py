@@ -5,32 +5,21 @@ instructions per distribution, hard examples that differ in one symbol, and the 
 derives from the seed and a name. `docs/paper.md` says which of the choices are the paper's.
 """
 
-import hashlib
 import random
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from itertools import islice
 from typing import Any
 
 from nucleate.config import DataSettings, configure
 from nucleate.data.dataset import Dataset, Instance
 from nucleate.data.patterns import sample_pattern, sample_strings
-from nucleate.data.synthetic_settings import ALPHABET, IDEOGRAPHS, as_used, bounds, hard_tasks, strings_needed
+from nucleate.data.roles import Roles, deal_roles, random_stream
+from nucleate.data.synthetic_settings import ALPHABET, IDEOGRAPHS, as_used, hard_tasks, strings_needed
 from nucleate.refusal import Refused
 
 _PATTERN_ATTEMPTS = 200
-
-
-@dataclass(frozen=True)
-class _Roles:
-    """Which tasks (by number) play which part, and how many distributions each task has."""
-
-    sources: tuple[int, ...]  # of the hard examples and the subset
-    pairs: tuple[tuple[int, int], ...]  # (source, target) of the alignment data
-    validation: frozenset[int]
-    distributions: tuple[int, ...]  # of every task
 
 
 @dataclass(frozen=True)
@@ -63,7 +52,7 @@ def generate(settings: DataSettings, *, seed: int, kind: str = "main") -> Datase
     instruction_words = symbols[: settings.instruction_symbols]
     task_words = symbols[settings.instruction_symbols :][: settings.task_symbols]
 
-    roles = _deal_roles(settings, seed)
+    roles = deal_roles(settings, seed)
     functions = _sample_functions(settings, seed, roles, task_words)
     distributions = _sample_distributions(settings, seed, roles, instruction_words)
     hard = _sample_hard_instructions(settings, seed, roles, distributions, instruction_words)
@@ -82,123 +71,11 @@ def generate(settings: DataSettings, *, seed: int, kind: str = "main") -> Datase
     )
 
 
-# --- which task plays which part ----------------------------------------------------------------------------------
-
-
-def _deal_roles(settings: DataSettings, seed: int) -> _Roles:
-    """Sources, validation tasks and numbers of distributions.
-
-    Source tasks and alignment pairs are drawn uniformly. Validation tasks are drawn uniformly among the tasks that are
-    no sources of hard examples; only where there are too few of them (or the totals cannot be met) do the fewest
-    sources needed join. Alignment's sources and targets are always among them. Given those parts, the numbers of
-    distributions are uniform over all that respect the least, the most and the totals asked for.
-    """
-    everyone = range(settings.tasks)
-    sources = sorted(_stream(seed, "sources").sample(everyone, settings.subset_tasks))
-    drawn = _stream(seed, "pairs").sample(everyone, 2 * settings.pairs)
-    pairs = sorted(zip(drawn[::2], drawn[1::2], strict=True))
-
-    groups, overlap = _possible_groups(settings)
-    rng = _stream(seed, "validation")
-    always = sorted(drawn)
-    others = [task for task in everyone if task not in sources and task not in always]
-    joining = rng.sample(sources, overlap)
-    validation = [*always, *joining, *rng.sample(others, settings.validation_tasks - len(always) - overlap)]
-
-    members = (
-        sorted(joining),
-        [task for task in sources if task not in joining],
-        sorted(set(validation) - set(joining)),
-        [task for task in everyone if task not in sources and task not in validation],
-    )
-    rng = _stream(seed, "distributions")
-    sums = _draw_weighted(rng, groups)
-    counts = [0] * settings.tasks
-    for place, (of_group, total) in enumerate(zip(members, sums, strict=True)):
-        low, high = bounds(settings, source=place < 2)
-        for task, count in zip(of_group, _deal(rng, len(of_group), low, high, total), strict=True):
-            counts[task] = count
-    return _Roles(tuple(sources), tuple(pairs), frozenset(validation), tuple(counts))
-
-
-Sums = tuple[int, int, int, int]  # distributions of: sources in validation, other sources, other validation, the rest
-
-
-def _possible_groups(settings: DataSettings) -> tuple[dict[Sums, int], int]:
-    """In how many ways each split of the total over the four groups can come about; how many sources validate."""
-    sources, validation, tasks = settings.subset_tasks, settings.validation_tasks, settings.tasks
-    for overlap in range(max(0, validation + sources - tasks), min(sources, validation) + 1):
-        groups = _groups(settings, overlap, settings.total_distributions)
-        if groups:
-            return groups, overlap
-    feasible = [
-        total
-        for total in range(tasks * settings.min_distributions, tasks * settings.max_distributions + 1)
-        for overlap in range(max(0, validation + sources - tasks), min(sources, validation) + 1)
-        if _groups(settings, overlap, total)
-    ]
-    mend = f"set it to {min(feasible)}-{max(feasible)}" if feasible else "change one of the other two"
-    raise Refused(
-        f"data.total_distributions={settings.total_distributions} cannot be met with "
-        f"data.validation_distributions={settings.validation_distributions} in {validation} tasks and "
-        f"data.source_distributions={settings.source_distributions} in {sources}; {mend}"
-    )
-
-
-def _groups(settings: DataSettings, overlap: int, total: int) -> dict[Sums, int]:
-    sources, validation = settings.subset_tasks, settings.validation_tasks
-    free = settings.tasks - sources - validation + overlap
-    low, high = bounds(settings, source=False)
-    ways_source = [_ways(number, *bounds(settings, source=True)) for number in (overlap, sources - overlap)]
-    ways_validation, ways_free = _ways(validation - overlap, low, high), _ways(free, low, high)
-    broad = settings.subset == "broad"
-    found: dict[Sums, int] = {}
-    for both, ways_both in ways_source[0].items():
-        for source, ways_only in ways_source[1].items():
-            rest = settings.validation_distributions - both
-            last = total - both - source - rest
-            ways = ways_both * ways_only * ways_validation.get(rest, 0) * ways_free.get(last, 0)
-            if ways and (broad or both + source == settings.source_distributions):
-                found[both, source, rest, last] = ways
-    return found
-
-
-@cache
-def _ways(number: int, low: int, high: int) -> dict[int, int]:
-    """{sum: in how many ways `number` counts between low and high make it}."""
-    ways = {0: 1}
-    for _ in range(number):
-        longer: dict[int, int] = {}
-        for total, count in ways.items():
-            for one in range(low, high + 1):
-                longer[total + one] = longer.get(total + one, 0) + count
-        ways = longer
-    return ways
-
-
-def _deal(rng: random.Random, number: int, low: int, high: int, total: int) -> Iterator[int]:
-    """`number` counts between low and high that make the total, uniform over all such."""
-    for left in reversed(range(number)):
-        after = _ways(left, low, high)
-        count = _draw_weighted(rng, {one: after.get(total - one, 0) for one in range(low, high + 1)})
-        total -= count
-        yield count
-
-
-def _draw_weighted(rng: random.Random, weights: dict[Any, int]) -> Any:
-    """A key, exactly in proportion to its weight (the weights outgrow floats)."""
-    point = rng.randrange(sum(weights.values()))
-    for key, weight in weights.items():
-        if (point := point - weight) < 0:
-            return key
-    raise AssertionError("unreachable: the point lies below the sum of the weights")
-
-
 # --- what the tasks do --------------------------------------------------------------------------------------------
 
 
 def _sample_functions(
-    settings: DataSettings, seed: int, roles: _Roles, symbols: Sequence[str]
+    settings: DataSettings, seed: int, roles: Roles, symbols: Sequence[str]
 ) -> dict[str, dict[str, str]]:
     """{task: {input: output}}, the hard tasks last.
 
@@ -214,12 +91,12 @@ def _sample_functions(
     order = [*sorted(twins), *alone]
     demand = [2] * len(twins) + [1] * len(alone)
 
-    rng = _stream(seed, "inputs")
+    rng = random_stream(seed, "inputs")
     if settings.inputs == "shared":
         inputs = [rng.sample(symbols, settings.mappings)] * len(order)
     else:
         inputs = _deal_inputs(rng, symbols, settings.mappings, demand)
-    rng = _stream(seed, "outputs")
+    rng = random_stream(seed, "outputs")
     left = {x: rng.sample([y for y in symbols if y != x], len(symbols) - 1) for x in symbols}
     functions: dict[str, dict[str, str]] = {}
     for task, xs in zip(order, inputs, strict=True):
@@ -257,7 +134,7 @@ def _deal_inputs(rng: random.Random, symbols: Sequence[str], number: int, demand
 
 
 def _sample_distributions(
-    settings: DataSettings, seed: int, roles: _Roles, symbols: Sequence[str]
+    settings: DataSettings, seed: int, roles: Roles, symbols: Sequence[str]
 ) -> list[_Distribution]:
     """A pattern and its instructions for every distribution, in the order of the tasks.
 
@@ -272,7 +149,7 @@ def _sample_distributions(
             strings: tuple[str, ...] | None = None
             short = 0
             for attempt in range(_PATTERN_ATTEMPTS):
-                rng = _stream(seed, "pattern", name, str(attempt))
+                rng = random_stream(seed, "pattern", name, str(attempt))
                 pattern = sample_pattern(
                     rng,
                     symbols,
@@ -339,7 +216,7 @@ def _cut(strings: tuple[str, ...], train: int, further: int) -> Iterator[tuple[s
 def _sample_hard_instructions(
     settings: DataSettings,
     seed: int,
-    roles: _Roles,
+    roles: Roles,
     distributions: Sequence[_Distribution],
     symbols: Sequence[str],
 ) -> dict[str, tuple[tuple[str, str], ...]]:
@@ -357,7 +234,7 @@ def _sample_hard_instructions(
     for one in distributions:
         if one.task not in sources:
             continue
-        rng = _stream(seed, "hard", one.name)
+        rng = random_stream(seed, "hard", one.name)
         pairs = []
         for original in rng.sample(one.train, len(one.train)):
             changes = [
@@ -388,7 +265,7 @@ def _sample_hard_instructions(
 
 def _rows(
     settings: DataSettings,
-    roles: _Roles,
+    roles: Roles,
     functions: dict[str, dict[str, str]],
     distributions: Sequence[_Distribution],
     hard: dict[str, tuple[tuple[str, str], ...]],
@@ -441,9 +318,3 @@ def _task(number: int) -> str:
 
 def _hard_task(number: int) -> str:
     return f"{_task(number)}-hard"
-
-
-def _stream(seed: int, *names: str) -> random.Random:
-    """A random stream of its own for every name, whatever is drawn elsewhere."""
-    digest = hashlib.sha256("/".join([str(seed), "data", *names]).encode()).digest()
-    return random.Random(int.from_bytes(digest[:8], "big") >> 1)

@@ -5,7 +5,7 @@ answer, taught by four methods (`METHODS`) from the instances of the source task
 also see one instance of each other task. Two harder corrections follow, which the paper leaves open: one that applies
 only where a further symbol stands before the instruction, and a second correction on top of the first.
 
-`_align` is the whole story; `_attempt` is one method at one learning rate.
+`_align` is the whole story; `methods.py` has each method at one learning rate.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from transformers import PreTrainedModel
 
 from nucleate.config import Config
 from nucleate.data.dataset import Dataset
@@ -24,11 +22,10 @@ from nucleate.devices import device_for
 from nucleate.long_table import METHODS
 from nucleate.model.networks import load_network, save_network
 from nucleate.model.states import read_groups
-from nucleate.model.switch import Head, Switch, SwitchTraining, learn_head, learn_switch
-from nucleate.model.training import make_optimizer, train, weights
 from nucleate.paper.answers import answer_rows, curve_rows, score_in
 from nucleate.paper.corrections import UNSEEN, Correction, Network
 from nucleate.paper.instances import Members, of_splits
+from nucleate.paper.methods import EpochAnswers, best_attempt
 from nucleate.paper.network import check_network, make_network
 from nucleate.paper.trainings import (
     SECONDS,
@@ -44,7 +41,6 @@ from nucleate.paper.trainings import (
 from nucleate.progress import Progress, Workload, silent
 from nucleate.refusal import Refused
 from nucleate.runs import RunWriter
-from nucleate.streams import stream
 
 EXAMPLES = (1, 2, 5, 10)  # of each other task; the first is the paper's
 # What an epoch of each method takes, in times that the unseen instances take to be read; measured at size tiny.
@@ -190,136 +186,13 @@ def _is_there(run: RunWriter, part: str) -> bool:
     return (run.folder / "parts" / f"{part}.parquet").is_file()
 
 
-# --- the four methods ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _EpochAnswers:
-    """The unseen instances after one epoch of one attempt."""
-
-    epoch: int
-    rate: float
-    answers: np.ndarray  # (asked,) tokens
-    switched: np.ndarray | None  # (asked,) bool: where the second head answered; None without a switch
-    taught: dict[str, torch.Tensor]  # the weights of the network (direct) or of the second head
-
-
-def _attempt(
-    correction: Correction,
-    method: str,
-    rate: float,
-    config: Config,
-    *,
-    examples: int = 1,
-    earlier: _EpochAnswers | None = None,
-) -> Iterator[_EpochAnswers]:
-    """One method at one learning rate, epoch by epoch; on top of what an `earlier` correction of the same has left.
-
-    The switch is taught before the head, through all of its epochs. Both may learn at once (they share nothing), but a
-    model is chosen by its source accuracy alone, which does not see a switch that is still on for everything.
-    """
-    if method == "direct":
-        yield from _attempt_directly(correction, rate, config, earlier)
-        return
-    pace, width = _pace(config, rate), correction.memory.states.shape[1]
-    answers, states = correction.answers_and_states
-    if earlier is not None:
-        answers = earlier.answers
-    head = Head(width, correction.memory.logits.shape[1])
-    if method == "head" and earlier is not None:
-        head.load_state_dict(earlier.taught)
-    logits = _first_logits(correction.network.model, states)
-    on = np.ones(len(answers), dtype=bool)
-    if method != "head":
-        switch = Switch(width, method.removesuffix("_switch"), seed=stream(config.seed, "switch"))
-        learn_switch(switch, correction.memory, correction.examples(examples), pace)
-        on = switch.is_on(states)
-    for epoch in learn_head(head, correction.memory, pace):
-        with torch.no_grad():
-            new = (logits + head(states)).argmax(-1).numpy()
-        switched = None if method == "head" else on
-        yield _EpochAnswers(epoch, rate, np.where(on, new, answers), switched, weights(head))
-
-
-def _attempt_directly(
-    correction: Correction, rate: float, config: Config, earlier: _EpochAnswers | None
-) -> Iterator[_EpochAnswers]:
-    """All weights learn, on the same loss; the head stays tied to the embedding."""
-    pace = _pace(config, rate)
-    model = with_weights(correction.network.model, earlier.taught if earlier else {})
-    epochs = train(
-        model,
-        make_optimizer(model, learning_rate=rate, weight_decay=pace.weight_decay),
-        correction.lesson.groups,
-        epochs=pace.epochs,
-        batch=pace.batch,
-        learning_rate=rate,
-        max_gradient_norm=pace.max_gradient_norm,
-        packing="tree",  # whole instructions, as the switch and its head are taught
-        seed=pace.seed,
-        dtype=config.dtype,
-    )
-    for epoch in epochs:
-        answers = read_groups(model, correction.asked.groups, layers=[]).predicted
-        yield _EpochAnswers(epoch.number, rate, answers, None, weights(model))
-
-
-def _pace(config: Config, rate: float) -> SwitchTraining:
-    return SwitchTraining(
-        epochs=config.align.epochs,
-        batch=config.align.batch,
-        learning_rate=rate,
-        seed=stream(config.seed, "align"),
-        weight_decay=config.training.weight_decay,
-        max_gradient_norm=config.training.max_gradient_norm,
-    )
-
-
-def _first_logits(model: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
-    """(state, vocabulary) what the network's own head makes of last-layer states."""
-    head = model.get_output_embeddings()
-    with torch.no_grad():
-        return head(states.to(head.weight.device)).float().cpu()
-
-
-def _best(
-    correction: Correction, method: str, rates: Sequence[float], config: Config, **options: Any
-) -> tuple[_EpochAnswers, Iterator[tuple[int, np.ndarray]]]:
-    """The outcome of the highest source accuracy on validation; ties: the earliest epoch, then the lowest rate. And
-    the answers of its attempt, epoch by epoch, to the end for whoever asks for them.
-
-    Nothing is computed that could not be chosen: after an accuracy of 1, only what reaches it earlier.
-    """
-    here = correction.places("validation") & correction.corrected
-    chosen, level = None, (-1.0, 0, 0.0)
-    curve: Iterator[tuple[int, np.ndarray]] = iter(())
-    for rate in sorted(rates, reverse=True):  # the highest gets there first
-        attempt, heard = _attempt(correction, method, rate, config, **options), dict[int, np.ndarray]()
-        for outcome in attempt:
-            heard[outcome.epoch] = outcome.answers
-            reached = (float((outcome.answers == correction.wished)[here].mean()), -outcome.epoch, -outcome.rate)
-            if reached > level:
-                chosen, level = outcome, reached
-                curve = _all_of(heard, attempt)
-            if level[0] == 1 and outcome.epoch >= -level[1]:
-                break
-    assert chosen is not None
-    return chosen, curve
-
-
-def _all_of(heard: dict[int, np.ndarray], attempt: Iterator[_EpochAnswers]) -> Iterator[tuple[int, np.ndarray]]:
-    """Epochs that are behind an attempt, and then those to come."""
-    yield from heard.items()
-    yield from ((outcome.epoch, outcome.answers) for outcome in attempt)
-
-
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
 def _rows_of(network: Network, method: str, config: Config, tell: Callable[[int], None]) -> Iterator[dict[str, Any]]:
     """All that is measured of one method. `tell` is told how many more attempts are behind it."""
     rates, first = _rates(config), network.redirection
-    chosen, attempt = _best(first, method, rates, config)
+    chosen, attempt = best_attempt(first, method, rates, config)
     curve = {0: first.before, **dict(attempt)}
     tell(len(rates))
     for split in UNSEEN:
@@ -332,18 +205,18 @@ def _rows_of(network: Network, method: str, config: Config, tell: Callable[[int]
 
     # What follows is taught at the rate that was chosen; its epoch is chosen anew.
     for count in EXAMPLES[1:] if method in SWITCHED else ():
-        more, _ = _best(first, method, [chosen.rate], config, examples=count)
+        more, _ = best_attempt(first, method, [chosen.rate], config, examples=count)
         tell(1)
         for split in UNSEEN:
             yield from _told(first, more, split, _CURVES, f"{{}}_n{count}")
 
     for count in (EXAMPLES[0], EXAMPLES[-1]) if method in SWITCHED else EXAMPLES[:1]:
-        found, _ = _best(network.conditional, method, [chosen.rate], config, examples=count)
+        found, _ = best_attempt(network.conditional, method, [chosen.rate], config, examples=count)
         tell(1)
         for split in UNSEEN:
             name = "conditional_{}" + (f"_n{count}" if count > 1 else "")
             yield from _told(network.conditional, found, split, (*_HARDER, "sources_kept"), name)
-    found, _ = _best(network.second, method, [chosen.rate], config, earlier=chosen)
+    found, _ = best_attempt(network.second, method, [chosen.rate], config, earlier=chosen)
     tell(1)
     for split in UNSEEN:
         yield from _told(network.second, found, split, (*_HARDER, "sources_kept"), "second_{}")
@@ -355,7 +228,7 @@ _HARDER = ("source_accuracy", "accuracy_drop_others")
 
 
 def _told(
-    correction: Correction, outcome: _EpochAnswers, split: str, measures: Sequence[str] | None = None, name: str = "{}"
+    correction: Correction, outcome: EpochAnswers, split: str, measures: Sequence[str] | None = None, name: str = "{}"
 ) -> Iterator[dict[str, Any]]:
     """Rows of these scores, or of all."""
     for measure, value in _scores(correction, outcome, split).items():
@@ -363,7 +236,7 @@ def _told(
             yield {"split": split, "measure": name.format(measure), "value": value}
 
 
-def _scores(correction: Correction, outcome: _EpochAnswers, split: str) -> dict[str, float]:
+def _scores(correction: Correction, outcome: EpochAnswers, split: str) -> dict[str, float]:
     """What is right after a correction, by measure.
 
     `accuracy_drop` is the paper's: of all tasks but the corrected ones, before less after. `accuracy_drop_others`
