@@ -207,6 +207,8 @@ def test_claims_without_a_run_are_listed_as_not_run(worlds):
     assert [claim.id for claim in not_run(found)] == ["C15", "C16", "C17", "C18"]
     missing = not_run([])
     assert [claim.id for claim in missing] == [claim.id for claim in CLAIMS]
+    (probe,) = (claim.command for claim in missing if claim.id == "C15")
+    assert probe == "nucleate probe MODEL natural --seed 0 --out RUN && nucleate claims RUN"
     for claim in missing:
         assert ("--fast" in claim.command) == ("sweep pretrain" in claim.command or "sweep align" in claim.command)
 
@@ -396,6 +398,19 @@ def test_pairs_are_parted_in_the_space_that_f1_prefers():
 def test_a_best_epoch_at_the_very_end_leaves_nothing_to_persist_in(worlds):
     assert set(verdict(BY_ID["C11"], worlds["learn"]["false"]).points.values()) == {1.0}
     assert max(verdict(BY_ID["C11"], worlds["learn"]["true"]).points.values()) < 0.1
+
+
+def test_what_persists_is_told_from_the_last_measured_epoch_up_to_the_best_one():
+    accuracy = {epoch: min(epoch, 12) / 20 for epoch in range(41)}  # the best epoch is 12
+    clustering = {0: 0.2, 5: 0.5, 10: 0.9, 15: 0.7, 40: 0.8}
+    table = pl.concat(
+        [
+            curve(accuracy, measure="accuracy", split="validation", experiment="learn"),
+            curve(clustering, **{**F1, "split": "validation"}),
+        ]
+    )
+    assert quantities.growth_after_best(table) == pytest.approx(0.8 - 0.9)
+    assert quantities.best_epoch_to_saturation(table) == 1.0  # 0.8 is short of 95 % of 0.9
 
 
 def test_an_alignment_that_leaves_a_source_unfixed_shows_its_shortfall():
