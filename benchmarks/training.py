@@ -7,8 +7,6 @@
 step     one optimiser step on thirteen whole instructions (65 rows), against the same rows right-padded, as Hugging
          Face's Trainer with a padding collator feeds them
 rows     an optimiser step on 65 rows drawn one by one, ours without padding, against the same rows padded
-written  an epoch of rows drawn one by one, written out (`model/tree_gpt2.py`), against the same packed batches by
-         transformers' own loss and gradients; size paper: some steps of one; processor time
 flops    useful FLOP/s of our step (tokens that are fed once, no padding) over the machine's rate in matrix products of
          the same precision, as a share; float32 and bfloat16
 read     reading states, answers and losses, over a bare forward pass of the same packed batches
@@ -32,7 +30,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few rounds")
     parser.add_argument("--size", choices=("small", "paper"), help="one size instead of both")
-    parser.add_argument("--only", choices=("step", "rows", "written", "flops", "read"), help="one line instead of all")
+    parser.add_argument("--only", choices=("step", "rows", "flops", "read"), help="one line instead of all")
     parser.add_argument("--threads", type=int, default=1, help="for both sides")
     parser.add_argument("--reach", action="store_true", help="time to 30 %% validation accuracy at size small instead")
     parser.add_argument("--out", type=Path, help="folder in which --reach keeps its state")
@@ -48,9 +46,8 @@ import torch  # noqa: E402
 from nucleate.config import Config, configure  # noqa: E402
 from nucleate.data.dataset import Instance  # noqa: E402
 from nucleate.data.synthetic import generate  # noqa: E402
-from nucleate.model import training as loop  # noqa: E402
 from nucleate.model.networks import gpt2, word_tokenizer  # noqa: E402
-from nucleate.model.packed_pass import evaluate  # noqa: E402
+from nucleate.model.packed_pass import batch_loss, evaluate  # noqa: E402
 from nucleate.model.prefix_tree import Group, PackedBatch, pack  # noqa: E402
 from nucleate.model.states import instances_as_groups, read_groups  # noqa: E402
 from nucleate.model.training import (  # noqa: E402
@@ -62,12 +59,10 @@ from nucleate.model.training import (  # noqa: E402
     stream,
     train,
 )
-from nucleate.model.tree_gpt2 import lay, quick_products, tree_loss  # noqa: E402
 
 BATCH, SEED, GOAL = 65, 100, 0.3
 STEPS = {"small": 6, "paper": 3}  # in one call of either side
 ROUNDS = {"small": 9, "paper": 3}
-WRITTEN = {"small": 3, "paper": 9}  # rounds of whole epochs, of three steps
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -107,7 +102,6 @@ def main() -> None:
     lines: dict[str, Callable[[Study], bool]] = {
         "step": lambda study: against_padded(study, "tree"),
         "rows": lambda study: against_padded(study, "rows"),
-        "written": written,
         "flops": flops,
         "read": read,
     }
@@ -168,28 +162,6 @@ def against_padded(study: Study, packing: str) -> bool:
     return gap < 1e-6 and gradient_gap < 1e-4
 
 
-def written(study: Study) -> bool:
-    """The product's own loop twice, one of them told that the network is none that is written out. An epoch at size
-    small; at size paper, where it lasts minutes, steps on rows evenly spaced by length."""
-    groups = study.sample("rows") if study.size == "paper" or OPTIONS.quick else list(study.train)
-    ours, theirs = (training(study, groups, "rows", "float32") for _ in range(2))
-
-    def transformers_own() -> None:
-        known = loop.fits
-        loop.fits = lambda model, groups: False
-        try:
-            next(theirs)
-        finally:
-            loop.fits = known
-
-    next(training(study, study.sample("rows"), "rows", "float32"))  # what is compiled
-    rounds, timer = 3 if OPTIONS.quick else WRITTEN[study.size], time.process_time
-    ratios = alternate(lambda: next(ours), transformers_own, rounds=rounds, warmup=0, timer=timer)
-    steps = -(-sum(len(g.branches) for g in groups) // BATCH)
-    report(f"written, {study.size}", ratios, steps=steps)
-    return True
-
-
 def training(study: Study, groups: list[Group], packing: str, dtype: str) -> Iterator[object]:
     """The product's own loop over a few steps; every `next` is one pass."""
     model = study.network()
@@ -202,9 +174,8 @@ def training(study: Study, groups: list[Group], packing: str, dtype: str) -> Ite
 def difference(study: Study, groups: list[Group]) -> tuple[float, float]:
     """Relative differences of loss and gradients, ours to the padded rows', without dropout."""
     model = study.network(dropout=0.0).train()
-    with quick_products():
-        ours = tree_loss(model, lay(groups))
-        ours.backward()
+    ours = batch_loss(model, pack(groups))
+    ours.backward()
     mine = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
     [batch] = padded_batches(groups, study.pad, batch=10**6)
@@ -219,7 +190,7 @@ def flops(study: Study) -> bool:
     width, depth = study.config.model.width, study.config.model.layers
     matrices = depth * (4 * width**2 + 2 * width * study.config.model.feed_forward) + width * study.vocabulary
     work = 6 * matrices * sum(g.size for g in groups)
-    seen = sum(int((g.laid.shared + np.arange(g.size) - g.laid.own + 1).sum()) for g in groups)
+    seen = sum(pairs_of(g) for g in groups)
     work += 12 * width * depth * seen  # queries by keys, shares by values; thrice for forward and backward
     for name, dtype in DTYPES.items():
         ours = training(study, groups, "tree", name)
@@ -239,14 +210,17 @@ def flops(study: Study) -> bool:
     return True
 
 
+def pairs_of(group: Group) -> int:
+    """Of a token and one that it sees."""
+    stem, own = len(group.prefix), [len(group.fed(b)) for b in range(len(group.branches))]
+    return stem * (stem + 1) // 2 + sum(fed * stem + fed * (fed + 1) // 2 for fed in own)
+
+
 def matrix_rate(dtype: torch.dtype) -> float:
-    """FLOP/s of a product of square matrices, by the faster of the ways that torch has."""
+    """FLOP/s of a product of square matrices."""
     side = 1024
     a, b = torch.randn(side, side).to(dtype), torch.randn(side, side).to(dtype)
-    best = min(seconds(lambda: a @ b) for _ in range(3))
-    with quick_products():
-        best = min(best, *(seconds(lambda: a @ b) for _ in range(3)))
-    return 2 * side**3 / best
+    return 2 * side**3 / min(seconds(lambda: a @ b) for _ in range(3))
 
 
 def read(study: Study) -> bool:

@@ -58,8 +58,8 @@ def model(folder: Path) -> None:
     network.config.eos_token_id = network.generation_config.eos_token_id = tokenizer.eos_token_id
     rows = tokenizer(texts, padding=True, return_tensors="pt")
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
-    for step in range(250):
-        optimizer.param_groups[0]["lr"] = 1e-2 * (1 - step / 250)  # at a constant rate a late spike may undo a word
+    for step in range(500):
+        optimizer.param_groups[0]["lr"] = 1e-2 * (1 - step / 500)  # at a constant rate a late spike may undo a word
         labels = rows["input_ids"].masked_fill(rows["attention_mask"] == 0, -100)
         network(**{name: rows[name] for name in ("input_ids", "attention_mask")}, labels=labels).loss.backward()
         optimizer.step()

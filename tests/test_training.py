@@ -23,7 +23,6 @@ from nucleate.model.training import (
     train,
     weights,
 )
-from nucleate.model.tree_gpt2 import tree_loss
 from nucleate.refusal import Refused
 
 # Two tasks, two ways to ask for each, three inputs: what follows an input depends on who asks.
@@ -245,7 +244,7 @@ def test_a_number_that_is_not_finite_stops_the_run_before_the_weights_are_spoilt
     model, optimizer = fresh()
     before = weights(model)
     if what == "loss":
-        monkeypatch.setattr(training, "tree_loss", lambda *given, **named: tree_loss(*given, **named) * math.nan)
+        monkeypatch.setattr(training, "batch_loss", lambda *given: batch_loss(*given) * math.nan)
     else:
         model.transformer.wpe.weight.register_hook(lambda g: g * math.inf)
     with pytest.raises(RuntimeError, match=r"epoch 1, step 0.*no longer finite"):

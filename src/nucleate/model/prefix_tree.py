@@ -30,8 +30,6 @@ class _Laid(NamedTuple):
     tokens: np.ndarray  # (place,) stem, then branch after branch
     positions: np.ndarray  # (place,) every branch goes on where the stem ends
     segments: np.ndarray  # (place,) 0 in the stem, b+1 in branch b
-    shared: np.ndarray  # (place,) how many tokens of the stem a branch's token sees; 0 in the stem
-    own: np.ndarray  # (place,) where its stem or branch begins: it sees the tokens from there up to itself
     logit_at: np.ndarray  # (asked,) the places whose logits are needed, each once
     end_row: np.ndarray  # (branch,) index into logit_at of the last token of each branch
     target_row: np.ndarray  # (target,) index into logit_at
@@ -82,7 +80,6 @@ class Group:
     def laid(self) -> _Laid:
         stem, count = len(self.prefix), len(self.branches)
         tokens, positions, segments = list(self.prefix), list(range(stem)), [0] * stem
-        shared, own = [0] * stem, [0] * stem
         logit_at = list(range(stem))
         target_row, target_token = list(range(stem - 1)), list(self.prefix[1:])
         weights, owners = [count] * len(target_token), [-1] * len(target_token)
@@ -103,9 +100,7 @@ class Group:
             tokens.extend(fed)
             positions.extend(range(stem, stem + len(fed)))
             segments.extend([b + 1] * len(fed))
-            shared.extend([stem] * len(fed))
-            own.extend([first] * len(fed))
-        lists = (tokens, positions, segments, shared, own, logit_at, end_row, target_row, target_token, weights, owners)
+        lists = (tokens, positions, segments, logit_at, end_row, target_row, target_token, weights, owners)
         return _Laid(*(np.array(x, dtype=np.int64) for x in lists))
 
 

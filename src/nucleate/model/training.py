@@ -20,9 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nucleate.files import write_whole
-from nucleate.model.packed_pass import batch_loss, check_positions, packing_is_exact, text_config, where_it_runs
+from nucleate.model.packed_pass import batch_loss, check_positions, packing_is_exact, where_it_runs
 from nucleate.model.prefix_tree import Group, PackedBatch, pack, plain
-from nucleate.model.tree_gpt2 import Dropout, fits, lay, quick_products, tree_loss
 from nucleate.refusal import Refused
 from nucleate.streams import stream
 
@@ -68,9 +67,8 @@ def train(
     alone = [g.only([b]) for g in groups for b in range(len(g.branches))] if packing == "rows" else []
     units = alone or list(groups)
     branches = [len(g.branches) for g in groups]
-    written_out = fits(model, units)  # our own networks on a CPU; all others run their own code
     collate: Callable[[Sequence[Group]], PackedBatch] = pack
-    if not written_out and not packing_is_exact(model, units):
+    if not packing_is_exact(model, units):
         warn(f"{type(model).__name__} does not keep packed instances apart: trained on plain padded rows", stacklevel=2)
         collate = plain
     device, precision = where_it_runs(model)
@@ -83,30 +81,22 @@ def train(
             step, seconds, predicted = (epoch - 1) * steps, 0.0, 0.0
             total = torch.zeros((), dtype=torch.float64, device=device)  # of losses
             health = torch.zeros_like(total)  # of gradient norms: finite as long as every one was
-            dropped = Dropout(text_config(model).resid_pdrop, stream(seed, "dropout", epoch)) if written_out else None
-            with _randomness(stream(seed, "dropout", epoch), device), quick_products():
+            with _randomness(stream(seed, "dropout", epoch), device):
                 for numbers in order(branches, packing=packing, batch=batch, seed=seed, epoch=epoch):
                     began = time.perf_counter()
                     for settings in optimizer.param_groups:
                         settings["lr"] = cosine(step, steps * epochs, learning_rate)
-                    chosen = [units[i] for i in numbers]
-                    if written_out:
-                        trees = lay(chosen)
-                        loss = tree_loss(model, trees, dropout=dropped, dtype=getattr(torch, dtype))
-                        counted = trees.predicted
-                    else:
-                        rows = collate(chosen).to(device, precision)
-                        with torch.autocast(device.type, torch.bfloat16) if dtype == "bfloat16" else nullcontext():
-                            loss = batch_loss(model, rows)
-                        counted = rows.predicted
+                    rows = collate([units[i] for i in numbers]).to(device, precision)
+                    with torch.autocast(device.type, torch.bfloat16) if dtype == "bfloat16" else nullcontext():
+                        loss = batch_loss(model, rows)
                     loss.backward()
                     health += torch.nn.utils.clip_grad_norm_(parameters, max_gradient_norm, foreach=True)
-                    total += loss.detach() * counted
+                    total += loss.detach() * rows.predicted
                     if device.type == "cpu":  # elsewhere looking at a number stalls the device: once an epoch
                         _stop_if_diverged(total + health, epoch, step)
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
-                    predicted += counted
+                    predicted += rows.predicted
                     step += 1
                     seconds += time.perf_counter() - began
                 began = time.perf_counter()
