@@ -212,10 +212,10 @@ def tiny() -> Config:
             max_characters=6,
             max_length=16,
         ),
-        model=ModelSettings(width=64, feed_forward=128, layers=3, heads=4, dropout=0.1),
-        training=TrainingSettings(epochs=30, learning_rate=3e-3),
-        measure=MeasureSettings(dense_until=5, every=5, iterations=1000),
-        pretrain=PretrainSettings(epochs=24, finetuning=0.3, unseen="no"),
+        model=ModelSettings(width=64, feed_forward=128, layers=3, heads=4, dropout=0.05),
+        training=TrainingSettings(epochs=10, batch=32, learning_rate=2e-3),
+        measure=MeasureSettings(dense_until=5, every=2, iterations=1000),
+        pretrain=PretrainSettings(epochs=24, finetuning=0.5, unseen="no"),
         align=AlignSettings(epochs=10, rates=3),
     )
 
