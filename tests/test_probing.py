@@ -316,7 +316,7 @@ def test_the_estimate_needs_no_weights_and_writes_nothing(folder, tmp_path, caps
     asked = ["probe", str(bare), str(folder / "prompts.jsonl"), "--columns", "task=label", "--estimate"]
     assert main(asked) == 0
     told = capsys.readouterr().out
-    assert "64 prompts of about 370 tokens in all; about 1.0 GiB" in told  # guesses say so, and in two figures
+    assert "64 prompts of about 380 tokens in all; about 1.0 GiB" in told  # guesses say so, and in two figures
     assert told.startswith("bare: ") and "64 prompts" in told and "1.0 GiB of memory" in told and "to read" in told
     assert list(tmp_path.iterdir()) == [bare]
 

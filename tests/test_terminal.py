@@ -156,7 +156,7 @@ def test_the_fractions_of_every_experiment_begin_at_nothing_and_end_at_the_whole
     config = configure("micro", changes={**SHORT, "align.epochs": "1"})
     getattr(room, verb)(config, tmp_path / "run", progress=lambda text, fraction: told.append((text, fraction)))
     shares = [fraction for _, fraction in told if fraction is not None]
-    assert shares[0] == 0 and shares[-1] == pytest.approx(1) and len(set(shares)) > 3
+    assert shares[0] == 0 and shares[-1] == pytest.approx(1) and len(set(shares)) > 2
     assert not any("minutes" in text for text, _ in told)  # no guess that is never renewed
 
 

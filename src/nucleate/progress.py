@@ -27,7 +27,7 @@ class Workload:
         self._guess = {name: seconds for name, (_, seconds) in parts.items()}
         self._pieces = {name: pieces for name, (pieces, _) in parts.items()}
         self._behind = dict.fromkeys(parts, 0.0)
-        self._timed = {name: (0.0, 0.0) for name in parts}  # pieces, seconds
+        self._timed: dict[str, list[tuple[float, float]]] = {name: [] for name in parts}  # (pieces, seconds)
         self._clock = clock
         self._now = clock()
 
@@ -36,17 +36,13 @@ class Workload:
         for name, count in pieces.items():
             self._behind[name] += count
 
-    def expect(self, name: str, seconds: float) -> None:
-        """A better guess for a piece of this part."""
-        self._guess[name] = seconds
-
     def did(self, name: str, pieces: float = 1) -> float:
-        """The time since the last call went into these; the fraction that is behind now."""
-        now = self._clock()
-        timed, seconds = self._timed[name]
-        self._timed[name] = timed + pieces, seconds + now - self._now
-        self._behind[name] += pieces
-        self._now = now
+        """The time since this was called last went into these; the fraction that is behind now."""
+        if pieces > 0:
+            now = self._clock()
+            self._timed[name].append((pieces, now - self._now))
+            self._behind[name] += pieces
+            self._now = now
         return self.fraction
 
     def part(self, name: str, progress: Progress, pieces: float = 1, *, resumed: bool = False) -> Progress:
@@ -80,14 +76,15 @@ class Workload:
         return min(1.0, sum(self._behind[name] * one for name, one in paces.items()) / whole) if whole > 0 else 1.0
 
     def _paces(self) -> dict[str, float]:
-        """name -> seconds for one piece."""
-        guessed = sum(pieces * self._guess[name] for name, (pieces, _) in self._timed.items())
-        took = sum(seconds for name, (_, seconds) in self._timed.items() if self._guess[name] > 0)
-        slower = took / guessed if guessed > 0 and took > 0 else 1.0
-        return {
-            name: seconds / pieces if pieces else self._guess[name] * slower
-            for name, (pieces, seconds) in self._timed.items()
-        }
+        """name -> seconds for one piece. The first timing of a part does not count where there is another: kernels were
+        compiled meanwhile and files read for the first time."""
+        known = {name: timed[1:] or timed for name, timed in self._timed.items()}
+        took = {name: tuple(map(sum, zip(*timed, strict=True))) for name, timed in known.items() if timed}
+        guessed = sum(pieces * self._guess[name] for name, (pieces, _) in took.items())
+        needed = sum(seconds for name, (_, seconds) in took.items() if self._guess[name] > 0)
+        slower = needed / guessed if guessed > 0 and needed > 0 else 1.0
+        paces = {name: guess * slower for name, guess in self._guess.items()}
+        return paces | {name: seconds / pieces for name, (pieces, seconds) in took.items()}
 
 
 class TimeLeft:

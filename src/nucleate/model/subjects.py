@@ -52,7 +52,7 @@ class Subject:
 
     def estimate(self, prompts: int, tokens: int, *, layers: int) -> Estimate:
         """What one reading will take."""
-        settings = {name: self.loading[name] for name in ("dtype", "device")}
+        settings = {name: self.loading[name] for name in ("dtype", "device") if name in self.loading}
         return estimate(self.shape, prompts, tokens, layers=layers, **settings)
 
     def ready(self) -> Self:

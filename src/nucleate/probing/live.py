@@ -22,6 +22,7 @@ from nucleate.files import write_whole
 from nucleate.long_table import best_layer_of, deciding_measure, main_read, value_of
 from nucleate.model.packed_pass import where_it_runs
 from nucleate.model.subjects import Subject
+from nucleate.probing.costs import workload_of
 from nucleate.probing.findings import separate_at_best
 from nucleate.probing.one_model import join, note_seconds, part_of, probe_one, surface_of
 from nucleate.probing.result import ProbeResult, load_probe
@@ -106,7 +107,7 @@ class LiveProbe:
             write_whole(run.folder / "data" / "dataset.parquet", self.study.prompts.dataset.frame().write_parquet)
             for sentence in self.study.notes:
                 progress(sentence, None)
-            self.surface = surface_of(self.study, run, progress)
+            self.surface = surface_of(self.study, run, workload_of(self.study, [], text=True), progress)
             self._list(run)
 
     def look(
@@ -122,7 +123,8 @@ class LiveProbe:
         began = time.perf_counter()
         cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with self._open(resume=True) as run, torch.random.fork_rng(devices=cuda):
-            probe_one(self.study, subject, run, self.surface, progress)
+            work = workload_of(self.study, [subject], text=False)
+            probe_one(self.study, subject, run, self.surface, work, progress)
             note_seconds(run, began, self.study.reading)
             self.looks.append(replace(subject, what=None))
             self._list(run)

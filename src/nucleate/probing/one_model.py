@@ -18,10 +18,11 @@ import polars as pl
 from nucleate.data.prompts import Prompts
 from nucleate.files import write_whole
 from nucleate.long_table import best_layer_of, deciding_measure
-from nucleate.measures.baselines import MOST_FEATURES, surface_features
+from nucleate.measures.baselines import surface_features
 from nucleate.model.networks import untrained
 from nucleate.model.prompts import PromptReading
 from nucleate.model.subjects import Subject
+from nucleate.probing.costs import costs_of, costs_of_text, spread
 from nucleate.probing.findings import difference, mislabelled
 from nucleate.probing.layers import (
     MOST_SHOWN,
@@ -43,39 +44,49 @@ from nucleate.probing.tables import coordinate_frame, layout_frame, suspicious_f
 from nucleate.progress import Progress, Workload
 from nucleate.runs import RunWriter
 from nucleate.streams import stream
-from nucleate.threads import thread_count
 
 NEUTRAL = "Answer:"  # an instruction that says nothing
-_DEEP = 5  # layers that are looked at more closely
 _Frames = dict[str, pl.DataFrame]
 
 
 def probe_one(
-    study: ProbeStudy, subject: Subject, run: RunWriter, surface: Mapping[str, np.ndarray], progress: Progress
+    study: ProbeStudy,
+    subject: Subject,
+    run: RunWriter,
+    surface: Mapping[str, np.ndarray],
+    work: Workload,
+    progress: Progress,
 ) -> None:
     """One model, from its weights to its tables."""
     network, tokenizer = subject.load()
     layers = subject.layers(study.settings.layers)
-    deep = layers if study.settings.thorough else _spread(layers)
-    main, work, progress = study.main, workload_of(study, subject), _named(progress, subject.name)
-    progress("reading the prompts", 0.0)
+    deep = layers if study.settings.thorough else spread(layers)
+    main, costs, progress = study.main, costs_of(study, subject), _named(progress, subject.name)
     spill = run.folder / "spill"
     reads = {main: layers, **{read: deep for read in study.other_reads}}
-    reading = study.read(network, tokenizer, study.prompts, reads, work.part("reading", progress), spill=spill)
+    reading = study.read(
+        network, tokenizer, study.prompts, reads, work.part("reading", progress, costs["reading"]), spill=spill
+    )
     design, states = study.design.only(reading.kept), reading.states[main]
 
-    measured = measure_layers(design, states, layers, _telling(work, progress))
+    measured = measure_layers(design, states, layers, _telling(work, costs, progress))
     best = measured.best_layer
     at_best = np.array(states[layers.index(best)])
     closer = sorted({*deep, best})
-    near = look_closer(design, states[[layers.index(layer) for layer in closer]], closer, _telling(work, progress))
+    near = look_closer(
+        design, states[[layers.index(layer) for layer in closer]], closer, _telling(work, costs, progress)
+    )
     rows = _with(measured.rows + interval_rows(design, measured, at_best) + near.rows, read=main)
     for read in study.other_reads:
-        rows += _with(measure_layers(design, reading.states[read], deep, _telling(work, progress)).rows, read=read)
+        rows += _with(
+            measure_layers(design, reading.states[read], deep, _telling(work, costs, progress)).rows, read=read
+        )
     if study.prompts.has_inputs:
         neutral = _named(progress, "neutral instruction")
-        rows += _with(_neutral(study, design, network, tokenizer, deep, work, neutral), read=main, control="neutral")
-    fresh = _untrained(study, design, network, tokenizer, deep, work, _named(progress, "untrained"))
+        rows += _with(
+            _neutral(study, design, network, tokenizer, deep, work, costs, neutral), read=main, control="neutral"
+        )
+    fresh = _untrained(study, design, network, tokenizer, deep, work, costs, _named(progress, "untrained"))
     rows += _with([*fresh.rows, _best_row(fresh)], read=main, control="untrained")
     rows += _with(_answer_rows(design, reading))
 
@@ -102,7 +113,7 @@ def probe_one(
     remarks = _remarks(study, reading)
     for sentence in remarks:
         progress(sentence, None)
-    progress("done", work.did("the rest"))
+    progress("done", work.did("the rest", costs["the rest"]))
     run.log("probed", model=subject.name, remarks=remarks)
     del reading, states
     shutil.rmtree(spill, ignore_errors=True)
@@ -131,11 +142,6 @@ def _kept(prompts: Prompts, places: np.ndarray) -> Prompts:
     return replace(prompts, instances=tuple(prompts.instances[place] for place in places), messages=messages)
 
 
-def _spread(layers: Sequence[int]) -> list[int]:
-    """Five of the layers, first and last among them."""
-    return [layers[n] for n in sorted(set(np.linspace(0, len(layers) - 1, _DEEP).round().astype(int).tolist()))]
-
-
 def _remarks(study: ProbeStudy, reading: PromptReading) -> list[str]:
     """What a user has to know about how the prompts were read."""
     remarks = []
@@ -154,7 +160,7 @@ def _named(progress: Progress, name: str) -> Progress:
     return lambda text, fraction: progress(f"{name}: {text}", fraction)
 
 
-def _telling(work: Workload, progress: Progress, part: str | None = None) -> Tell:
+def _telling(work: Workload, costs: Mapping[str, float], progress: Progress, part: str | None = None) -> Tell:
     """For one call that measures layers: as one part of the workload, or as the parts that are named like what it
     does."""
     behind: dict[str, int] = {}
@@ -162,58 +168,10 @@ def _telling(work: Workload, progress: Progress, part: str | None = None) -> Tel
     def tell(what: str, done: int, of: int) -> None:
         gained = max(0, done - behind.get(what, 0))  # one side after the other is as far
         behind[what] = behind.get(what, 0) + gained
-        progress(what, min(work.did(part or what, gained), 0.99))  # 1 is the end of the run
+        fraction = work.did(part or what, gained * costs[part or what])
+        progress(what, min(fraction, 0.99))  # 1 is the end of the run
 
     return tell
-
-
-# --- how long --------------------------------------------------------------------------------------------------------
-
-
-def workload_of(study: ProbeStudy, subject: Subject) -> Workload:
-    """What one model takes, from its settings alone."""
-    prompts, settings = study.prompts, study.settings
-    layers = subject.layers(settings.layers)
-    deep = len(layers if settings.thorough else _spread(layers))
-    count, needed = len(prompts.instances), subject.estimate(len(prompts.instances), tokens_of(prompts), layers=1)
-    a_layer, shown = measuring_seconds(needed.state_bytes / 4, count), min(count, MOST_SHOWN)
-    surveyed = len(layers) + deep * (1 + len(study.other_reads))
-    ties = min(
-        14, count / len({one.input for one in prompts.instances}) / 4
-    )  # neighbours at the same distance take long
-    return Workload(
-        {
-            "reading": (2.5 if prompts.has_inputs else 2, needed.seconds),
-            "measuring the layers": (surveyed, a_layer),
-            "the neutral instruction": (deep * prompts.has_inputs, (1 + ties) * a_layer),
-            "centring": (deep * prompts.has_inputs, a_layer),
-            "t-SNE": (deep, settings.iterations * shown**2 * _SECONDS_A_POINT / thread_count()),
-            "the rest": (1, 0.2 * a_layer),
-        }
-    )
-
-
-def seconds_of_text(prompts: Prompts) -> float:
-    """For the n-grams of all prompts; most of them are zero, and instructions stand there again and again."""
-    count, controls = len(prompts.instances), list(_SECONDS_OF_TEXT)[: 2 if prompts.has_inputs else 1]
-    return sum(_SECONDS_OF_TEXT[one] for one in controls) * measuring_seconds(count * MOST_FEATURES, count)
-
-
-def tokens_of(prompts: Prompts) -> int:
-    """A guess, from the letters; what instructions share is read once."""
-    shared = {one.instruction for one in prompts.instances}
-    own = [one.input + (one.output or "") for one in prompts.instances]
-    return round(sum(map(len, shared)) / 4 + sum(len(text) / 3 + 1 for text in own))
-
-
-def measuring_seconds(numbers: float, prompts: int) -> float:
-    """For so many numbers of the states of so many prompts, about."""
-    return numbers * (prompts * _SECONDS_A_PAIR + _SECONDS_A_NUMBER) / thread_count()
-
-
-_SECONDS_A_PAIR, _SECONDS_A_NUMBER = 2.5e-10, 2e-6  # of each number of a state: times the prompts, and once
-_SECONDS_A_POINT = 6e-10  # of t-SNE: for each iteration and pair of points
-_SECONDS_OF_TEXT = {"surface_prompt": 0.35, "surface_instruction": 0.15}  # in times that as many dense numbers take
 
 
 # --- controls --------------------------------------------------------------------------------------------------------
@@ -226,14 +184,16 @@ def _neutral(
     tokenizer: Any,
     layers: Sequence[int],
     work: Workload,
+    costs: Mapping[str, float],
     progress: Progress,
 ) -> Rows:
     """The same inputs after an instruction that says nothing: what is left is the input's own doing."""
     asked = _kept(study.prompts, design.kept)
     asked = replace(asked, instances=tuple(replace(one, instruction=NEUTRAL) for one in asked.instances))
-    reading = study.read(network, tokenizer, asked, {study.main: layers}, work.part("reading", progress, 0.5))
-    told = _telling(work, progress, "the neutral instruction")
-    return measure_layers(design.only(reading.kept), reading.states[study.main], layers, told).rows
+    told = work.part("reading", progress, costs["reading"] / 2)
+    reading = study.read(network, tokenizer, asked, {study.main: layers}, told)
+    telling = _telling(work, costs, progress, "the neutral instruction")
+    return measure_layers(design.only(reading.kept), reading.states[study.main], layers, telling).rows
 
 
 def _untrained(
@@ -243,6 +203,7 @@ def _untrained(
     tokenizer: Any,
     layers: Sequence[int],
     work: Workload,
+    costs: Mapping[str, float],
     progress: Progress,
 ) -> LayerMeasures:
     """The same architecture with fresh weights; models of one architecture share it."""
@@ -252,23 +213,22 @@ def _untrained(
     key = json.dumps([settings, list(layers), design.kept.tolist(), chat, words], sort_keys=True, default=str)
     if key not in study.known:
         fresh = untrained(network, stream(study.settings.seed, "untrained"))
-        prompts, told = _kept(study.prompts, design.kept), work.part("reading", progress)
+        prompts, told = _kept(study.prompts, design.kept), work.part("reading", progress, costs["reading"])
         reading = study.read(fresh, tokenizer, prompts, {study.main: layers}, told)
-        study.known[key] = measure_layers(design, reading.states[study.main], layers, _telling(work, progress))
+        study.known[key] = measure_layers(design, reading.states[study.main], layers, _telling(work, costs, progress))
     else:
-        work.skip({"reading": 1, "measuring the layers": len(layers)})
+        measuring = len(layers) * costs["measuring the layers"]
+        work.skip({"reading": costs["reading"], "measuring the layers": measuring})
     return study.known[key]
 
 
-def surface_of(study: ProbeStudy, run: RunWriter, progress: Progress) -> dict[str, np.ndarray]:
+def surface_of(study: ProbeStudy, run: RunWriter, work: Workload, progress: Progress) -> dict[str, np.ndarray]:
     """What the text alone gives, as if its n-grams were states: control -> (prompt,) the deciding share on test."""
     texts = {"surface_prompt": [f"{one.instruction} {one.input}".strip() for one in study.prompts.instances]}
     if study.prompts.has_inputs:
         texts["surface_instruction"] = [one.instruction for one in study.prompts.instances]
     rows, shares = [], {}
-    sides = len(study.design.sides)
-    work = Workload({control: (sides, _SECONDS_OF_TEXT[control]) for control in texts})
-    progress("n-grams", 0.0)
+    costs = costs_of_text(study.prompts)
     for control, column in texts.items():
         for side in study.design.sides:  # the n-grams are those of the other half
             features = surface_features([column[place] for place in side.against], column)
@@ -277,7 +237,7 @@ def surface_of(study: ProbeStudy, run: RunWriter, progress: Progress) -> dict[st
             rows += _with([{**row, "layer": None} for row in found.rows], control=control)
             if side.split == "test":
                 shares[control] = found.shares["test", 0]
-            progress("n-grams", work.did(control))
+            progress("n-grams of the text", work.did("n-grams", costs[control]))
     run.write_part("surface", [study.complete(row) for row in rows])
     return shares
 

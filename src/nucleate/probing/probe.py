@@ -22,21 +22,12 @@ from nucleate.files import write_whole
 from nucleate.measures.baselines import MOST_FEATURES
 from nucleate.model.subjects import Model, Subject, all_ready, subjects_of
 from nucleate.model.texts import fill
-from nucleate.probing.one_model import (
-    finish,
-    measuring_seconds,
-    note_seconds,
-    part_of,
-    probe_one,
-    seconds_of_text,
-    surface_of,
-    tokens_of,
-    workload_of,
-)
+from nucleate.probing.costs import measuring_seconds, tokens_of, total_of, workload_of
+from nucleate.probing.one_model import finish, note_seconds, part_of, probe_one, surface_of
 from nucleate.probing.result import ProbeResult, load_probe
 from nucleate.probing.settings import ProbeSettings
 from nucleate.probing.study import ProbeStudy
-from nucleate.progress import Progress, Workload, about, silent
+from nucleate.progress import Progress, about, silent
 from nucleate.runs import open_run
 from nucleate.settings import chosen, documented_by
 
@@ -118,13 +109,13 @@ def probe_into(
             progress(sentence, None)
         write_whole(run.folder / "data" / "dataset.parquet", study.prompts.dataset.frame().write_parquet)
         began = time.perf_counter()
-        work = _workload(study, subjects)
-        surface = surface_of(study, run, work.part("", progress))
+        work = workload_of(study, subjects, text=True)
+        surface = surface_of(study, run, work, progress)
         for subject in subjects:
             if (run.folder / "parts" / f"{part_of(subject)}.parquet").is_file():
-                work.skip({subject.name: 1})
+                work.skip(total_of(study, subject))
             else:
-                probe_one(study, subject, run, surface, work.part(subject.name, progress))
+                probe_one(study, subject, run, surface, work, progress)
                 began = note_seconds(run, began, study.reading)
         finish(run, study, subjects, compared)
     return True
@@ -163,12 +154,6 @@ def budget(
     if settings.template is not None:
         fill(settings.template, {"instruction": "", "input": ""}, (study.main, *study.other_reads))
     return [_announcement(study.prompts, settings, one) for one in _subjects(model, base, tokenizer, settings)[0]]
-
-
-def _workload(study: ProbeStudy, subjects: Sequence[Subject]) -> Workload:
-    """The n-grams of the text, and then each model."""
-    text = seconds_of_text(study.prompts)
-    return Workload({"": (1, text), **{one.name: (1, workload_of(study, one).seconds) for one in subjects}})
 
 
 def _announcement(prompts: Prompts, settings: ProbeSettings, subject: Subject) -> str:
