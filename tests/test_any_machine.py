@@ -215,8 +215,9 @@ def test_a_lock_ends_with_an_error_inside(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system forks no processes")
 def test_a_forked_child_does_not_keep_the_lock_of_its_dead_parent(tmp_path):
-    forks = HOLDS.replace('    print("held"', "    import os\n    if os.fork() == 0:\n        sys.stdin.read()\n"
-    '        os._exit(0)\n    print("held"')  # fmt: skip
+    # The child says that it is there, once it has let go of what it was born with.
+    fork = "    import os\n    if os.fork():\n        time.sleep(600)\n"
+    forks = HOLDS.replace("    print(", f"{fork}    print(")
     with holder(tmp_path, forks) as process:
         process.kill()
         process.wait()
