@@ -217,7 +217,7 @@ def test_a_lock_ends_with_an_error_inside(tmp_path):
 def test_a_forked_child_does_not_keep_the_lock_of_its_dead_parent(tmp_path):
     # The child says that it is there, once it has let go of what it was born with.
     fork = "    import os\n    if os.fork():\n        time.sleep(600)\n"
-    forks = HOLDS.replace("    print(", f"{fork}    print(")
+    forks = HOLDS.replace("time.sleep(600)", "sys.stdin.read()").replace("    print(", f"{fork}    print(")
     with holder(tmp_path, forks) as process:
         process.kill()
         process.wait()
