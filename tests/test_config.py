@@ -76,7 +76,7 @@ def test_a_run_keeps_no_settings_that_only_another_verb_reads():
 def test_differing_settings_are_named_with_both_values():
     one, other = to_toml(configure("tiny")), to_toml(configure("tiny", changes={"training.batch": "16"}))
     assert differing(one, one) == []
-    assert differing(one, other) == ["training.batch (65 there, 16 now)"]
+    assert differing(one, other) == ["training.batch (32 there, 16 now)"]
 
 
 def test_flat_settings_come_back_from_their_text_whatever_signs_and_containers_they_hold():
