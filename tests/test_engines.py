@@ -324,7 +324,7 @@ def test_more_runs_than_anybody_means_are_refused_before_they_are_counted_out():
         (["--set", "training.bach=6,12"], "did you mean 'training.batch'"),
         (["--set", "seed=0,1"], "'seed' does not exist"),
         (["--set", "overwrite=0,1"], "'overwrite' does not exist"),
-        (["--width", "16,wide"], "--width: invalid int value: 'wide'"),
+        (["--width", "16,wide"], "--width 'wide' is not a whole number"),
         (["--width", "16", "--set", "model.width=8,16"], "given twice"),
         (["--dtype", "float32,float31"], "did you mean 'float32'"),
         (["--set", "training.learning_rate=1e-3,0.001"], "have the same settings"),

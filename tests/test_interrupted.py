@@ -68,10 +68,10 @@ def given(tmp_path_factory) -> dict[str, str]:
 
 VERBS = {  # and what the process says when it is interrupted
     "learn": (["learn", "--size", "micro", "--overwrite"], "  0%"),
-    "probe": (["probe", "{model}", "{prompts}"], "  0%"),
+    "probe": (["probe", "{model}", "{prompts}"], "%  "),
     "align": (
         ["align", "--model", "{model}", "--data", "{prompts}", "--source", "first", "--target", "second"],
-        "  0%",
+        "%  ",
     ),
 }
 

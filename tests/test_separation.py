@@ -257,10 +257,10 @@ def test_the_difference_of_two_models_names_the_task_that_changed():
     changed = found.filter(pl.col("low") > 0)
     assert changed["task"].to_list() == ["t2"] and np.isclose(changed["difference"][0], 0.55, atol=0.02)
     said = change(found, "base", now={"t2"}, before=())
-    assert "separated 't2' (0.4" in said and "→ 0.95)" in said
-    assert "raised 't2' (0.4" in change(found, "base", now=(), before=())
+    assert "separated 't2' (41 %" in said and "→ 95 %)" in said
+    assert "raised 't2' (41 %" in change(found, "base", now=(), before=())
     back = difference(there, here)
-    assert "merged 't2' (0.95 →" in change(back, "base", now=(), before={"t2"})
+    assert "merged 't2' (95 % →" in change(back, "base", now=(), before={"t2"})
     assert "lowered 't2' (0.95 →" in change(back, "base", now=(), before=())
     same = difference(here, here)
     assert "the model changes no task's share beyond chance" in change(same, "base", now=(), before=())

@@ -132,12 +132,17 @@ def config_of(asked: argparse.Namespace) -> Config:
     """The settings that `add_settings` asked for."""
     changes = dict(map(key_and_value, asked.set))
     given = vars(asked)
-    changes |= {key: str(given[option]) for option, key in SHORT.items() if given.get(option) is not None}
+    for option, key in SHORT.items():
+        if (text := given.get(option)) is not None:
+            section, _, name = key.partition(".")
+            changes[key] = str(parse(f"--{option}", text, fields_of(SECTIONS[section])[name]))
     if given.get("fast"):
         key, law = FAST
         if changes.setdefault(key, law) != law:
             raise Refused(f"--fast asks for {key}={law}, --set for {key}={changes[key]}: leave one of them out")
-    top = {name: given.get(name) for name in ("seed", "device", "dtype")}
+    known = fields_of(Config)
+    typed = {name: text for name in ("seed", "device", "dtype") if (text := given.get(name)) is not None}
+    top = {name: parse(f"--{name}", text, known[name]) for name, text in typed.items()}
     return configure(asked.size or "tiny", changes=changes, **top)
 
 
