@@ -261,7 +261,7 @@ def test_the_difference_of_two_models_names_the_task_that_changed():
     assert "raised 't2' (41 %" in change(found, "base", now=(), before=())
     back = difference(there, here)
     assert "merged 't2' (95 % →" in change(back, "base", now=(), before={"t2"})
-    assert "lowered 't2' (0.95 →" in change(back, "base", now=(), before=())
+    assert "lowered 't2' (95 % →" in change(back, "base", now=(), before=())
     same = difference(here, here)
     assert "the model changes no task's share beyond chance" in change(same, "base", now=(), before=())
     assert "has 't1' separate now, by a change within chance" in change(same, "base", now={"t1"}, before=())

@@ -38,7 +38,7 @@ def _table_of(run: Any) -> tuple[str, Sequence[str], Sequence[Sequence[object]]]
         title = "One behaviour redirected" if "network" in run.config else "Table 2 and what goes beyond it"
         return title, *application_tables.alignment_table(run)
     epoch, split = tables.last_measured_epoch(run), tables.summary_split(run)
-    title = f"Epoch {epoch}, {split}, at most 1: the first layer, the last, and the controls of the last"
+    title = f"Epoch {epoch}, {split}, from 0 to 1: the first layer, the last, and the controls of the last"
     return title, *tables.first_and_last(run)
 
 
