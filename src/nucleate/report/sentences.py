@@ -202,10 +202,10 @@ def _aligned(run: Run) -> list[str]:
     ordered = all(less < more for more, less in pairwise(drops))
     order = "each method costs the other tasks less accuracy than the one before"
     return [
-        f"Source instances answered as corrected, on test: {taught}.",
-        f"Seen: {order}. They lose {costs}."
+        f"On test, source instances that are given the corrected answer: {taught}.",
+        f"Seen: {order}. The other tasks lose {costs}."
         if ordered
-        else f"Not seen: the paper's order, in which {order}. They lose {costs}.",
+        else f"Not seen: the paper's order, in which {order}. The other tasks lose {costs}.",
     ]
 
 
