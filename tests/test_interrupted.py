@@ -38,9 +38,10 @@ def interrupted(command: list[str], *, at: str, **how) -> tuple[int, list[str]]:
             os.killpg(process.pid, signal.SIGINT)  # a terminal interrupts all that run in it
             sent = True
     process.stderr.close()
+    code = process.wait()
     killer.cancel()
     assert sent, told
-    return process.wait(), told
+    return code, told
 
 
 def advice(told: list[str], program: str = "nucleate") -> list[str]:
