@@ -109,6 +109,16 @@ def test_parts_that_have_not_been_timed_are_slower_by_as_much_as_those_that_have
     assert work.did("read") == pytest.approx(10 / 50) and work.seconds == pytest.approx(150)
 
 
+def test_a_first_piece_that_waits_for_kernels_counts_as_behind_and_promises_nothing_for_those_to_come():
+    clock = Clock()
+    left, work = TimeLeft(clock), Workload({"epoch": (5, 1.0)}, clock=clock)
+    left.tell(work.fraction)
+    for seconds in (30.0, 2.0):
+        clock.now += seconds
+        left.tell(work.did("epoch"))
+    assert work.fraction == pytest.approx(32 / 38) and left.seconds == pytest.approx(6)
+
+
 def test_what_an_earlier_process_did_counts_as_behind_and_takes_no_time():
     clock = Clock()
     left, work = TimeLeft(clock), Workload({"epoch": (10, 1.0)}, clock=clock)

@@ -26,7 +26,7 @@ class Workload:
     def __init__(self, parts: Mapping[str, tuple[float, float]], *, clock: Callable[[], float] = time.monotonic):
         self._guess = {name: seconds for name, (_, seconds) in parts.items()}
         self._pieces = {name: pieces for name, (pieces, _) in parts.items()}
-        self._behind = dict.fromkeys(parts, 0.0)
+        self._skipped = dict.fromkeys(parts, 0.0)  # pieces
         self._timed: dict[str, list[tuple[float, float]]] = {name: [] for name in parts}  # (pieces, seconds)
         self._clock = clock
         self._now = clock()
@@ -34,14 +34,13 @@ class Workload:
     def skip(self, pieces: Mapping[str, float]) -> None:
         """These, by part, were done by an earlier process."""
         for name, count in pieces.items():
-            self._behind[name] += count
+            self._skipped[name] += count
 
     def did(self, name: str, pieces: float = 1) -> float:
         """The time since this was called last went into these; the fraction that is behind now."""
         if pieces > 0:
             now = self._clock()
             self._timed[name].append((pieces, now - self._now))
-            self._behind[name] += pieces
             self._now = now
         return self.fraction
 
@@ -67,17 +66,25 @@ class Workload:
     @property
     def seconds(self) -> float:
         """That all takes together, as far as is known."""
-        return sum(self._pieces[name] * one for name, one in self._paces().items())
+        return sum(self._behind_and_left())
 
     @property
     def fraction(self) -> float:
-        """Of the seconds that all takes together."""
-        whole, paces = self.seconds, self._paces()
-        return min(1.0, sum(self._behind[name] * one for name, one in paces.items()) / whole) if whole > 0 else 1.0
+        """Of these seconds; those that were timed count as they were."""
+        behind, left = self._behind_and_left()
+        return behind / (behind + left) if left > 0 else 1.0
+
+    def _behind_and_left(self) -> tuple[float, float]:
+        behind = left = 0.0
+        for name, pace in self._paces().items():
+            done = sum(pieces for pieces, _ in self._timed[name])
+            behind += sum(seconds for _, seconds in self._timed[name]) + self._skipped[name] * pace
+            left += max(0.0, self._pieces[name] - done - self._skipped[name]) * pace
+        return behind, left
 
     def _paces(self) -> dict[str, float]:
-        """name -> seconds for one piece. The first timing of a part does not count where there is another: kernels were
-        compiled meanwhile and files read for the first time."""
+        """name -> seconds for one piece to come. The first timing of a part does not count where there is another:
+        kernels were compiled meanwhile and files read for the first time."""
         known = {name: timed[1:] or timed for name, timed in self._timed.items()}
         took = {name: tuple(map(sum, zip(*timed, strict=True))) for name, timed in known.items() if timed}
         guessed = sum(pieces * self._guess[name] for name, (pieces, _) in took.items())

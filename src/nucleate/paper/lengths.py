@@ -3,17 +3,17 @@
 from nucleate.config import Config
 from nucleate.paper.trainings import is_measured
 
-_MOMENT = 1.7  # what measuring the states takes, in epochs of the main training; this and the rest at size tiny
-_UNTRAINED = 15.0  # and the untrained network, the n-grams and the kernels that are compiled meanwhile
-_FIRST = 0.4  # an epoch of a pre-training, which sees each instruction once
-_ATTEMPT = 0.1  # an epoch of a method of alignment
+_MOMENT = 0.5  # what measuring the states takes, in epochs of the main training; this and the rest at size tiny
+_UNTRAINED = 4.0  # and the untrained network, the n-grams and the kernels that are compiled meanwhile
+_FIRST = 0.3  # an epoch of a pre-training, which sees each instruction once
+_ATTEMPT = 0.025  # an epoch of a method of alignment
 
 
 def lengths_of(config: Config) -> dict[str, float]:
     """Verb -> its length, in epochs of the main training."""
     epochs, settings = config.training.epochs, config.align
     moments = sum(is_measured(config.measure, epoch, epochs) for epoch in range(1, epochs + 1))
-    pretraining = 2 * _FIRST * config.pretrain.epochs + 4.2 * config.pretrain.finetuning * epochs
+    pretraining = 2 * _FIRST * config.pretrain.epochs + 5 * config.pretrain.finetuning * epochs
     attempts = 2.4 * (settings.rates + 2) + 2.2 * (settings.rates + 6)  # the MLP switch takes longest, the head least
     return {
         "learn": epochs + _MOMENT * moments + _UNTRAINED,

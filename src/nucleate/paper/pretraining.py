@@ -348,13 +348,12 @@ def dataset_for(config: Config) -> Dataset:
 def _workload(study: _Pretraining, stages: Sequence[_Stage]) -> tuple[Workload, str]:
     """Optimiser steps of each form and the epochs at which states are measured; and what all of it will take."""
     model = study.network()[0]
-    work, guess = dict[str, float](), {"measured": 0.0}
+    work, guess = dict[str, float](), {"measured": 0.0}  # which is soon known
     for stage in stages:
         if stage.form not in guess:
             groups = stage.lesson.members["train"].groups
             epoch = seconds_of_an_epoch(model, groups, stage.training, dtype=study.config.dtype)
             guess[stage.form] = epoch / stage.steps
-            guess["measured"] = max(guess["measured"], epoch)
         for part, pieces in stage.work(stage.training.epochs).items():
             work[part] = work.get(part, 0) + pieces
     workload = Workload({part: (pieces, guess[part]) for part, pieces in work.items()})
