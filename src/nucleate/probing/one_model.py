@@ -228,7 +228,7 @@ def surface_of(study: ProbeStudy, run: RunWriter, work: Workload, progress: Prog
     if study.prompts.has_inputs:
         texts["surface_instruction"] = [one.instruction for one in study.prompts.instances]
     rows, shares = [], {}
-    costs = costs_of_text(study.prompts)
+    costs, warm = costs_of_text(study.prompts), False
     for control, column in texts.items():
         for side in study.design.sides:  # the n-grams are those of the other half
             features = surface_features([column[place] for place in side.against], column)
@@ -237,7 +237,10 @@ def surface_of(study: ProbeStudy, run: RunWriter, work: Workload, progress: Prog
             rows += _with([{**row, "layer": None} for row in found.rows], control=control)
             if side.split == "test":
                 shares[control] = found.shares["test", 0]
-            progress("n-grams of the text", work.did("n-grams", costs[control]))
+            done = work.did("n-grams", costs[control])
+            if warm:  # the first one waits for kernels and promises nothing
+                progress("n-grams of the text", done)
+            warm = True
     run.write_part("surface", [study.complete(row) for row in rows])
     return shares
 

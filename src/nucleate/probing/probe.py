@@ -110,13 +110,14 @@ def probe_into(
         write_whole(run.folder / "data" / "dataset.parquet", study.prompts.dataset.frame().write_parquet)
         began = time.perf_counter()
         work = workload_of(study, subjects, text=True)
-        surface = surface_of(study, run, work, progress)
+        missing = [one for one in subjects if not (run.folder / "parts" / f"{part_of(one)}.parquet").is_file()]
         for subject in subjects:
-            if (run.folder / "parts" / f"{part_of(subject)}.parquet").is_file():
-                work.skip(total_of(study, subject))
-            else:
-                probe_one(study, subject, run, surface, work, progress)
-                began = note_seconds(run, began, study.reading)
+            work.skip(total_of(study, subject) if subject not in missing else {})
+        progress("n-grams of the text", work.fraction)
+        surface = surface_of(study, run, work, progress)
+        for subject in missing:
+            probe_one(study, subject, run, surface, work, progress)
+            began = note_seconds(run, began, study.reading)
         finish(run, study, subjects, compared)
     return True
 
