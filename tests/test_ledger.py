@@ -22,6 +22,7 @@ from nucleate.claims.ledger import (
 )
 from nucleate.claims.table import CLAIMS
 from nucleate.claims.verdicts import Judgement, judge, not_run
+from nucleate.intervals import Interval
 from nucleate.report.page import write_page
 from nucleate.runs import load_run
 
@@ -252,9 +253,13 @@ def test_the_page_shows_the_ledger_of_an_earlier_version(judgements, tmp_path):
         pages.append(write_page(run, tmp_path / "page.html").read_text(encoding="utf-8"))
     old, new = pages
     assert "<td>C1</td>" in old and judgements[0].sentence not in old
-    assert "<td>late f1 subset</td>" in old and "<td>late f1 subset</td>" in new
-    assert f"<td>C1. {judgements[0].sentence}</td>" in new and ">difference low</button>" in new
-    assert ">difference low</button>" not in old
+    first = judgements[0]
+    assert "<td>late f1 subset</td>" in old and "<td>late f1 subset</td>" not in new
+    assert "<td>F1 of clusters against tasks, late in training</td>" in new and "<td>above 0.9</td>" in new
+    assert f"<td>C1. {first.sentence}</td>" in new and ">difference</button>" in new
+    assert f"<td>{Interval(first.estimate, first.low, first.high)}</td>" in new
+    assert f"<td>{Interval(first.difference, first.difference_low, first.difference_high)}</td>" in new
+    assert ">difference</button>" not in old
 
 
 def test_the_same_judgements_give_the_same_bytes(judgements, tmp_path):

@@ -288,6 +288,14 @@ def describe(config: Config) -> Iterable[tuple[str, Any, str]]:
             yield one.name, value, one.metadata["meaning"]
 
 
+def changed_from_size(size: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, by dotted name, that a size has otherwise; none where the size is not one of ours."""
+    if size not in SIZES:
+        return {}
+    usual = {key: value for key, value, _ in describe(configure(size))}
+    return {key: settings[key] for key in sorted(usual.keys() & settings.keys()) if settings[key] != usual[key]}
+
+
 def to_toml(config: Config, **leading: str) -> str:
     """The settings as TOML: top-level keys first, then a table per section.
 

@@ -13,6 +13,7 @@ from nucleate.runs import flat
 
 LATE = 0.9  # "late": the measured epochs after this share of the training, averaged
 BEST_OF = ("raw", "tsne")  # the paper clusters t-SNE's points where that scores higher (§3.2)
+PAPERS_F1 = 0.9  # "over 0.9 at the late training stage" (§3.2): from here on clusters are said to match the tasks
 FIRST, LAST = 0, -1  # layers
 ANY = -1  # an epoch that `pick` does not look at
 METHODS = {  # of alignment, by their arms, in the order of Table 2

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import polars as pl
 
-from nucleate.config import SIZES, configure, describe
+from nucleate.config import SIZES, changed_from_size
 
 _MOST = 8  # measures, models or settings in a line; how many more there are is said
 _FIRST = ("knn_share", "f1", "knn_accuracy", "source_accuracy", "accuracy_drop", "accuracy", "loss")
@@ -63,11 +63,11 @@ def _when(folder: Path) -> str:
 
 def _changed(config: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     """In what a run of ours differs from its size."""
-    if config.get("size") not in SIZES or "model" not in config:
+    size = config.get("size")
+    if size not in SIZES or "model" not in config:
         return ""
-    usual = {key: value for key, value, _ in describe(configure(config["size"])) if key not in ("size", "seed")}
-    changed = [f"{key}={settings[key]}" for key, value in usual.items() if key in settings and settings[key] != value]
-    return _some(changed) or f"those of size {config['size']}"
+    changed = changed_from_size(size, settings)
+    return _some([f"{key}={value}" for key, value in changed.items() if key != "seed"]) or f"those of size {size}"
 
 
 def _epochs(metrics: pl.DataFrame) -> str:

@@ -142,7 +142,7 @@ def _hardest_control(one: Judgement) -> str:
 
 
 _CONTROLS = {
-    "untrained": "fresh weights",
+    "untrained": "untrained network",
     "shuffled": "shuffled labels",
     "regrouped": "regrouped",
     "surface_instruction": "n-grams",

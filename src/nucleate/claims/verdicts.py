@@ -8,17 +8,17 @@ seeds, seeds that disagree, a control that was not measured, an unfinished run, 
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import polars as pl
 
 from nucleate.claims.table import CLAIMS, PACKED, Claim, Direction, beyond, hardest
-from nucleate.config import FAST, SIZES, configure
+from nucleate.config import FAST, SIZES, changed_from_size, configure
 from nucleate.intervals import t_interval
 from nucleate.long_table import settings_but_seed
 from nucleate.refusal import Refused
-from nucleate.runs import Run, flat
+from nucleate.runs import Run
 
 Verdict = Literal["holds", "fails", "undecided"]
 
@@ -267,11 +267,7 @@ def _groups(runs: Sequence[Run]) -> list[_RunGroup]:
 def _changes(config: Mapping[str, Any], size: str) -> tuple[tuple[str, str], ...]:
     """Settings of a run that its size has otherwise; seed, device and what is only looked at make no other
     experiment."""
-    if size not in SIZES:
-        return ()
-    usual = flat(asdict(configure(size)))
-    here = settings_but_seed(config)
-    return tuple((key, str(here[key])) for key in sorted(here.keys() & usual.keys()) if here[key] != usual[key])
+    return tuple((key, str(value)) for key, value in changed_from_size(size, settings_but_seed(config)).items())
 
 
 def _asked(config: Mapping[str, Any], size: str) -> tuple[tuple[str, str], ...]:

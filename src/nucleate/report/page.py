@@ -19,6 +19,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from nucleate.files import write_whole
+from nucleate.intervals import Interval
 from nucleate.report.application_tables import over_seeds
 from nucleate.report.figures import Runs, draw_svg
 from nucleate.report.pack import Chunks
@@ -161,26 +162,30 @@ def _pictures(runs: Runs, chunks: Chunks) -> list[Picture]:
     ]
 
 
-_LEDGER = (
-    "claim", "size", "law", "verdict", "reason", "seeds", "primary", "direction", "threshold", "estimate", "low",
-    "high", "difference", "difference_low", "difference_high",
-)  # fmt: skip
+_LEDGER = ("claim", "size", "law", "verdict", "reason", "seeds", "quantity", "bar", "estimate", "difference")
 
 
 def _ledger(folders: Sequence[Path]) -> Table:
     """The verdicts that `nucleate claims` left beside the page or in a run, each claim with its sentence. A file of an
     earlier version has fewer columns."""
     found = next((folder / "claims.json" for folder in folders if (folder / "claims.json").is_file()), None)
-    rows = [] if found is None else json.loads(found.read_text(encoding="utf-8"))
+    rows = [_in_words(row) for row in json.loads(found.read_text(encoding="utf-8"))] if found is not None else []
     header = tuple(name for name in _LEDGER if any(name in row for row in rows))
-    return Table(header, [tuple(_listed(_in_words(row).get(name)) for name in header) for row in rows])
+    return Table(header, [tuple(_listed(row.get(name)) for name in header) for row in rows])
 
 
 def _in_words(row: dict[str, Any]) -> dict[str, Any]:
-    """The claim with its sentence, the quantity without underscores, what is not judged named so."""
-    named = {"claim": ". ".join(row[key] for key in ("claim", "sentence") if key in row)}
-    named |= {"primary": words(row["primary"])} if "primary" in row else {}
-    return row | named | ({} if row.get("judged", True) else {"verdict": "exploratory"})
+    """The claim with its sentence, what is measured in a few words, its bar, numbers with their intervals; what is not
+    judged is named so."""
+    told = row | {"claim": ". ".join(row[key] for key in ("claim", "sentence") if key in row)}
+    if "primary" in row:
+        told["quantity"] = row.get("meaning", words(row["primary"])).partition(". ")[0].rstrip(".")
+    if "threshold" in row:
+        told["bar"] = f"{row.get('direction', '')} {row['threshold']:.3g}".strip()
+    for name, low, high in (("estimate", "low", "high"), ("difference", "difference_low", "difference_high")):
+        if row.get(low) is not None:
+            told[name] = str(Interval(row[name], row[low], row[high]))
+    return told if row.get("judged", True) else told | {"verdict": "exploratory"}
 
 
 def _listed(value: Any) -> Cell:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from nucleate.long_table import HEADS, METHODS, best_epoch
+from nucleate.long_table import HEADS, METHODS, PAPERS_F1, best_epoch
 from nucleate.report.application_tables import ARMS, PAPER, SIDES, alignment_table, pretraining_table
 from nucleate.report.tables import CONTROLS, Table, summary_split, summary_table
 from nucleate.runs import Run
@@ -20,7 +20,6 @@ CONTROL_WORDS = {
     "surface_instruction": "the n-grams of the instruction",
     "surface_prompt": "the n-grams of the prompt",
 }
-_PAPERS_F1 = 0.9  # "over 0.9 at the late training stage" (§3.2): from here on clusters are said to match the tasks
 _ASKED = {  # split -> one of its instances
     "validation": "an unseen instance",
     "test": "an unseen instance",
@@ -111,10 +110,10 @@ def _clusters(layers: Sequence[Mapping[str, Any]], space: str) -> str:
         return f"{number}; no control was measured."
     if not _is_above(last):
         verdict = "Not seen beyond the controls: clusters that match the tasks"
-    elif last["value"] >= _PAPERS_F1:
+    elif last["value"] >= PAPERS_F1:
         verdict = "Seen: clusters that match the tasks"
     else:
-        verdict = f"Seen in part: clusters that match the tasks, short of the paper's {percent(_PAPERS_F1)}"
+        verdict = f"Seen in part: clusters that match the tasks, short of the paper's {percent(PAPERS_F1)}"
     return f"{verdict}. {number}. {_listed(controls, digits)}."
 
 
