@@ -70,7 +70,7 @@ def test_every_setting_has_a_meaning_and_survives_the_round_through_toml():
 
 def test_a_run_keeps_no_settings_that_only_another_verb_reads():
     assert "pretrain" not in tomllib.loads(to_toml(configure("tiny"), verb="learn"))
-    assert tomllib.loads(to_toml(configure("tiny"), verb="pretrain"))["pretrain"]["epochs"] == 18
+    assert tomllib.loads(to_toml(configure("tiny"), verb="pretrain"))["pretrain"]["epochs"] == 14
 
 
 def test_differing_settings_are_named_with_both_values():

@@ -142,7 +142,15 @@ def a_checkout(folder: Path, program: str) -> Path:
     return folder
 
 
+@pytest.fixture
+def no_make_above(monkeypatch):
+    """As typed in a terminal: `make test` tells a `make` inside it to name every folder that it enters and leaves."""
+    for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
+@pytest.mark.usefixtures("no_make_above")
 def test_make_demo_typed_again_after_ctrl_c_goes_on_and_typed_once_more_says_where_the_page_is(tmp_path):
     checkout = a_checkout(tmp_path, SHIM)
     code, told = interrupted(["make", "demo"], at="  0%", cwd=checkout)

@@ -152,7 +152,7 @@ def test_the_run_folder_holds_the_networks_and_nothing_that_only_a_resume_needs(
 
 
 def test_figure_5_and_the_table_of_arms_come_from_the_folder_alone(pretrained, tmp_path):
-    names = {path.stem for path in draw_figures(pretrained, tmp_path)}
+    names = set(draw_figures(pretrained, tmp_path))
     assert {"figure_5a_pretraining", "figure_5b_finetuning"} <= names
     header, rows = pretraining_table(pretrained)
     assert [row[0] for row in rows] == [arm + ending for ending in ("", "_unseen") for arm in ARMS]

@@ -106,11 +106,22 @@ def test_the_same_run_gives_the_same_bytes_whatever_the_users_own_matplotlib_set
         before = dict(matplotlib.rcParams)
         again = draw_figures(load_run(run.folder), tmp_path)
         assert dict(matplotlib.rcParams) == before, "the user's settings come back"
-    names = [path.name for path in again]
     there = [name for name in figures_of(run) if (drawn / f"{name}.svg").exists()]
     assert len(there) == 6
-    assert names == [f"{name}.{ending}" for name in there for ending in ("png", "svg")]
+    assert list(again) == there
+    names = [f"{name}.{ending}" for name in there for ending in ("png", "svg")]
     assert [name for name in names if (drawn / name).read_bytes() != (tmp_path / name).read_bytes()] == []
+
+
+def test_a_page_that_is_handed_its_figures_has_the_bytes_of_one_that_draws_them(run: Run, tmp_path: Path) -> None:
+    drawn = draw_figures(run, tmp_path)
+    pages = [
+        write_page(run, tmp_path / name / "page.html", given)
+        for name, given in (("drawn", {(run.folder,): drawn}), ("alone", None))
+    ]
+    assert pages[0].read_bytes() == pages[1].read_bytes()
+    without = write_page(run, tmp_path / "other" / "page.html", {(run.folder,): dict(list(drawn.items())[:1])})
+    assert without.read_text().count("<figure>") == 1
 
 
 def test_pictures_hold_neither_dates_nor_versions(drawn: Path) -> None:
@@ -176,7 +187,7 @@ def test_missing_splits_controls_and_labels_are_left_out_and_never_an_empty_axes
     seen = texts(draw_svg(only_learning)[name][0])
     assert name == "figure_3_learning" and "(a) validation accuracy" in seen and "training loss" not in " ".join(seen)
     nothing = changed(run, tmp_path / "nothing", pl.lit(False))
-    assert draw_svg(nothing) == {} and draw_figures(nothing, tmp_path / "figures") == []
+    assert draw_svg(nothing) == {} and draw_figures(nothing, tmp_path / "figures") == {}
     assert summary_table(nothing).rows == [] and sentences_of(nothing) == []
     assert "<figure>" not in write_page(nothing, tmp_path / "page.html").read_text()
 

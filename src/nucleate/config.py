@@ -215,7 +215,7 @@ def tiny() -> Config:
         model=ModelSettings(width=64, feed_forward=128, layers=3, heads=4, dropout=0.05),
         training=TrainingSettings(epochs=10, batch=32, learning_rate=2e-3),
         measure=MeasureSettings(dense_until=5, every=2, iterations=1000),
-        pretrain=PretrainSettings(epochs=18, finetuning=0.5, unseen="no"),
+        pretrain=PretrainSettings(epochs=14, finetuning=0.5, unseen="no"),
         align=AlignSettings(epochs=10, rates=3),
     )
 

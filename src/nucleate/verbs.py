@@ -22,6 +22,8 @@ from nucleate.terminal import ProgressBar, print_summary, print_table
 
 if TYPE_CHECKING:
     from nucleate.engines.sweep import Planned
+    from nucleate.report.figures import Drawn
+    from nucleate.report.page import Folders
 
 
 def data(asked: argparse.Namespace) -> None:
@@ -172,9 +174,8 @@ def reproduce(asked: argparse.Namespace) -> None:
     _ledger(folders, out)  # before the page, which shows it
     if asked.model is None:
         print("C15 needs a model: the same command with --resume --model PATH runs it")
-    for folder in new:
-        draw_figures(load_run(folder), folder / "figures")
-    _redraw_together(folders, out, figures=False)
+    drawn: dict[Folders, Drawn] = {(folder,): draw_figures(load_run(folder), folder / "figures") for folder in new}
+    _redraw_together(folders, out, drawn)
 
 
 def sweep(asked: argparse.Namespace) -> int:
@@ -303,17 +304,18 @@ def _redraw(folders: Sequence[Path]) -> None:
 
     for run in map(load_run, folders):
         make_folder(run.folder)
-        draw_figures(run, run.folder / "figures")
-        page = write_page(run, run.folder / "page.html")
+        drawn = draw_figures(run, run.folder / "figures")
+        page = write_page(run, run.folder / "page.html", {(run.folder,): drawn})
         print_summary(run)
         print(f"page: {page}")
 
 
-def _redraw_together(folders: Sequence[Path], out: Path, *, figures: bool = True) -> None:
-    """One page of all runs in `out`, and their figures: runs that differ in their seed alone are drawn together."""
+def _redraw_together(folders: Sequence[Path], out: Path, drawn: "dict[Folders, Drawn] | None" = None) -> None:
+    """One page of all runs in `out`, and their figures where they are not drawn yet: runs that differ in their seed
+    alone are drawn together."""
     from nucleate.report.application_tables import over_seeds, save_over_seeds
     from nucleate.report.figures import draw_figures
-    from nucleate.report.page import write_page
+    from nucleate.report.page import folders_of, write_page
     from nucleate.report.seeds import series_of
     from nucleate.runs import load_run, make_folder
 
@@ -321,12 +323,13 @@ def _redraw_together(folders: Sequence[Path], out: Path, *, figures: bool = True
     make_folder(out)
     for run in runs:
         print_summary(run)
+    figures = {} if drawn is None else drawn
     for series in series_of(runs):
-        if figures:
-            draw_figures(series.runs, out / "figures" / series.name)
+        if drawn is None:
+            figures[folders_of(series.runs)] = draw_figures(series.runs, out / "figures" / series.name)
         if told := over_seeds(series):
             title, table = told
             print_table(title, *table)
-            if figures:
+            if drawn is None:
                 save_over_seeds(title, table, out / "figures" / series.name)
-    print(f"page: {write_page(runs, out / 'page.html')}")
+    print(f"page: {write_page(runs, out / 'page.html', figures)}")

@@ -153,8 +153,8 @@ class ProbeCallback(TrainerCallback):
             with self._timed():
                 self.result, self._unfinished = self._probe.end(), None
                 run = load_run(self._probe.folder)
-                draw_figures(run, run.folder / "figures")
-                page = write_page(run, run.folder / "page.html")
+                drawn = draw_figures(run, run.folder / "figures")
+                page = write_page(run, run.folder / "page.html", {(run.folder,): drawn})
             share = self._seconds / (time.monotonic() - self._since)
             _say(f"looking took {share:.0%} of the time, tables and page included; page: {page}")
 

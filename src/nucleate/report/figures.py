@@ -26,18 +26,27 @@ from nucleate.runs import Run
 Runs = Run | Sequence[Run]  # one, or several that differ in their seed alone
 
 
-def draw_figures(runs: Runs, folder: Path) -> list[Path]:
-    """Every figure that there are the parts for, as `<name>.png` (150 dpi) and `<name>.svg`, in the paper's order."""
-    return [path for name, figure in _drawn(runs) for path in save(figure, folder, name)]
+Drawn = dict[str, tuple[bytes, int, int]]  # name -> SVG, width and height in CSS pixels (96 an inch)
 
 
-def draw_svg(runs: Runs) -> dict[str, tuple[bytes, int, int]]:
-    """The same figures in memory, for the page: name -> SVG, width and height in CSS pixels (96 an inch)."""
+def draw_figures(runs: Runs, folder: Path) -> Drawn:
+    """Every figure that there are the parts for, as `<name>.png` (150 dpi) and `<name>.svg`, in the paper's order; the
+    page can show what this gives, so that nothing is drawn twice."""
     drawn = {}
     for name, figure in _drawn(runs):
-        width, height = figure.get_size_inches()
-        drawn[name] = (encoded(figure, "svg"), round(width * 96), round(height * 96))
+        _, svg = save(figure, folder, name)
+        drawn[name] = (svg.read_bytes(), *_pixels(figure))
     return drawn
+
+
+def draw_svg(runs: Runs) -> Drawn:
+    """The same figures in memory alone."""
+    return {name: (encoded(figure, "svg"), *_pixels(figure)) for name, figure in _drawn(runs)}
+
+
+def _pixels(figure: Figure) -> tuple[int, int]:
+    width, height = figure.get_size_inches()
+    return round(width * 96), round(height * 96)
 
 
 def _drawn(runs: Runs) -> Iterator[tuple[str, Figure]]:

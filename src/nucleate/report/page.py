@@ -9,7 +9,7 @@ the file, nothing else.
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -21,7 +21,7 @@ from markupsafe import Markup
 from nucleate.files import write_whole
 from nucleate.intervals import Interval
 from nucleate.report.application_tables import over_seeds
-from nucleate.report.figures import Runs, draw_svg
+from nucleate.report.figures import Drawn, Runs, draw_svg
 from nucleate.report.pack import Chunks
 from nucleate.report.page_tables import run_tables
 from nucleate.report.scenes import cut, scenes_of
@@ -40,6 +40,7 @@ from nucleate.report.tables import (
 )
 from nucleate.runs import Run
 
+Folders = tuple[Path, ...]  # those of the runs that are drawn as one
 LONGEST = 300  # characters of a cell; what is longer is cut, with its length told
 SCRIPTS = (
     "unpack.js",
@@ -54,8 +55,13 @@ SCRIPTS = (
 )  # one after the other
 
 
-def write_page(runs: Runs, path: Path) -> Path:
-    """`page.html` of one run or several, each a section of its own; the same runs give the same bytes."""
+def folders_of(runs: Sequence[Run]) -> Folders:
+    return tuple(run.folder for run in runs)
+
+
+def write_page(runs: Runs, path: Path, drawn: Mapping[Folders, Drawn] | None = None) -> Path:
+    """`page.html` of one run or several, each a section of its own; the same runs give the same bytes. Figures that
+    `draw_figures` has just drawn of these folders are not drawn again."""
     several = [runs] if isinstance(runs, Run) else list(runs)
     page = files(__package__)
     style, *scripts = (page.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", *SCRIPTS))
@@ -64,10 +70,10 @@ def write_page(runs: Runs, path: Path) -> Path:
     scenes = [scene for run in several for scene in scenes_of(run, chunks)]
     head = chunks.json({"scenes": scenes})
     series = [one for one in series_of(several) if len(one.runs) > 1]
-    together = [_together(one, chunks) for one in series]
-    drawn = {run.folder for one in series for run in one.runs}
+    together = [_together(one, chunks, drawn or {}) for one in series]
+    shown_together = {run.folder for one in series for run in one.runs}
     sections = [
-        _section(run, number, [] if run.folder in drawn else _pictures(run, chunks))
+        _section(run, number, [] if run.folder in shown_together else _pictures([run], chunks, drawn or {}))
         for number, run in enumerate(several)
     ]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
@@ -150,15 +156,16 @@ class Together:
     table: tuple[str, Table] | None
 
 
-def _together(series: Series, chunks: Chunks) -> Together:
+def _together(series: Series, chunks: Chunks, drawn: Mapping[Folders, Drawn]) -> Together:
     words = f"{series.runs[0].config['verb']}, {series.words}"
-    return Together(words, _pictures(series.runs, chunks), over_seeds(series))
+    return Together(words, _pictures(series.runs, chunks, drawn), over_seeds(series))
 
 
-def _pictures(runs: Runs, chunks: Chunks) -> list[Picture]:
+def _pictures(runs: Sequence[Run], chunks: Chunks, drawn: Mapping[Folders, Drawn]) -> list[Picture]:
+    figures = drawn.get(folders_of(runs)) or draw_svg(runs)
     return [
         Picture(chunks.text(svg.decode()), width, height, _caption(name))
-        for name, (svg, width, height) in draw_svg(runs).items()
+        for name, (svg, width, height) in figures.items()
     ]
 
 
