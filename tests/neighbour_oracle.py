@@ -28,14 +28,12 @@ def joined(parts):
     )
 
 
-def neighbour_measures(query_states, candidate_states, query, candidate, *, origin_task=None):
+def neighbour_measures(query_states, candidate_states, query, candidate, *, origin=None):
     """Every measure of one layer under the true labels."""
     found = find_neighbours(query_states, candidate_states, query, candidate)
-    measures = share_measures(found, TaskDeals.of(query, candidate))
-    measures |= knn_accuracy(found[""], query.output, candidate.output)
-    if origin_task is not None:
-        measures |= hard_shares(found[""], query.task, candidate.task, origin_task=origin_task)
-    return measures
+    deals = TaskDeals.of(query, candidate)
+    measures = share_measures(found, deals) | knn_accuracy(found[""], query.output, candidate.output)
+    return measures if origin is None else measures | hard_shares(found[""], deals, origin=origin)
 
 
 def share_measures(found, deals):
@@ -62,13 +60,16 @@ def knn_accuracy(neighbours, query_outputs, candidate_outputs):
     return {f"knn_accuracy{suffix(k)}": (cast == query_outputs)[known].mean() for k, cast in votes.items()}
 
 
-def hard_shares(neighbours, query_task, candidate_task, *, origin_task):
-    """Over the queries that were made from another instance."""
-    hard, row = origin_task >= 0, neighbours.ks.index(10)
-    kinds = {"hard_share_origin": origin_task, "hard_share_own": query_task}
-    return {
-        name: share(neighbours, task, candidate_task)[row][hard].mean() for name, task in kinds.items() if hard.any()
-    }
+def hard_shares(neighbours, deals, *, origin):
+    """Over the queries that were made from another of them, then over deals: a share of neighbours each."""
+    found = {}
+    for query in np.flatnonzero(origin >= 0):
+        for name, owner in (("hard_share_origin", origin[query]), ("hard_share_own", query)):
+            for row, k in enumerate(neighbours.ks):
+                for own, theirs in zip(deals.query, deals.candidate, strict=True):
+                    labels = np.full(len(own), own[owner])
+                    found.setdefault(name + suffix(k), []).append(share(neighbours, labels, theirs)[row][query])
+    return {name: np.mean(values) for name, values in found.items()}
 
 
 def suffix(k):

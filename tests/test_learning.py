@@ -44,7 +44,8 @@ def test_the_long_table_holds_every_measure_of_the_main_experiment(micro_run):
     table = load_run(micro_run).metrics
     assert table.schema == METRICS
     assert set(table["experiment"]) == {"learn"}
-    assert set(table["control"]) == {"none", "shuffled", "regrouped", "surface_instruction", "surface_prompt"}
+    texts = {"surface_instruction", "surface_prompt", "answers"}
+    assert set(table["control"]) == {"none", "shuffled", "regrouped", *texts}
     scores = table.filter(pl.col("measure").is_in(list(SCORES)), pl.col("control") == "none")
     for split in ("subset", "validation", "test"):
         for epoch in MEASURED:
@@ -60,7 +61,7 @@ def test_the_long_table_holds_every_measure_of_the_main_experiment(micro_run):
     assert {"knn_share", "knn_share_k1", "knn_share_other_inputs", "knn_share_other_distributions"} <= measures
     assert {"knn_accuracy", "linear_accuracy", "variance_input", "variance_task", "variance_output"} <= measures
     assert {"accuracy_restricted", "loss", "area_under_curve"} <= measures
-    surface = table.filter(pl.col("control").str.starts_with("surface"))
+    surface = table.filter(pl.col("control").is_in(texts))
     assert surface["epoch"].null_count() == surface["layer"].null_count() == surface.height
 
 

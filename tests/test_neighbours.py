@@ -15,17 +15,17 @@ from nucleate.measures.shares import TaskDeals, mixture, neighbour_shares, share
 from nucleate.refusal import Refused
 
 
-def measured(query_states, candidate_states, query, candidate, *, origin_task=None):
+def measured(query_states, candidate_states, query, candidate, *, origin=None):
     """What the package measures under the true labels; the oracle says the same."""
-    origin = np.full(len(query), -1) if origin_task is None else origin_task
+    origin = np.full(len(query), -1) if origin is None else origin
     (seen,) = neighbour_shares(
         [(query_states, query)],
         candidate_states,
         candidate,
         deals=[{"none": TaskDeals.of(query, candidate)}],
-        origin_task=[origin],
+        origin=[origin],
     )
-    plain = neighbour_measures(query_states, candidate_states, query, candidate, origin_task=origin)
+    plain = neighbour_measures(query_states, candidate_states, query, candidate, origin=origin)
     assert seen.measures["none"] == pytest.approx(plain, abs=1e-12)
     return seen.measures["none"]
 
@@ -121,6 +121,7 @@ def test_weights_equal_those_of_plain_float64_differences(name):
         "": other["instruction"],
         "other_inputs": other["instruction"] & other["input"],
         "other_distributions": other["instruction"] & other["distribution"],
+        "other_both": other["instruction"] & other["input"] & other["distribution"],
     }
     assert set(found) == set(allowed)
     for search, mask in allowed.items():
@@ -270,7 +271,7 @@ def test_several_sets_of_queries_at_once_find_what_each_finds_alone():
     blocks = list(neighbour_blocks(sets, states, candidate))
     assert [number for number, _, _ in blocks] == [0, 1, 2, 3]  # each set small enough for one block
     together = [found for _, _, found in blocks]
-    assert [len(found) for found in together] == [3, 3, 3, 1]
+    assert [len(found) for found in together] == [4, 4, 4, 1]
     for (queries, query), found in zip(sets, together, strict=True):
         for search, neighbours in find_neighbours(queries, states, query, candidate).items():
             for field in ("start", "candidate", "distance", "inside", "reach"):
@@ -318,7 +319,12 @@ def test_who_is_offered_a_candidate_equals_counting_one_by_one_under_every_deal(
     query, candidate = _crowd(rng, 30, instructions=9), _crowd(rng, 40, instructions=9)
     own, theirs = rng.integers(0, 12, (5, 30)), rng.integers(0, 12, (5, 40))
     deals = TaskDeals.of(query, candidate, query_tasks=own, candidate_tasks=theirs)
-    apart = {"": (), "other_inputs": ("input",), "other_distributions": ("distribution",)}
+    apart = {
+        "": (),
+        "other_inputs": ("input",),
+        "other_distributions": ("distribution",),
+        "other_both": ("input", "distribution"),
+    }
     for search, columns in apart.items():
         allowed = np.ones((30, 40), bool)
         for column in ("instruction", *columns):
@@ -388,19 +394,18 @@ def test_hard_examples_are_told_by_whose_neighbours_they_have():
     candidate = labels(4, task=[0, 0, 1, 2])
     query = labels(2, instruction=[8, 9], input=[8, 9], distribution=[8, 9], task=[1, 0])  # the first is hard, from 0
     states = np.zeros((2, 1)), np.zeros((4, 1))
-    origin = np.array([0, -1])
-    measures = measured(*states, query, candidate, origin_task=origin)
+    measures = measured(*states, query, candidate, origin=np.array([1, -1]))
     assert measures["hard_share_origin"] == 0.5 and measures["hard_share_own"] == 0.25
-    found = find_neighbours(*states, query, candidate)[""]
-    assert hard_shares(found, query.task, candidate.task, origin_task=np.array([-1, -1])) == {}
+    assert measures["hard_share_origin_k1"] == 0.5 and measures["hard_share_own_k2"] == 0.25
+    assert not any(name.startswith("hard") for name in measured(*states, query, candidate, origin=np.array([-1, -1])))
 
 
 def test_names_of_measures_are_those_of_the_contract():
     rng = np.random.default_rng(10)
     query, candidate = _crowd(rng, 20, instructions=9), _crowd(rng, 90, instructions=40)
     measures = measured(rng.normal(size=(20, 3)), rng.normal(size=(90, 3)), query, candidate)
-    names = {"knn_share", "knn_share_other_inputs", "knn_share_other_distributions"}
-    every = {f"{name}{suffix}" for name in (*names, "knn_accuracy") for suffix in ("", "_k1", "_k5", "_k20")}
+    names = {f"knn_share{search}" for search in ("", "_other_inputs", "_other_distributions", "_other_both")}
+    every = {f"{name}{suffix}" for name in (*names, "knn_accuracy") for suffix in ("", "_k1", "_k2", "_k5", "_k20")}
     assert set(measures) == every | {f"{name}_kept" for name in names}
     assert all(type(value) is float and 0 <= value <= 1 for value in measures.values())
 
@@ -515,14 +520,15 @@ def test_looking_around_block_by_block_gives_what_the_neighbours_of_all_give(pai
         for _, query in sets
     ]
     origins = [np.where(np.arange(15) % 4, -1, 2), np.full(7, -1)]
-    seen = neighbour_shares(sets, near, candidate, deals=deals, origin_task=origins)
+    seen = neighbour_shares(sets, near, candidate, deals=deals, origin=origins)
     for (points, query), dealt, origin, one in zip(sets, deals, origins, seen, strict=True):
         found = find_neighbours(points, near, query, candidate)
         true = share_measures(found, dealt["none"]) | knn_accuracy(found[""], query.output, candidate.output)
-        true |= hard_shares(found[""], query.task, candidate.task, origin_task=origin)
+        true |= hard_shares(found[""], dealt["none"], origin=origin)
         assert one.measures.keys() == dealt.keys()
         assert one.measures["none"] == pytest.approx(true, abs=1e-12)
-        assert one.measures["shuffled"] == pytest.approx(share_measures(found, dealt["shuffled"]), abs=1e-12)
+        chance = share_measures(found, dealt["shuffled"]) | hard_shares(found[""], dealt["shuffled"], origin=origin)
+        assert one.measures["shuffled"] == pytest.approx(chance, abs=1e-12)
         for search, neighbours in found.items():
             offered = dealt["none"].offered[search][0]
             own = share(neighbours, query.task, candidate.task)[neighbours.ks.index(10)]

@@ -51,7 +51,7 @@ def states(some: Labels, task: np.ndarray | None = None, *, strength: float, see
 
 def around(some: Labels, points: np.ndarray) -> NeighbourShares:
     deals, nobody = {"none": TaskDeals.of(some, some)}, np.full(len(some), -1)
-    (seen,) = neighbour_shares([(points, some)], points, some, deals=[deals], origin_task=[nobody])
+    (seen,) = neighbour_shares([(points, some)], points, some, deals=[deals], origin=[nobody])
     return seen
 
 

@@ -8,10 +8,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
+from nucleate.config import configure
+from nucleate.data.synthetic import generate
 from nucleate.measures.labelling import Cohort, Labelling, labelling_of
 from nucleate.measures.neighbour_kernels import TIE
 from nucleate.measures.neighbours import Labels
-from nucleate.measures.survey import Effort, survey
+from nucleate.measures.survey import Effort, answer_rows, survey
+from nucleate.paper.instances import of_splits
+from nucleate.paper.surveys import labels_of
 
 TASKS, WIDTH = 6, 24
 QUICK = Effort(iterations=250, perplexity=8)
@@ -179,6 +183,54 @@ def test_every_score_has_its_controls_and_every_space_its_measures():
                 assert ("knn_accuracy" in measures) == (control == "none")
     assert {row.control for row in rows} == {"none", "shuffled", "regrouped"}
     assert not [row for row in rows if row.measure.startswith("knn") and row.space in ("tsne", "averaged")]
+
+
+def test_right_answers_alone_fake_neighbours_probe_and_averages_and_nothing_that_asks_for_another_input():
+    """No two tasks share an output here, so that input and output name the task: whatever may meet an instance with the
+    same input finds its task. With another input all candidates are equally far, and the share is the task's own."""
+    w = world()
+    rows = answer_rows(w.labelling(), QUICK)
+    assert {row.control for row in rows} == {"answers"} and {row.layer for row in rows} == {None}
+    assert {row.space for row in rows} == {"raw", "centred", "averaged"}
+    query, candidate = w.cohorts[1].labels, w.reference.labels
+    apart = query.input[:, None] != candidate.input
+    apart &= query.distribution[:, None] != candidate.distribution
+    same = query.task[:, None] == candidate.task
+    by_hand = ((apart & same).sum(axis=1) / apart.sum(axis=1)).mean()
+    raw = table(rows, split="validation", space="raw", labels="task")
+    fooled = ("knn_share_k5", "knn_share_other_distributions_k2", "knn_accuracy", "linear_accuracy")
+    assert all(raw[measure] == 1 for measure in fooled)
+    for k in ("_k1", "_k2", "_k5", "", "_k20"):
+        assert raw[f"knn_share_other_both{k}"] == pytest.approx(by_hand, abs=1e-9)
+    averaged = table(rows, split="validation", space="averaged", labels="task")
+    assert averaged["f1"] == 1
+    hard = table(rows, split="subset", space="raw", labels="task")
+    assert hard["hard_share_own_k1"] == 1 and hard["hard_share_origin_k1"] == 0
+    planted = survey(w.labelling(), w.states(task=2), QUICK).rows
+    for space in ("raw", "centred"):
+        found = table(planted, split="validation", space=space, labels="task", control="none")
+        assert found["knn_share_other_both_k5"] > 0.9
+
+
+def test_in_the_synthetic_data_answers_stay_near_shuffled_labels_where_another_input_and_distribution_is_asked_for():
+    config = configure("tiny")
+    dataset = generate(config.data, seed=config.seed)
+    labelling = labels_of(config, of_splits(dataset, ("train", "validation", "test")))
+    rows = answer_rows(labelling, QUICK)
+    shuffled = labelling.deals["validation", "raw"]["shuffled"]
+    chance = float((shuffled.query[:, :, None] == shuffled.candidate[:, None, :]).mean())
+    for split in ("validation", "test"):
+        for space in ("raw", "centred"):
+            found = table(rows, split=split, space=space, labels="task")
+            assert found["knn_share_other_both"] < chance + 0.05 and found["knn_share_other_both_k1"] < chance + 0.1
+            assert found["knn_share_other_distributions"] > 0.9
+
+
+def test_without_outputs_there_is_no_control_of_answers():
+    w = world()
+    unknown = [replace(one, labels=replace(one.labels, output=one.labels.output * 0 - 1)) for one in w.cohorts]
+    labelling = labelling_of(unknown, w.reference, seed=w.seed, repeats=2)
+    assert answer_rows(labelling, QUICK) == []
 
 
 def test_the_linear_probe_is_for_instructions_it_has_not_seen():

@@ -1,7 +1,8 @@
-"""What a score is compared with: permuted labels, the bare text, a linear probe, the input word.
+"""What a score is compared with: permuted labels, the bare text, right answers, a linear probe, the input word.
 
 A cluster score, a share of neighbours or a variance means little alone. `shuffled_labels` and `regrouped_tasks` say
-what chance gives; `surface_features` what the letters of the prompt give without any model; `LinearProbe` what is in
+what chance gives; `surface_features` what the letters of the prompt give without any model; `answer_features` what
+input and right answer give where nothing is known of a task; `LinearProbe` what is in
 the states whether it clusters or not; `explained_variance`, `InputMeans` and `averaged` what remains once the input
 word, most of any state at the input token, is accounted for.
 """
@@ -110,6 +111,28 @@ def surface_features(fit_texts: Sequence[str], texts: Sequence[str]) -> np.ndarr
 
 def _without_blanks(text: str) -> str:
     return "".join(text.split())
+
+
+# --- right answers without a task -------------------------------------------------------------------------------------
+
+
+def answer_features(inputs: np.ndarray, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """States that hold nothing but the input and the right output, (n, feature) float32 from codes (n,).
+
+    In two codings: one-hots of both side by side, and a one-hot of the pair. Whichever scores higher is the control.
+
+    Of more than `MOST_FEATURES` inputs, outputs or pairs the rarer ones are rows of zeros.
+    """
+    inputs, outputs = np.asarray(inputs), np.asarray(outputs)
+    _check_pair("answer_features", inputs=inputs, outputs=outputs)
+    pairs = np.unique(np.stack([inputs, outputs]), axis=1, return_inverse=True)[1].reshape(-1)
+    return np.concatenate([_one_hot(inputs), _one_hot(outputs)], axis=1), _one_hot(pairs)
+
+
+def _one_hot(codes: np.ndarray) -> np.ndarray:
+    code, sizes = np.unique(codes, return_inverse=True, return_counts=True)[1:]
+    most = np.sort(np.argsort(-sizes, kind="stable")[:MOST_FEATURES])
+    return (code[:, None] == most).astype(np.float32)
 
 
 # --- what is in the states --------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import torch
 from nucleate.measures.neighbour_kernels import TIE, distinct_states, screen, squared_distances, squared_norms
 from nucleate.refusal import Refused
 
-KS = (1, 5, 10, 20)
+KS = (1, 2, 5, 10, 20)
 BARE = 10  # the K whose measures carry no suffix; the paper gives none
 
 # A name for each search, and what a neighbour must not share with the query beyond the instruction.
@@ -25,6 +25,7 @@ SEARCHES: dict[str, tuple[str, ...]] = {
     "": (),
     "other_inputs": ("input",),
     "other_distributions": ("distribution",),
+    "other_both": ("input", "distribution"),  # what right answers alone cannot find
 }
 
 _PAIRS_AT_ONCE = 2**20  # of queries and candidates: 4 MiB on a CPU, 40 on a GPU, and 160 where all of them tie

@@ -123,11 +123,16 @@ def vote(neighbours: Neighbours, candidate_outputs: np.ndarray, k: int) -> np.nd
     return np.where(elected >= 0, names[elected], -1)
 
 
-def _hard(shares: np.ndarray, hard: np.ndarray) -> dict[str, float]:
-    """Whose neighbours hard examples are, from the shares of the origin's and of the own task, (2, query). The two need
-    not sum to 1: other tasks take the rest."""
-    origin, own = shares[:, hard].mean(axis=1)
-    return {"hard_share_origin": float(origin), "hard_share_own": float(own)}
+def _hard(shares: np.ndarray, hard: np.ndarray, ks: Sequence[int]) -> dict[str, float]:
+    """Whose neighbours hard examples are, from the shares of the origin's and of the own task, (2, deal, k, query). The
+    two need not sum to 1: other tasks take the rest."""
+    means = shares[..., hard].mean(axis=-1).mean(axis=1)  # (2, k)
+    names = ("hard_share_origin", "hard_share_own")
+    return {
+        name + _suffix(k): float(value)
+        for name, row in zip(names, means, strict=True)
+        for k, value in zip(ks, row, strict=True)
+    }
 
 
 def _suffix(k: int) -> str:
@@ -176,20 +181,19 @@ def neighbour_shares(
     candidate: Labels,
     *,
     deals: Sequence[Mapping[str, TaskDeals]],
-    origin_task: Sequence[np.ndarray],
+    origin: Sequence[np.ndarray],
 ) -> list[NeighbourShares]:
     """For each set of queries every measure of its neighbours, 0..1, block by block.
 
-    Under each of its deals (control -> deals, `none` the true ones) `knn_share`, `knn_share_other_inputs`,
-    `knn_share_other_distributions`; under the true one `knn_accuracy` and, of the queries that were made from another
-    instance (`origin_task` (query,): its task, else -1), `hard_share_own` and `hard_share_origin`. With `_k1` and so on
-    for K other than 10."""
+    Under each of its deals (control -> deals, `none` the true ones) `knn_share` of each search and, of the queries that
+    were made from another one (`origin` (query,): its place among the queries, else -1), `hard_share_own` and
+    `hard_share_origin`; under the true one `knn_accuracy`. With `_k1` and so on for K other than 10."""
     collected = [_Collected() for _ in queries]
     for number, rows, found in neighbour_blocks(queries, candidate_states, candidate):
-        collected[number].add(found, queries[number][1], candidate, deals[number], origin_task[number], rows)
+        collected[number].add(found, queries[number][1], candidate, deals[number], origin[number], rows)
     return [
-        one.whole(labels, dealt, origin)
-        for one, (_, labels), dealt, origin in zip(collected, queries, deals, origin_task, strict=True)
+        one.whole(labels, dealt, made_from)
+        for one, (_, labels), dealt, made_from in zip(collected, queries, deals, origin, strict=True)
     ]
 
 
@@ -199,7 +203,7 @@ class _Collected:
     def __init__(self) -> None:
         self._shares: dict[tuple[str, str], list[np.ndarray]] = {}  # (control, search): of (deal, k, query)
         self._votes: list[np.ndarray] = []  # of (k, query)
-        self._hard: list[np.ndarray] = []  # of (2, query)
+        self._hard: dict[str, list[np.ndarray]] = {}  # control: of (2, deal, k, query)
         self._mixed: dict[str, np.ndarray] = {}
 
     def add(
@@ -208,7 +212,7 @@ class _Collected:
         query: Labels,
         candidate: Labels,
         deals: Mapping[str, TaskDeals],
-        origin_task: np.ndarray,
+        origin: np.ndarray,
         rows: slice,
     ) -> None:
         for search, neighbours in found.items():
@@ -221,12 +225,14 @@ class _Collected:
         near = found[""]
         if (query.output >= 0).any():
             self._votes.append(np.stack([vote(near, candidate.output, k) for k in near.ks]))
-        if (origin_task >= 0).any():
-            both = np.stack([origin_task[rows], query.task[rows]])
-            shares = share(near, both, np.stack([candidate.task, candidate.task]))
-            self._hard.append(shares[:, near.ks.index(BARE)])
+        if (origin >= 0).any():
+            for control, dealt in deals.items():
+                own = dealt.query[:, rows]
+                origins = np.where(origin[rows] >= 0, dealt.query[:, origin[rows]], -1)
+                both = np.stack([share(near, labels, dealt.candidate) for labels in (origins, own)])
+                self._hard.setdefault(control, []).append(both)
 
-    def whole(self, query: Labels, deals: Mapping[str, TaskDeals], origin_task: np.ndarray) -> NeighbourShares:
+    def whole(self, query: Labels, deals: Mapping[str, TaskDeals], origin: np.ndarray) -> NeighbourShares:
         measures: dict[str, dict[str, float]] = {control: {} for control in deals}
         own = {}
         for (control, search), parts in self._shares.items():
@@ -236,8 +242,8 @@ class _Collected:
                 own[search] = np.where(deals[control].offered[search][0], shares[0, KS.index(BARE)], np.nan)
         if self._votes:
             measures["none"] |= _right(list(np.concatenate(self._votes, axis=1)), KS, query.output)
-        if self._hard:
-            measures["none"] |= _hard(np.concatenate(self._hard, axis=1), origin_task >= 0)
+        for control, parts in self._hard.items():
+            measures[control] |= _hard(np.concatenate(parts, axis=-1), origin >= 0, KS)
         return NeighbourShares(measures, own, self._mixed)
 
 

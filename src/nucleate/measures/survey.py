@@ -7,14 +7,14 @@ A trained network, an untrained one and the bare surface of the text all go thro
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from nucleate.measures.baselines import InputMeans, LinearProbe, averaged, explained_variance
+from nucleate.measures.baselines import InputMeans, LinearProbe, answer_features, averaged, explained_variance
 from nucleate.measures.clustering import KMeansJob, kmeans_many
 from nucleate.measures.labelling import Cohort, Labelling
 from nucleate.measures.scores import ClusterScores, ari_within, cluster_scores_many
@@ -114,6 +114,25 @@ def survey(
                         neighbours_of |= {(*place, space): one for space, one in found.neighbours_of.items()}
         scored, clusters = _cluster_rows(labelling, clouds, effort, pool)
     return Survey(rows + scored, embeddings, neighbours_of, clusters)
+
+
+def answer_rows(labelling: Labelling, effort: Effort) -> list[Row]:
+    """What states give that hold nothing but the input and the right output: control `answers`, without a layer, of
+    each score the higher of two codings. Without t-SNE, where points that coincide lie anywhere."""
+    sides = {cohort.split: cohort.labels for cohort in (*labelling.cohorts, labelling.reference)}
+    columns = [np.concatenate([getattr(one, name) for one in sides.values()]) for name in ("input", "output")]
+    if (np.concatenate(columns) < 0).any():
+        return []
+    ends = np.cumsum([len(one) for one in sides.values()])[:-1]
+    places = {key: place for key, place in labelling.places.items() if key[1] != "tsne"}
+    highest: dict[Row, float] = {}
+    for features in answer_features(*columns):
+        states = {split: part[np.newaxis] for split, part in zip(sides, np.split(features, ends), strict=True)}
+        for row in survey(replace(labelling, places=places), states, effort).rows:
+            if row.control == "none" and row.labels is not None:
+                of_what = row._replace(layer=None, control="answers", value=0.0)
+                highest[of_what] = max(row.value, highest.get(of_what, -np.inf))
+    return [row._replace(value=value) for row, value in highest.items()]
 
 
 # --- spaces ----------------------------------------------------------------------------------------------------------
@@ -249,15 +268,16 @@ def _neighbour_rows(
     splits and controls."""
     queries, deals, origins = [], [], []
     for cloud in clouds:
-        labels, pairs = cloud.cohort.labels, cloud.cohort.pairs
-        origin = np.full(len(labels), -1)
-        origin[pairs[:, 0]] = labels.task[pairs[:, 1]]
-        some = labelling.places[cloud.cohort.split, cloud.space].members
-        queries.append((cloud.points, labels[some]))
+        place, labels = labelling.places[cloud.cohort.split, cloud.space], cloud.cohort.labels
+        hard, original = place.point_of[cloud.cohort.pairs].T
+        here = (hard >= 0) & (original >= 0)
+        origin = np.full(len(place.members), -1)
+        origin[hard[here]] = original[here]
+        queries.append((cloud.points, labels[place.members]))
         deals.append(labelling.deals[cloud.cohort.split, cloud.space])
-        origins.append(origin[some])
+        origins.append(origin)
     found = neighbour_shares(
-        queries, reference, labelling.reference.labels[reference_members], deals=deals, origin_task=origins
+        queries, reference, labelling.reference.labels[reference_members], deals=deals, origin=origins
     )
     return [
         (

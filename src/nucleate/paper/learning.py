@@ -31,7 +31,7 @@ from nucleate.model.states import Reading, read_groups
 from nucleate.paper.answers import answer_rows, curve_rows, score_in
 from nucleate.paper.instances import MEASURED, Members, candidates_of, in_split, of_splits, places_of
 from nucleate.paper.network import check_network, make_network
-from nucleate.paper.surveys import labels_of, surface_rows, survey_of
+from nucleate.paper.surveys import answer_rows_of, labels_of, surface_rows, survey_of
 from nucleate.paper.trainings import (
     SECONDS,
     TrainingRecord,
@@ -167,6 +167,7 @@ def _surface_rows(study: _Learning) -> list[dict[str, Any]]:
         "surface_prompt": lambda instance: f"{instance.instruction} {instance.input}",
     }
     found = surface_rows(study.labelling, study.members["all"].instances, texts, study.config.measure)
+    found += answer_rows_of(study.labelling, study.config.measure)
     return [_complete(study, _row(row, read=None), None) for row in found]
 
 

@@ -9,7 +9,7 @@ from nucleate.data.dataset import Instance
 from nucleate.measures.baselines import surface_features
 from nucleate.measures.labelling import Cohort, Labelling, labelling_of
 from nucleate.measures.neighbours import Labels
-from nucleate.measures.survey import Effort, Row, Survey, survey
+from nucleate.measures.survey import Effort, Row, Survey, answer_rows, survey
 from nucleate.paper.instances import MEASURED, in_split, places_of
 from nucleate.threads import thread_count
 
@@ -58,7 +58,15 @@ def surface_rows(
     return rows
 
 
+def answer_rows_of(labels: Labelling, measure: MeasureSettings) -> list[Row]:
+    """What right answers alone give, through the same survey."""
+    return answer_rows(labels, _effort(measure))
+
+
 def survey_of(labels: Labelling, states: Mapping[str, np.ndarray], measure: MeasureSettings) -> Survey:
     """All measures of one moment's states, which are given by split."""
-    effort = Effort(measure.components, measure.perplexity, measure.iterations, measure.initialisations, thread_count())
-    return survey(labels, states, effort)
+    return survey(labels, states, _effort(measure))
+
+
+def _effort(measure: MeasureSettings) -> Effort:
+    return Effort(measure.components, measure.perplexity, measure.iterations, measure.initialisations, thread_count())
