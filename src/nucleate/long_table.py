@@ -15,6 +15,7 @@ LATE = 0.9  # "late": the measured epochs after this share of the training, aver
 BEST_OF = ("raw", "tsne")  # the paper clusters t-SNE's points where that scores higher (§3.2)
 PAPERS_F1 = 0.9  # "over 0.9 at the late training stage" (§3.2): from here on clusters are said to match the tasks
 FIRST, LAST = 0, -1  # layers
+TIMELESS = ("surface_instruction", "surface_prompt", "answers")  # controls without a network: no layer, no epoch
 ANY = -1  # an epoch that `pick` does not look at
 METHODS = {  # of alignment, by their arms, in the order of Table 2
     "direct": "direct fine-tuning",
@@ -107,10 +108,35 @@ def level_of(table: pl.DataFrame, score: Score, layer: int | None = LAST, contro
         return curve_of(table, score, layer).get(0)
     if control == "layer_0":
         return late_mean(curve_of(table, score, FIRST))
-    if control.startswith("surface"):
+    if control in TIMELESS:
         rows = pick(table, score, control)
         return float(rows["value"][0]) if len(rows) else None
     return late_mean(curve_of(table, score, layer, control))
+
+
+class Told(NamedTuple):
+    """A level on test, and the layer that validation chose for it; None where there are no layers to choose from."""
+
+    layer: int | None
+    value: float
+
+
+def told_on_test(table: pl.DataFrame, score: Score, control: str = "none") -> Told | None:
+    """Late on test, in the middle layer (any but the first and the last) that is the highest late on validation; the
+    lower one where two are. A control has the same choice."""
+    seen, asked = score._replace(split="validation"), score._replace(split="test")
+    if control in TIMELESS:
+        level = level_of(table, asked, control=control)
+        return None if level is None else Told(None, level)
+    epochs = pick(table, seen, "none" if control == "untrained" else control).drop_nulls("epoch")
+    layers = epochs["layer"].drop_nulls().unique().sort().to_list()
+    levels = {place: level_of(table, seen, place, control) for place in range(1, len(layers) - 1)}
+    known = {place: level for place, level in levels.items() if level is not None}
+    if not known:
+        return None
+    chosen = min(known, key=lambda place: (-known[place], place))
+    level = level_of(table, asked, chosen, control)
+    return None if level is None else Told(layers[chosen], level)
 
 
 class BestEpoch(NamedTuple):

@@ -147,6 +147,7 @@ _CONTROLS = {
     "regrouped": "regrouped",
     "surface_instruction": "n-grams",
     "surface_prompt": "n-grams",
+    "answers": "answers alone",
     "layer_0": "layer 0",
     "neutral": "neutral words",
 }
@@ -278,6 +279,7 @@ _MARKERS = {
     "regrouped": "+",
     "surface_instruction": "^",
     "surface_prompt": "v",
+    "answers": "P",
     "layer_0": "D",
     "neutral": "*",
 }

@@ -6,6 +6,7 @@ const CONTROLS = {
   regrouped: "regrouped distributions",
   surface_instruction: "surface of the instruction",
   surface_prompt: "surface of the prompt",
+  answers: "right answers alone",
   untrained: "untrained network",
   neutral: "neutral instruction",
 };
@@ -13,7 +14,8 @@ const WORDS = {
   f1: "F1, best cluster per class", f1_purity: "F1, purity", f1_matched: "F1, one cluster per class", f1_pairwise: "F1, pairs",
   f1_bcubed: "F1, B-cubed", ari: "ARI", ami: "AMI", ari_within_tasks: "ARI of distributions within tasks",
   knn_share: "same-task neighbours", knn_share_other_inputs: "same-task neighbours, other inputs",
-  knn_share_other_distributions: "same-task neighbours, other distributions", knn_accuracy: "accuracy by neighbours",
+  knn_share_other_distributions: "same-task neighbours, other distributions",
+  knn_share_other_both: "same-task neighbours, other inputs and distributions", knn_accuracy: "accuracy by neighbours",
   linear_accuracy: "linear probe", variance_input: "variance by input", variance_task: "variance by task",
   variance_output: "variance by output", hard_separated: "hard examples parted", hard_share_origin: "hard: neighbours of the original's task",
   hard_share_own: "hard: neighbours of their own task", accuracy_restricted: "accuracy among the task's outputs",

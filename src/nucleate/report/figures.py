@@ -18,7 +18,7 @@ from nucleate.long_table import Score, best_epoch, pick
 from nucleate.report.application_figures import alignment_figure, drops_figure, pretraining_figure
 from nucleate.report.dataset_figure import dataset_figure
 from nucleate.report.drawing import LINE, WIDTH, draw_curve, encoded, layer_colour, layer_name, save, style, task_colour
-from nucleate.report.layer_figures import MEASURES, clustering_figure, neighbours_figure
+from nucleate.report.layer_figures import MEASURES, clustering_figure, neighbours_figure, variance_figure
 from nucleate.report.probe_figures import probe_figures
 from nucleate.report.seeds import curve_over, spread_note
 from nucleate.runs import Run
@@ -72,6 +72,7 @@ def figures_of(runs: Runs) -> dict[str, Callable[[], Figure | None]]:
         "figure_3_learning": lambda: _learning(several),
         f"figure_{neighbours}_neighbours": lambda: neighbours_figure(several),
         f"figure_{clustering}_clustering_all": lambda: clustering_figure(several, tuple(MEASURES)),
+        "figure_variance": lambda: variance_figure(several),
         "figure_layouts": lambda: _layouts(one),
         "figure_5a_pretraining": lambda: clustering_figure(
             several, ("f1",), experiment="pretrain", arm="task_id", read="task_token"

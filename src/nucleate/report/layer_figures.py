@@ -87,6 +87,31 @@ def neighbours_figure(runs: Sequence[Run]) -> Figure | None:
     return figure
 
 
+def variance_figure(runs: Sequence[Run]) -> Figure | None:
+    """What the states are made of: the share of their variance between inputs, between tasks and between outputs."""
+    drawn = {
+        name: _LayerPlot(runs, measure=f"variance_{name}", split="validation", labels=None)
+        for name in ("input", "task", "output")
+    }
+    drawn = {name: panel for name, panel in drawn.items() if panel}
+    if not drawn:
+        return None
+    figure = Figure(figsize=(WIDTH, 3.3), layout="constrained")
+    axes = figure.subplots(1, len(drawn), sharey=True, squeeze=False)
+    for place, (name, panel) in enumerate(drawn.items()):
+        panel.draw(axes[0, place])
+        axes[0, place].set_title(f"({'abc'[place]}) between {name}s")
+        axes[0, place].set_xlabel("epoch")
+    axes[0, 0].set_ylabel("share of the variance")
+    _limits(axes, drawn.values())
+    note = (
+        "Raw states at the input token, validation. The shares overlap, as input and task together name the output;\n"
+        "they are not corrected for the number of classes, so that epochs and layers compare and panels hardly do."
+    )
+    _legend(figure, drawn.values(), note, spread_note(runs))
+    return figure
+
+
 class _LayerPlot:
     """What one small plot shows: a curve per layer, the controls beside it. False where no layer was measured."""
 
@@ -96,7 +121,7 @@ class _LayerPlot:
         *,
         measure: str,
         split: str,
-        labels: str,
+        labels: str | None,
         spaces: tuple[str, ...] = ("raw",),
         **of: str,
     ) -> None:
@@ -140,6 +165,7 @@ _BANDS: dict[str, tuple[str, dict[str, Any]]] = {
 _LEVELS: dict[str, tuple[str, dict[str, Any]]] = {
     "surface_instruction": ("surface of the instruction", {"color": "#595959", "linewidth": 1.0, "dashes": (5, 2)}),
     "surface_prompt": ("surface of the prompt", {"color": "#7f7f7f", "linewidth": 1.0, "dashes": (1.5, 1.5)}),
+    "answers": ("right answers alone", {"color": "#a33d1f", "linewidth": 1.0, "dashes": (6, 1.5, 1, 1.5)}),
 }
 
 

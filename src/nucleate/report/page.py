@@ -204,6 +204,8 @@ _CAPTIONS = {
     "clustering_f1": "F1 of k-means clusters against tasks, distributions and distribution-mapping pairs, per layer "
     "over epochs, on the training subset and on validation; controls in grey.",
     "learning": "Training loss, accuracy on the training subset and on validation over epochs, the best epoch marked.",
+    "variance": "What the states are made of: the share of their variance that lies between inputs, between tasks and "
+    "between outputs, per layer over epochs.",
     "neighbours": "Share of an unseen instance's K nearest training instances that have its task, and the accuracy of "
     "answering as they do, per layer over epochs; controls in grey.",
     "clustering_all": "F1, ARI and AMI of k-means clusters, per layer over epochs, for the three kinds of labels; "

@@ -88,7 +88,7 @@ function drawScores() {
   }
   const { unit } = scene();
   spec.axis = overEpochs ? unit : "layer";
-  spec.levels = beside.filter((curve) => curve.control.startsWith("surface")).map((curve) => ({ name: CONTROLS[curve.control], value: curve.points[0][1] }));
+  spec.levels = beside.filter((curve) => curve.control.startsWith("surface") || curve.control === "answers").map((curve) => ({ name: CONTROLS[curve.control], value: curve.points[0][1] }));
   drawn.chart = { ...chart(spec), spec, overEpochs };
   $("chart").replaceChildren(drawn.chart.svg);
   steer(drawn.chart);

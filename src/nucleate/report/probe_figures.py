@@ -22,6 +22,7 @@ _CONTROLS = {
     "shuffled": ("shuffled labels", "#bbbbbb", "-."),
     "surface_instruction": ("n-grams of the instruction", "#c4201f", ":"),
     "surface_prompt": ("n-grams of the prompt", "#c4201f", "--"),
+    "answers": ("right answers alone", "#a33d1f", "-."),
 }
 _MOST_TASKS = 40  # rows of a figure
 

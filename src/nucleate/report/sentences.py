@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from nucleate.long_table import HEADS, METHODS, PAPERS_F1, best_epoch
+from nucleate.long_table import HEADS, METHODS, PAPERS_F1, Score, best_epoch, told_on_test
 from nucleate.report.application_tables import ARMS, PAPER, SIDES, alignment_table, pretraining_table
 from nucleate.report.tables import CONTROLS, Table, summary_split, summary_table
 from nucleate.runs import Run
@@ -19,6 +19,7 @@ CONTROL_WORDS = {
     "regrouped": "regrouped distributions",
     "surface_instruction": "the n-grams of the instruction",
     "surface_prompt": "the n-grams of the prompt",
+    "answers": "right answers alone",
 }
 _ASKED = {  # split -> one of its instances
     "validation": "an unseen instance",
@@ -68,6 +69,9 @@ def _learnt(run: Run) -> list[str]:
     if spaces:  # as in the paper, the better of the two
         space = max(spaces, key=lambda one: found["f1", one][-1]["value"])
         sentences.append(_clusters(found["f1", space], space))
+    for score, nothing, words in _IN_THE_MIDDLE:
+        if (said := _told(run, score, nothing, words)) is not None:
+            sentences.append(said)
     best = best_epoch(run.metrics)
     if best is not None:
         right = f"{percent(best.accuracy)} of the unseen instances of validation are answered correctly"
@@ -90,6 +94,38 @@ _NEIGHBOURS = (  # measure, what is not seen where a control does as well, what 
 )
 
 
+_IN_THE_MIDDLE = (  # score, what is not seen where a control does as well, what the number is
+    (
+        Score("f1", "validation", "task", ("centred",)),
+        "clusters by task in a middle layer, once what the input says is taken off",
+        "is the F1 of k-means clusters of centred states",
+    ),
+    (
+        Score("knn_share_other_both", "validation", "task", ("centred",)),
+        "neighbours of the same task that have another input and another distribution",
+        "of the ten nearest with another input and another distribution share the task, in centred states",
+    ),
+)
+
+
+def _told(run: Run, score: Score, nothing: str, words: str) -> str | None:
+    """A middle layer is chosen on validation and told on test, for each control as well."""
+    score = score._replace(experiment="learn")
+    told = told_on_test(run.metrics, score)
+    if told is None:
+        return None
+    levels = {name: told_on_test(run.metrics, score, name) for name in ("untrained", *CONTROLS)}
+    row = {name: None if level is None else level.value for name, level in levels.items()}
+    measured = [level for level in row.values() if level is not None]
+    row |= {"value": told.value, "margin": told.value - max(measured) if measured else None}
+    controls, digits = _controls(row, counted=("untrained", *CONTROLS))
+    number = f"{percent(told.value, digits)} {words}: layer {told.layer}, chosen on validation and told on test"
+    if not controls:
+        return f"{number}; no control was measured."
+    verdict = "Seen" if _is_above(row) else f"Not seen beyond the controls: {nothing}"
+    return f"{verdict}{':' if verdict == 'Seen' else '.'} {number}. {_listed(controls, digits)}."
+
+
 def _seen_or_not(layers: Sequence[Mapping[str, Any]], nothing: str, words: str) -> str:
     """`layers` are the rows of one measure, the first layer's first."""
     controls, digits = _controls(layers[-1])
@@ -97,7 +133,11 @@ def _seen_or_not(layers: Sequence[Mapping[str, Any]], nothing: str, words: str) 
     if not controls:
         return f"{number}; no control was measured."
     verdict = "Seen" if _is_above(layers[-1]) else f"Not seen beyond the controls: {nothing}"
-    return f"{verdict}{':' if verdict == 'Seen' else '.'} {number}. {_listed(controls, digits)}."
+    told = f"{verdict}{':' if verdict == 'Seen' else '.'} {number}. {_listed(controls, digits)}."
+    answers = layers[-1].get("answers")
+    if answers is None:
+        return told
+    return f"{told} Right answers alone, without any task, give {percent(answers, digits)}."
 
 
 def _clusters(layers: Sequence[Mapping[str, Any]], space: str) -> str:
@@ -124,9 +164,12 @@ def _where(layers: Sequence[Mapping[str, Any]], digits: int) -> str:
     return f" in the last layer (layer {first['layer']}: {percent(first['value'], digits)})"
 
 
-def _controls(row: Mapping[str, Any]) -> tuple[dict[str, float], int]:
+_NOT_ANSWERS = ("untrained", *(name for name in CONTROLS if name != "answers"))
+
+
+def _controls(row: Mapping[str, Any], counted: Sequence[str] = _NOT_ANSWERS) -> tuple[dict[str, float], int]:
     """The controls, hardest first; and how many decimals tell the value from the hardest one."""
-    measured = {name: row[name] for name in ("untrained", *CONTROLS) if row[name] is not None}
+    measured = {name: row[name] for name in counted if row.get(name) is not None}
     controls = dict(sorted(measured.items(), key=lambda item: -item[1]))
     alike = bool(controls) and percent(next(iter(controls.values()))) == percent(row["value"])
     return controls, 1 if alike else 0

@@ -8,20 +8,22 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from nucleate.long_table import ANY, Score, by_layer, pick
+from nucleate.long_table import ANY, TIMELESS, Score, by_layer, pick
 from nucleate.runs import Run, flat
 
 Cell = str | int | float | bool | None
 
 UNSEEN = ("validation", "test", "subset", "all")  # the split that a summary is about: the first one measured
-CONTROLS = ("shuffled", "regrouped", "surface_instruction", "surface_prompt")
+CONTROLS = ("shuffled", "regrouped", *TIMELESS)
 # What the summary shows, most telling first: (measure, space).
 MAIN_MEASURES = (
     ("knn_share", "raw"),
     ("knn_share_other_distributions", "raw"),
+    ("knn_share_other_both", "centred"),
     ("knn_accuracy", "raw"),
     ("f1", "raw"),
     ("f1", "tsne"),
+    ("f1", "centred"),
     ("f1", "averaged"),
     ("ari", "raw"),
     ("ari", "tsne"),
@@ -41,7 +43,8 @@ def summary_table(run: Run) -> Table:
 
     All values lie in [0, 1], except ari, which is 0 for chance and may fall a little below. `untrained` is the same
     layer at epoch 0. Shuffled and regrouped labels are those of the same layer; the surface of the text has no layers,
-    so its one value stands in each row. `margin` is the value minus the highest control.
+    and right answers have none, so that their one value stands in each row. `margin` is the value minus the highest
+    control; right answers are one where the space is centred, and stand beside elsewhere, where they score 1 or nearly.
     """
     header = ("measure", "space", "layer", "value", "untrained", *CONTROLS, "margin")
     split, last = summary_split(run), last_measured_epoch(run)
@@ -53,11 +56,13 @@ def summary_table(run: Run) -> Table:
         trained = by_layer(pick(run.metrics, wanted, epoch=last))
         controls = [by_layer(pick(run.metrics, wanted, epoch=0)) if last != 0 else {}]
         for control in CONTROLS:
-            epoch = ANY if control.startswith("surface") else last
+            epoch = ANY if control in TIMELESS else last
             controls.append(by_layer(pick(run.metrics, wanted, control, epoch=epoch)))
         for layer, value in sorted(trained.items(), key=lambda item: -1 if item[0] is None else item[0]):
             beside = [found.get(layer, found.get(None)) for found in controls]
-            measured = [number for number in beside if number is not None]
+            named = zip(header[4:], beside, strict=False)
+            counted = [(name, number) for name, number in named if name != "answers" or space == "centred"]
+            measured = [number for _, number in counted if number is not None]
             rows.append((measure, space, layer, value, *beside, value - max(measured) if measured else None))
     return Table(header, rows)
 
@@ -74,17 +79,20 @@ def first_and_last(run: Run) -> Table:
             first, last = found[place][0], found[place][-1]
             grams = [last[name] for name in ("surface_instruction", "surface_prompt") if last[name] is not None]
             controls = (last[name] for name in ("untrained", "shuffled", "regrouped"))
-            listed.append((words, first["value"], last["value"], *controls, max(grams, default=None)))
+            row = (words, first["value"], last["value"], *controls, max(grams, default=None), last["answers"])
+            listed.append(row)
             ends = f"layer {last['layer']}"
-    return Table(("", "layer 0", ends, "untrained", "shuffled", "regrouped", "n-grams"), listed)
+    return Table(("", "layer 0", ends, "untrained", "shuffled", "regrouped", "n-grams", "answers"), listed)
 
 
 _LINES: dict[tuple[Cell, ...], str] = {
     ("knn_share", "raw"): "same-task neighbours",
     ("knn_share_other_distributions", "raw"): "of other distributions",
+    ("knn_share_other_both", "centred"): "and other inputs, centred",
     ("knn_accuracy", "raw"): "right answers by them",
     ("f1", "raw"): "F1, raw states",
     ("f1", "tsne"): "F1, t-SNE",
+    ("f1", "centred"): "F1, centred",
     ("f1", "averaged"): "F1, per instruction",
 }
 
