@@ -106,8 +106,6 @@ def level_of(table: pl.DataFrame, score: Score, layer: int | None = LAST, contro
     """Late in training; of the untrained network at epoch 0; of the bare text its one value."""
     if control == "untrained":
         return curve_of(table, score, layer).get(0)
-    if control == "layer_0":
-        return late_mean(curve_of(table, score, FIRST))
     if control in TIMELESS:
         rows = pick(table, score, control)
         return float(rows["value"][0]) if len(rows) else None

@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from nucleate.claims.table import CLAIMS, beyond, hardest
+from nucleate.claims.claim import beyond, hardest
+from nucleate.claims.table import CLAIMS
 from nucleate.claims.verdicts import LEAST_SEEDS, Judgement, NotRun
 from nucleate.files import write_whole
 from nucleate.report.drawing import WIDTH, plain, save, style
@@ -58,7 +59,7 @@ def ledger_rows(judgements: Sequence[Judgement]) -> list[tuple[str, ...]]:
     of a claim run on beside its judgements, and below them where they need more lines."""
     rows = []
     for claim, group in _by_claim(judgements).items():
-        words = wrap(group[0].sentence, _WIDTHS[0], initial_indent=f"{claim:4}", subsequent_indent=" " * 4)
+        words = wrap(group[0].sentence, _WIDTHS[0], initial_indent=f"{claim:5}", subsequent_indent=" " * 5)
         cells = [
             (plain(_runs(one), _WIDTHS[2]), _seen(one), _number(one.estimate, 2), _hardest_control(one))
             for one in group
@@ -148,7 +149,6 @@ _CONTROLS = {
     "surface_instruction": "n-grams",
     "surface_prompt": "n-grams",
     "answers": "answers alone",
-    "layer_0": "layer 0",
     "neutral": "neutral words",
 }
 _LAWS = {"rows": "by rows", "tree": "packed"}
@@ -165,13 +165,15 @@ def _runs(one: Judgement) -> str:
 
 _RULE = """\
 Each row judges one claim of the paper by a group of runs that differ only in their seed. **Holds**: at least five
-judged seeds (0 to 4), all beyond the threshold and beyond every control, and so are the 95 % t-intervals of the
-quantity and of the paired difference (for each seed, the quantity minus its hardest control). **Fails**: at least five
-judged seeds, all on the wrong side of the threshold, or none ahead of its hardest control. **Undecided**: anything
-else. Quantities and thresholds were fixed before the judged runs; those of C5, C9, C10 and C15 were made stricter
-afterwards, which changed no verdict. *Exploratory* rows are shown and never judged. A training step holds instances
-drawn one by one (*by rows*) or whole instructions with their inputs (*packed*,
-which `--fast` asks for).
+judged seeds (5 to 9; of pre-training, alignment and probes 0 to 4), all beyond the threshold and beyond every
+control, and so are the 95 % t-intervals of the quantity and of the paired difference (for each seed, the quantity
+minus its hardest control). **Fails**: at least five judged seeds, all on the wrong side of the threshold, or none
+ahead of its hardest control. **Undefined**: at least five judged seeds, and of none is there a number, because the
+network has not learnt or the event never happens. **Undecided**: anything else. *Late* is the mean over the measured
+epochs in the last tenth; a *middle* layer is any but the first and the last, chosen on validation and told on test,
+each control at a layer of its own. *Right answers* are states that hold nothing but the input and the right output.
+*Exploratory* rows are shown and never judged. A training step holds instances drawn one by one (*by rows*) or whole
+instructions with their inputs (*packed*, which `--fast` asks for).
 """
 
 
@@ -272,7 +274,7 @@ def _sentence_case(text: str) -> str:
 
 # --- the figure -------------------------------------------------------------------------------------------------------
 
-_COLOURS = {"holds": "#0072B2", "fails": "#D55E00", "undecided": "#666666"}
+_COLOURS = {"holds": "#0072B2", "fails": "#D55E00", "undecided": "#666666", "undefined": "#666666"}
 _MARKERS = {
     "untrained": "s",
     "shuffled": "x",
@@ -280,7 +282,6 @@ _MARKERS = {
     "surface_instruction": "^",
     "surface_prompt": "v",
     "answers": "P",
-    "layer_0": "D",
     "neutral": "*",
 }
 _SIDE = "#e9f1f8"

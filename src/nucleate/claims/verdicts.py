@@ -2,27 +2,31 @@
 
 *holds*: at least five judged seeds, all beyond the threshold and beyond every control, and so are the 95 % t-intervals
 of the quantity and of the paired difference (for each seed, the quantity less its hardest control). *fails*: at least
-five judged seeds, all short of the threshold, or all short of their hardest control. *undecided*: anything else; fewer
-seeds, seeds that disagree, a control that was not measured, an unfinished run, a size that the claim is not about.
+five judged seeds, all short of the threshold, or all short of their hardest control. *undefined*: at least five judged
+seeds, and of none is there a number, because the network has not learnt or the event never happens. *undecided*:
+anything else; fewer seeds, seeds that disagree or of which one is undefined, a control that was not measured, an
+unfinished run, a size that the claim is not about.
 """
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial, update_wrapper
 from typing import Any, Literal, NamedTuple
 
 import polars as pl
 
-from nucleate.claims.table import CLAIMS, PACKED, Claim, Direction, beyond, hardest
+from nucleate.claims.application_claims import PACKED
+from nucleate.claims.claim import Claim, Direction, beyond, hardest
+from nucleate.claims.table import CLAIMS, verdicts_alike
 from nucleate.config import FAST, SIZES, changed_from_size, configure
 from nucleate.intervals import t_interval
 from nucleate.long_table import settings_but_seed
 from nucleate.refusal import Refused
 from nucleate.runs import Run
 
-Verdict = Literal["holds", "fails", "undecided"]
+Verdict = Literal["holds", "fails", "undefined", "undecided"]
 
-JUDGED_SEEDS = range(5)
 LEAST_SEEDS = 5
 
 
@@ -33,12 +37,22 @@ def judge(runs: Sequence[Run], claims: Sequence[Claim] | None = None) -> list["J
     finished) are shown, and stand alone only where their group has no other.
     """
     groups = _groups(runs)
-    found = []
+    found: list[Judgement] = []
     for claim in CLAIMS if claims is None else claims:
         for group in groups:
             if group.verb == claim.experiment and (not claim.only or group.size in claim.only):
-                found.append(_judgement(claim, group))
+                found.append(_judgement(_comparing(claim, group, found), group))
     return found
+
+
+def _comparing(claim: Claim, group: "_RunGroup", found: Sequence["Judgement"]) -> Claim:
+    """A claim that compares verdicts, with those at width 256 of runs of the same settings."""
+    if not claim.as_at_256:
+        return claim
+    label = group._replace(size="small").label
+    verdicts = {one.claim: one.verdict for one in found if one.size == label and one.claim in claim.as_at_256}
+    expected = {name: verdict == "holds" for name, verdict in verdicts.items() if verdict in ("holds", "fails")}
+    return replace(claim, primary=update_wrapper(partial(verdicts_alike, expected=expected), claim.primary))
 
 
 @dataclass(frozen=True)
@@ -143,7 +157,7 @@ def _judgement(claim: Claim, group: "_RunGroup") -> Judgement:
     measured = {seed: point for seed, point in found.items() if point is not None}
     fit = not claim.sizes or group.size in claim.sizes
     finished = {run.config["seed"] for run in group.runs if run.manifest["status"] == "done"}
-    judged = {seed for seed in tables if fit and seed in JUDGED_SEEDS and seed in finished}
+    judged = {seed for seed in tables if fit and seed in claim.seeds and seed in finished}
     points = {seed: point for seed, point in measured.items() if seed in judged or not judged}
     controls = {
         seed: {
@@ -156,15 +170,19 @@ def _judgement(claim: Claim, group: "_RunGroup") -> Judgement:
     undefined = sorted(judged - set(points))
     verdict: Verdict = "undecided"
     unknown = len(judged) >= LEAST_SEEDS > len(points)  # though enough were run
-    if unknown:
+    if unknown and not points:
+        verdict = "undefined"
+        reason = "of no seed is there a number: it has not learnt, the event never happens, or it was not measured"
+    elif unknown:
         reason = f"undefined for seed{'s' * (len(undefined) > 1)} {', '.join(map(str, undefined))}"
     elif judged:
         verdict, reason = decide(claim, points, controls)
     elif not fit:
         reason = f"exploratory: not judged at size {group.size}"
     else:
-        unfinished = [seed for seed in tables if seed in JUDGED_SEEDS]
-        why = "not finished" if unfinished else "none of the judged seeds, 0 to 4"
+        unfinished = [seed for seed in tables if seed in claim.seeds]
+        seeds = f"{claim.seeds[0]} to {claim.seeds[-1]}"
+        why = "not finished" if unfinished else f"none of the judged seeds, {seeds}"
         reason = f"exploratory: {why}"
     estimate, low, high = _interval(points.values())
     differences = _differences(claim.direction, points, controls, len(claim.controls))
@@ -299,4 +317,4 @@ def _command_for(claim: Claim) -> str:
     size = (claim.only or claim.sizes or ("",))[0]
     changes = (FAST,) if claim.experiment in PACKED else ()
     group = _RunGroup(claim.experiment, size, changes, ("MODEL",) if claim.experiment == "probe" else (), ())
-    return _command(group, [0] if claim.experiment == "probe" else JUDGED_SEEDS)
+    return _command(group, [0] if claim.experiment == "probe" else claim.seeds)
