@@ -11,17 +11,11 @@ from nucleate.runs import metrics_frame
 EPOCHS, LAYERS = 40, 3
 SPLITS = ("subset", "validation", "test")
 SURFACE = ("surface_instruction", "surface_prompt")
-VERBS = {
-    **{f"C{n}": "learn" for n in range(1, 15)},
-    "C15": "probe",
-    "C16": "pretrain",
-    "C17": "pretrain",
-    "C18": "align",
-}
+TIMELESS = (*SURFACE, "answers")
 
 
 def write_run(
-    folder: Path, rows: list[dict[str, Any]], *, verb: str, size: str = "narrow", seed: int, status: str = "done",
+    folder: Path, rows: list[dict[str, Any]], *, verb: str, size: str = "small", seed: int, status: str = "done",
     settings: str = "",
 ) -> Path:  # fmt: skip
     """A run folder with no more than what the ledger reads."""
@@ -62,8 +56,8 @@ def _learn(true: bool, shift: float) -> list[dict[str, Any]]:
             rows.append({"measure": "loss", "split": "train", "epoch": epoch, "value": 4 - epoch / 20})
         if true:  # nothing for twelve epochs, then quickly up to the best at epoch 20
             accuracy = min(1.0, max(0.0, (epoch - 12) / 8)) - (0.02 if epoch > 20 else 0)
-        else:  # a straight rise from the start, the best at the very end
-            accuracy = min(0.9, epoch / 10) + epoch / 1000
+        else:  # a straight rise from the start, the best at epoch 12
+            accuracy = min(0.9, epoch / 10) + (0.05 if epoch == 12 else 0)
         for split in SPLITS:
             rows.append({"measure": "accuracy", "split": split, "epoch": epoch, "value": accuracy})
             for layer in range(LAYERS + 1):
@@ -74,19 +68,30 @@ def _learn(true: bool, shift: float) -> list[dict[str, Any]]:
 def _states(true: bool, shift: float, split: str, epoch: int, layer: int, grown: float) -> list[dict[str, Any]]:
     here: dict[str, Any] = {"split": split, "epoch": epoch, "layer": layer, "read": "input"}
     share = grown * layer / LAYERS * (1 if true else 0)
-    f1 = 0.3 + (0.66 * share if true else 0.05 - 0.05 * grown) + shift * (epoch > 0) + (0.01 if epoch == 1 else 0)
+    if true:
+        f1 = 0.3 + 0.66 * share
+    elif layer == 0:  # it changes after all
+        f1 = 0.3 + 0.1 * grown
+    else:  # up to the best epoch and down again
+        f1 = 0.3 + 0.12 * max(0.0, 1 - abs(epoch - 12) / 12) + 0.02 * grown
+    f1 += shift * (epoch > 0)
     rows = []
     for space, less in (("raw", 0.0), ("tsne", 0.02)):
-        rows += [
-            {**here, "measure": "f1", "labels": "task", "space": space, "value": f1 - less},
-            {**here, "measure": "f1", "labels": "task", "space": space, "control": "shuffled", "value": 0.2 - less},
-            {**here, "measure": "f1", "labels": "task", "space": space, "control": "regrouped", "value": 0.25 - less},
-            {**here, "measure": "hard_separated", "labels": "task", "space": space, "value": 0.9 * share},
-        ]
+        for labels in ("task", "distribution", "distribution_mapping"):
+            scored = {**here, "measure": "f1", "labels": labels, "space": space}
+            rows += [
+                {**scored, "value": f1 - less},
+                {**scored, "control": "shuffled", "value": 0.2 - less},
+                {**scored, "control": "regrouped", "value": 0.25 - less},
+            ]
         rows += [
             {**here, "measure": "ari_within_tasks", "labels": labels, "space": space, "value": 0.05 + 0.8 * share}
             for labels in ("distribution", "distribution_mapping")
         ]
+    rows += _centred(true, shift, here, grown)
+    last = grown * (layer == LAYERS) * true
+    for name, value in (("output", 0.2 + 0.5 * last + shift), ("task", 0.4 - 0.2 * last)):
+        rows.append({**here, "measure": f"variance_{name}", "space": "raw", "value": value})
     task = {**here, "labels": "task", "space": "raw"}
     for measure in ("knn_share", "knn_share_other_distributions"):
         rows.append({**task, "measure": measure, "value": 0.1 + 0.8 * share + shift})
@@ -94,25 +99,50 @@ def _states(true: bool, shift: float, split: str, epoch: int, layer: int, grown:
     return [
         *rows,
         {**task, "measure": "knn_accuracy", "value": 0.1 + 0.85 * share + shift},
-        {**task, "measure": "hard_share_own", "value": 0.1 + 0.7 * share + shift},
-        {**task, "measure": "hard_share_origin", "value": 0.7 - 0.6 * share},
+        *(
+            {**task, "measure": f"hard_share_{whose}{k}", "control": control, "value": value}
+            for k in ("", "_k1", "_k2")
+            for whose, own in (("own", 0.1 + 0.7 * share + shift), ("origin", 0.7 - 0.6 * share))
+            for control, value in (("none", own), ("shuffled", 0.1))
+        ),
+    ]
+
+
+def _centred(true: bool, shift: float, here: dict[str, Any], grown: float) -> list[dict[str, Any]]:
+    """What a middle layer holds of the task; in the false world it comes long after the accuracy, and little of it."""
+    middle = here["layer"] == LAYERS - 1
+    f1 = 0.3 + 0.6 * grown * middle if true else 0.1 + 0.3 * (here["epoch"] > 30)
+    share = 0.1 + 0.7 * grown * middle if true else 0.1
+    task = {**here, "labels": "task", "space": "centred"}
+    return [
+        {**task, "measure": "f1", "value": f1 + shift},
+        {**task, "measure": "f1", "control": "shuffled", "value": 0.2},
+        {**task, "measure": "f1", "control": "regrouped", "value": 0.25},
+        {**task, "measure": "knn_share_other_both", "value": share + shift},
+        *(
+            {**task, "measure": "knn_share_other_both", "control": control, "value": 0.05}
+            for control in ("shuffled", "regrouped")
+        ),
     ]
 
 
 def _surface(split: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    for control in SURFACE:
+    for control in TIMELESS:
         here = {"split": split, "control": control, "labels": "task"}
         for space in ("raw", "tsne"):
-            rows.append({**here, "measure": "f1", "space": space, "value": 0.5})
-            rows.append({**here, "measure": "hard_separated", "space": space, "value": 0.0})
+            rows += [
+                {**here, "measure": "f1", "space": space, "labels": labels, "value": 0.45}
+                for labels in ("task", "distribution", "distribution_mapping")
+            ]
             rows += [
                 {**here, "measure": "ari_within_tasks", "labels": labels, "space": space, "value": 0.1}
                 for labels in ("distribution", "distribution_mapping")
             ]
         values = {"knn_share": 0.4, "knn_share_other_distributions": 0.0, "knn_accuracy": 0.5}
-        values |= {"hard_share_own": 0.02, "hard_share_origin": 0.9}
         rows += [{**here, "measure": measure, "space": "raw", "value": value} for measure, value in values.items()]
+        values = {"f1": 0.35, "knn_share_other_both": 0.03}
+        rows += [{**here, "measure": measure, "space": "centred", "value": value} for measure, value in values.items()]
     return rows
 
 
@@ -151,13 +181,12 @@ def _pretrain(true: bool, shift: float) -> list[dict[str, Any]]:
 
 
 def _align(true: bool, shift: float) -> list[dict[str, Any]]:
-    drops = {"direct": 0.21, "head": 0.12, "linear_switch": 0.09, "mlp_switch": 0.08 if true else 0.1}
+    drops = {"direct": 0.21, "head": 0.12, "linear_switch": 0.09, "mlp_switch": 0.08}
     rows: list[dict[str, Any]] = []
     for arm, drop in drops.items():
-        rows.append({"arm": arm, "measure": "source_accuracy", "split": "test", "value": 1.0})
-        rows.append(
-            {"arm": arm, "measure": "accuracy_drop", "split": "test", "value": drop + shift * (arm == "direct")}
-        )
+        value = drop + shift if true else 0.3 - drop - shift  # shifted alike, so that what is between them stays
+        rows.append({"arm": arm, "measure": "source_accuracy", "split": "test", "value": 1.0 if true else 0.9})
+        rows.append({"arm": arm, "measure": "accuracy_drop", "split": "test", "value": value})
     return rows
 
 

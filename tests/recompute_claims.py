@@ -1,4 +1,6 @@
-"""Rows C1, C3 and C12 of the ledger once more, from metrics.parquet alone: python recompute_claims.py RUN [RUN ...]
+"""Rows C1, C3, C6, C12 and N1 of the ledger once more, from metrics.parquet alone:
+
+    python recompute_claims.py RUN [RUN ...]
 
 Written from the design's words, with polars and scipy only; nothing of the package is imported.
 """
@@ -38,7 +40,8 @@ def point_and_controls(table: pl.DataFrame, rows) -> tuple[float, dict[str, floa
     last = table["layer"].max()
     trained = rows(table, "none", last)
     controls = {"untrained": trained.filter(pl.col("epoch") == 0)["value"][0]}
-    controls |= {name: late(rows(table, name, last)) for name in ("shuffled", "regrouped")}
+    labels = ("shuffled",) if rows is neighbours else ("shuffled", "regrouped")
+    controls |= {name: late(rows(table, name, last)) for name in labels}
     controls |= {name: rows(table, name, last)["value"][0] for name in SURFACE}
     return late(trained), controls
 
@@ -49,10 +52,43 @@ def slope(table: pl.DataFrame) -> tuple[float, dict[str, float]]:
     found = {
         "none": [late(curves[layer]) for layer in layers],
         "untrained": [curves[layer].filter(pl.col("epoch") == 0)["value"][0] for layer in layers],
-        "shuffled": [late(clusters(table, "shuffled", layer)) for layer in layers],
+        **{name: [late(clusters(table, name, layer)) for layer in layers] for name in ("shuffled", "regrouped")},
     }
     slopes = {name: stats.linregress(list(layers), values).slope for name, values in found.items()}
     return slopes.pop("none"), slopes
+
+
+def centred(table: pl.DataFrame, measure: str, split: str, control: str) -> pl.DataFrame:
+    return table.filter(
+        (pl.col("measure") == measure) & (pl.col("split") == split) & (pl.col("space") == "centred"),
+        (pl.col("labels") == "task") & (pl.col("control") == control),
+    ).sort("epoch")
+
+
+def told(table: pl.DataFrame, measure: str, control: str) -> float:
+    """In the layer between the first and the last that is the highest on validation, the value on test."""
+    if control in [*SURFACE, "answers"]:
+        return centred(table, measure, "test", control)["value"][0]
+    chosen, best = None, float("-inf")
+    for layer in range(1, table["layer"].max()):
+        on = {}
+        for split in ("validation", "test"):
+            rows = centred(table, measure, split, "none" if control == "untrained" else control)
+            rows = rows.filter(pl.col("layer") == layer)
+            on[split] = rows.filter(pl.col("epoch") == 0)["value"][0] if control == "untrained" else late(rows)
+        if on["validation"] > best:
+            best, chosen = on["validation"], on["test"]
+    return chosen
+
+
+def told_and_controls(measure: str):
+    names = ["untrained", "shuffled", "regrouped", *SURFACE, "answers"]
+    return lambda table: (told(table, measure, "none"), {name: told(table, measure, name) for name in names})
+
+
+def lead(table: pl.DataFrame) -> tuple[float, dict[str, float]]:
+    point, controls = told_and_controls("f1")(table)
+    return point - max(controls.values()), {"nothing": 0.0}
 
 
 def interval(values: list[float]) -> list[float | None]:
@@ -68,6 +104,8 @@ def main(folders: list[str]) -> None:
     ways = {
         "C1": lambda table: point_and_controls(table, clusters),
         "C3": slope,
+        "C6": told_and_controls("knn_share_other_both"),
+        "N1": lead,
         "C12": lambda table: point_and_controls(table, neighbours),
     }
     answer = {}

@@ -177,8 +177,8 @@ def waiting_share(table: pl.DataFrame, control: str = "none", *, split: str = "s
     """Share of the rise of accuracy that is spent waiting.
 
     On the subset, corrected for one guess in 25: the epochs whose accuracy stays under 5 % of its late level, as a
-    share of those up to 50 %; 0 to 1. A straight rise from the first epoch gives at most 0.1, and one that slows down
-    gives less; only a late and abrupt rise gives more. It is 0 where the training loss does not fall steadily meanwhile
+    share of those up to 50 %; 0 to 1. A straight rise from what guesses give has at most 0.1, one that slows down
+    less; only a late and abrupt rise gives more. It is 0 where the training loss does not fall steadily meanwhile
     (rank correlation with the epochs above -0.9). Undefined for a network that has not learnt: late in training it has
     under a fifth of the unseen instances right, as guessing among a task's five outputs would.
     """

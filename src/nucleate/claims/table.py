@@ -205,7 +205,7 @@ CLAIMS: tuple[Claim, ...] = (
         sizes=SIZES_OF_THE_PAPER,
         primary=quantities.waiting_share,
         threshold=0.1,
-        note="The threshold is the most that a straight rise from the first epoch can give.",
+        note="The threshold is the most that a straight rise from the level of guesses can give.",
         beside={
             "the same on validation": partial(quantities.waiting_share, split="validation"),
             "accuracy, validation": partial(level_of, score=ACCURACY["validation"], layer=None),
