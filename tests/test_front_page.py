@@ -27,7 +27,7 @@ def test_the_readmes_tally_is_that_of_the_claims():
         )
         assert words, width
         told[width] = [COUNTS.index(word) for word in words.groups()]
-    judged = json.loads((ROOT / "results" / "claims.json").read_text(encoding="utf-8"))
+    judged = json.loads((ROOT / "results" / "first-ledger" / "claims.json").read_text(encoding="utf-8"))
     for width, size in (("256", "small"), ("32", "narrow")):
         verdicts = [row["verdict"] for row in judged if is_told_of(row, size)]
         assert told[width] == [len(verdicts), *(verdicts.count(one) for one in ("holds", "fails", "undecided"))]

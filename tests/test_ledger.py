@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from invented_claims import SURFACE, VERBS, rows_of, write_run
+from invented_claims import SURFACE, rows_of, write_run
 from nucleate.claims.ledger import (
     _CONTROLS,
     LEDGER_HEADER,
@@ -36,7 +36,7 @@ def judgements(tmp_path_factory):
     """Five true learn runs, packed, one exploratory one, one pretrain run with a judged seed."""
     folder = tmp_path_factory.mktemp("ledger")
     runs = []
-    for seed in (*range(5), 100):
+    for seed in (*range(5, 10), 100):
         rows = rows_of("learn", true=True, shift=0.001 * (seed % 7))
         made = write_run(folder / f"learn-{seed}", rows, verb="learn", seed=seed, settings=PACKED)
         runs.append(load_run(made))
@@ -62,14 +62,15 @@ def test_json_holds_exactly_the_keys_of_the_contract(judgements):
         *("difference_high", "estimate", "low", "high", "beside", "command"),
     ]
     assert all(list(row) == keys for row in rows)
-    assert [row["claim"] for row in rows] == [f"C{number}" for number in range(1, 15)] + ["C16", "C17"]
-    assert {row["verdict"] for row in rows} <= {"holds", "fails", "undecided"}
+    spoken = [claim.id for claim in CLAIMS if claim.experiment in ("learn", "pretrain") and claim.id != "C14"]
+    assert [row["claim"] for row in rows] == spoken
+    assert {row["verdict"] for row in rows} <= {"holds", "fails", "undefined", "undecided"}
     first = rows[0]
-    assert first["seeds"] == [0, 1, 2, 3, 4]
+    assert first["seeds"] == [5, 6, 7, 8, 9]
     assert first["threshold"] < first["low"] < first["estimate"] < first["high"]
     assert (first["judged"], list(first["exploratory"])) == (True, ["100"])
-    assert list(first["points"]) == list(first["controls"]) == list(first["beside"]) == ["0", "1", "2", "3", "4"]
-    assert set(first["controls"]["0"]) == {*("untrained", "shuffled", "regrouped"), *SURFACE}
+    assert list(first["points"]) == list(first["controls"]) == list(first["beside"]) == ["5", "6", "7", "8", "9"]
+    assert set(first["controls"]["5"]) == {*("untrained", "shuffled", "regrouped"), *SURFACE}
     assert first["law"] == "tree"
 
 
@@ -93,12 +94,12 @@ def test_the_law_of_batches_is_named_where_a_network_was_trained(tmp_path, hosti
     """Runs of another law are a group of their own, in words; a probe's model was not trained here."""
     runs = []
     for law, settings in (("tree", PACKED), ("rows", PACKED.replace("tree", "rows"))):
-        made = write_run(tmp_path / law, rows_of("learn", true=True), verb="learn", seed=0, settings=settings)
+        made = write_run(tmp_path / law, rows_of("learn", true=True), verb="learn", seed=5, settings=settings)
         runs.append(load_run(made))
     found = judge(runs, CLAIMS[:1])
     assert {one.law for one in found} == {"rows", "tree"}
     text, lines = ledger_markdown(found, []), ["  ".join(row) for row in ledger_rows(found)]
-    for words in ("narrow, by rows", "narrow, packed"):
+    for words in ("small, by rows", "small, packed"):
         assert f"### C1, {words}" in text
         assert any(words in line for line in lines)
     assert "packing" not in "".join(lines)
@@ -131,7 +132,7 @@ def test_markdown_shows_the_papers_words_all_points_controls_and_verdicts(judgem
     assert "| seed | quantity | untrained | shuffled | regrouped | surface\\_instruction | surface\\_prompt |" in text
     assert "**holds**" in text
     assert "Shown, not judged: " in text and "(seed 100)" in text
-    assert text.index("## Not run") < text.index("- C15. Open language models") < text.index("- C18. All alignments")
+    assert text.index("## Not run") < text.index("- C15. Open language models") < text.index("- C18a. Every alignment")
 
 
 def test_every_table_of_the_markdown_has_as_many_cells_in_each_row(judgements, hostile):
@@ -188,18 +189,18 @@ def test_the_terminal_has_the_words_of_each_claim_beside_its_judgements(judgemen
     """The claim's words, what is measured and its bar run on below each other; no names of variables or settings."""
     rows = ledger_rows(judgements)
     assert all(len(row) == len(LEDGER_HEADER) for row in rows)
-    assert [row[0][:4].strip() for row in rows if row[0][:4].strip()] == [one.claim for one in judgements]
-    words = " ".join(row[0].strip() for row in rows)
+    assert [row[0][:5].strip() for row in rows if row[0][:5].strip()] == [one.claim for one in judgements]
+    words = " ".join(row[0][5:].strip() for row in rows)
     assert all(one.sentence in " ".join(words.split()) for one in judgements)
     first = rows[0]
-    assert (first[2], first[3]) == ("narrow, packed", "seen")
-    assert first[4:] == ("0.96", "0.50 n-grams")
+    assert (first[2], first[3]) == ("small, packed", "seen")
+    assert first[4:] == ("0.96", "0.45 n-grams")
     assert " ".join(row[1] for row in rows[:3]) == "F1 of clusters against tasks, late in training: above 0.9"
     assert "_" not in "".join(cell for row in rows for cell in row)
     assert next(row for row in rows if row[0].startswith("C16"))[3] == "one seed only"
     widths = [max(len(row[column]) for row in [LEDGER_HEADER, *rows]) for column in range(len(LEDGER_HEADER))]
     assert sum(widths) + 2 * (len(widths) - 1) <= 120
-    assert not_run_line(not_run(judgements)) == "not run: C15, C18"
+    assert not_run_line(not_run(judgements)) == "not run: C14, C15, C18a, C18b, C18c, C18d"
 
 
 def test_the_terminal_says_what_was_seen_and_why_nothing_can_be_said(judgements):
@@ -275,7 +276,7 @@ def test_the_figure_has_a_panel_for_each_claim_with_its_threshold_points_and_con
     words = "".join(ET.fromstring(svg).itertext())
     for one in judgements:
         assert f"{one.claim}  {one.primary.replace('_', ' ')}" in words
-    for label in ("threshold", "judged seed", "exploratory", "regrouped", "surface prompt", "layer 0", "holds"):
+    for label in ("threshold", "judged seed", "exploratory", "regrouped", "surface prompt", "answers", "holds"):
         assert label in words
 
 
@@ -287,7 +288,6 @@ def test_without_a_point_there_is_no_figure(judgements, tmp_path):
 def test_nothing_given_lists_every_claim_as_not_run():
     text = ledger_markdown([], not_run([]))
     assert all(f"- {claim.id}. " in text for claim in CLAIMS)
-    assert set(VERBS) == {claim.id for claim in CLAIMS}
 
 
 def test_drawing_the_ledger_loads_no_torch():

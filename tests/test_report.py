@@ -404,7 +404,8 @@ def test_the_small_table_holds_the_first_layer_and_the_last_beside_the_last_ones
     assert header[1:3] == ("layer 0", "layer 3") and len(lines) == len({row[:2] for row in rows if row[0] != "ari"})
     top = dict(zip(names, rows[3], strict=True))
     grams = max(top["surface_instruction"], top["surface_prompt"])
-    wanted = (rows[0][3], top["value"], top["untrained"], top["shuffled"], top["regrouped"], grams)
+    controls = (top["untrained"], top["shuffled"], top["regrouped"], grams, top["answers"])
+    wanted = (rows[0][3], top["value"], *controls)
     assert lines[0] == ("same-task neighbours", *wanted)
 
 

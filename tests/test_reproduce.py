@@ -11,6 +11,7 @@ import pytest
 from scipy import stats
 
 import fake_run
+from nucleate.claims.table import CLAIMS
 from nucleate.cli import main
 from nucleate.model.networks import gpt2, save_network, word_tokenizer
 from nucleate.probing import probe as door
@@ -43,12 +44,12 @@ def test_one_command_leaves_a_run_for_each_experiment_one_ledger_and_one_page(wh
     for name in ("learn", "pretrain", "align"):
         assert load_run(whole / name).manifest["status"] == "done"
     judged = {row["claim"] for row in json.loads((whole / "claims.json").read_text())}
-    assert judged == {f"C{number}" for number in range(1, 19)} - {"C14", "C15"}  # C14 is about two other widths
+    assert judged == {claim.id for claim in CLAIMS} - {"C14", "C15"}  # C14 is about two other widths
     ledger = (whole / "claims.md").read_text()
     assert "C15. Open language models" in ledger.split("## Not run")[1]
     assert "`nucleate probe MODEL natural --seed 0 --out RUN && nucleate claims RUN`" in ledger
     page = (whole / "page.html").read_text()
-    for said in ("The claims of the paper", "C18. All alignments fix", ">Table 2<", ">Pre-training<", "Figure 5a"):
+    for said in ("The claims of the paper", "C18a. Every alignment fixes", ">Table 2<", ">Pre-training<", "Figure 5a"):
         assert said in page, said
     for figure in ("pretrain/figures/figure_5a_pretraining", "pretrain/figures/figure_5b_finetuning"):
         assert (whole / f"{figure}.png").is_file()
@@ -126,12 +127,12 @@ def test_the_ledger_takes_c16_to_c18_from_a_sweep_with_intervals(seeds, tmp_path
     runs = [str(seeds / verb / f"seed{seed}") for verb in ("pretrain", "align") for seed in (0, 1)]
     assert main(["claims", *runs, "--out", str(tmp_path)]) == 0
     rows = {row["claim"]: row for row in json.loads((tmp_path / "claims.json").read_text())}
-    assert set(rows) == {"C16", "C17", "C18"}
+    assert set(rows) == {"C16", "C17", "C18a", "C18b", "C18c", "C18d"}
     for row in rows.values():
         assert row["seeds"] == [0, 1] and row["verdict"] == "undecided"
         assert row["low"] <= row["estimate"] <= row["high"]
     assert "nucleate sweep pretrain --size micro" in rows["C16"]["command"]
-    assert "--seed 0..1" in rows["C18"]["command"]
+    assert "--seed 0..1" in rows["C18a"]["command"]
 
 
 def test_table_2_over_seeds_is_printed_and_on_the_page_beside_the_papers(seeds, tmp_path, capsys):

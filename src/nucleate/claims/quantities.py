@@ -129,7 +129,7 @@ def unseen_less_subset(table: pl.DataFrame, control: str = "none") -> float | No
 
 
 def told_share_other_both(table: pl.DataFrame, control: str = "none") -> float | None:
-    """Share of neighbours of the same task, with another input and another distribution.
+    """Same-task share of neighbours with other input and distribution.
 
     Of the ten training instances of another input and another distribution that are nearest to an unseen instance, in
     centred states: middle layer, late, chosen on validation, told on test; 0 to 1. Right answers find none of them.
