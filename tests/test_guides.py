@@ -106,7 +106,15 @@ def test_the_example_that_watches_a_fine_tuning_ends_with_the_answer_and_a_page(
 def test_the_guide_explains_every_option_and_table_of_a_probe():
     for name in ("tasks", "confusion", "suspicious", "coordinates", "dropped", "metrics"):
         assert f"`{name}.parquet`" in GUIDE
-    for control in ("surface_prompt", "surface_instruction", "untrained", "neutral", "shuffled", "regrouped"):
+    for control in (
+        "surface_prompt",
+        "surface_instruction",
+        "untrained",
+        "neutral",
+        "shuffled",
+        "regrouped",
+        "answers",
+    ):
         assert f"`{control}`" in GUIDE
     options = options_of("probe")
     assert {"--base", "--layers", "--resume"} <= options

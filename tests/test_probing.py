@@ -285,7 +285,12 @@ def test_prompts_with_inputs_are_judged_among_other_inputs_and_get_their_control
         "neutral",
         "surface_prompt",
         "surface_instruction",
+        "answers",
     }
+    right = metrics.filter(pl.col("control") == "answers")
+    assert right.select(pl.col("model", "epoch", "layer").is_null().all()).row(0) == (True, True, True)
+    assert {"knn_share_other_inputs", "linear_accuracy", "f1"} <= set(right["measure"])
+    assert right["value"].is_between(-1, 1).all()
     assert set(metrics["read"]) == {None, "input", "instruction_end"}
     assert set(metrics["space"]) == {None, "raw", "tsne", "centred", "averaged"}
     assert set(metrics["labels"]) == {None, "task", "distribution", "distribution_mapping"}

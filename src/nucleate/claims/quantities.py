@@ -305,7 +305,7 @@ def lead_of_centred_f1(table: pl.DataFrame, control: str = "none") -> float | No
 
 
 def turn_to_answers(table: pl.DataFrame, control: str = "none") -> float | None:
-    """What training adds to the answer's share of the variance over the task's.
+    """What training adds to the answer's share of variance over the task's.
 
     Of raw states, last layer, validation: the share between outputs less the share between tasks, late less before the
     first step; -2 to 2.

@@ -69,7 +69,12 @@ def costs_of_text(prompts: Prompts) -> dict[str, float]:
     """Control -> guessed seconds for one side; most n-grams are zero, and instructions stand there again and again."""
     count = len(prompts.instances)
     dense = measuring_seconds(count * MOST_FEATURES, count) / 3
-    return {"surface_prompt": 0.35 * dense, "surface_instruction": 0.15 * dense * prompts.has_inputs}
+    has_outputs = prompts.has_inputs and all(one.output is not None for one in prompts.instances)
+    return {
+        "surface_prompt": 0.35 * dense,
+        "surface_instruction": 0.15 * dense * prompts.has_inputs,
+        "answers": 0.3 * dense * has_outputs,
+    }
 
 
 def tokens_of(prompts: Prompts) -> int:

@@ -18,7 +18,7 @@ import polars as pl
 from nucleate.data.prompts import Prompts
 from nucleate.files import write_whole
 from nucleate.long_table import best_layer_of, deciding_measure
-from nucleate.measures.baselines import surface_features
+from nucleate.measures.baselines import answer_features, surface_features
 from nucleate.model.networks import untrained
 from nucleate.model.prompts import PromptReading
 from nucleate.model.subjects import Subject
@@ -241,8 +241,26 @@ def surface_of(study: ProbeStudy, run: RunWriter, work: Workload, progress: Prog
             if warm:  # the first one waits for kernels and promises nothing
                 progress("n-grams of the text", done)
             warm = True
+    rows += _answers(study.design)
+    work.did("n-grams", costs["answers"])
     run.write_part("surface", [study.complete(row) for row in rows])
     return shares
+
+
+def _answers(design: Design) -> Rows:
+    """What states give that hold nothing but the input and the right output, of each score the higher of two codings;
+    nothing where some prompt lacks either."""
+    labels = design.labels
+    if (labels.input < 0).any() or (labels.output < 0).any():
+        return []
+    highest: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for features in answer_features(labels.input, labels.output):
+        found = measure_layers(design, features[np.newaxis], [0], lambda what, done, of: None)
+        for row in _with([{**row, "layer": None} for row in found.rows], control="answers"):
+            key = tuple((name, value) for name, value in sorted(row.items(), key=str) if name != "value")
+            if key not in highest or row["value"] > highest[key]["value"]:
+                highest[key] = row
+    return list(highest.values())
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
