@@ -163,6 +163,8 @@ def test_every_setting_of_the_main_experiment_reaches_what_it_names(tmp_path):
         "model.layers": "1",
         "model.dropout": "0.5",
         "model.heads": "4",
+        "model.architecture": "opt",
+        "model.initial_scale": "0.1",
         "measure.components": "2",
         "measure.perplexity": "8",
         "measure.iterations": "300",

@@ -55,11 +55,18 @@ class DataSettings:
 class ModelSettings:
     """The network (Tables 5 and 8)."""
 
+    architecture: str = setting(
+        "gpt2",
+        "family of the network: gpt2 (pre-norm, tied head), opt (post-norm), marian (post-norm, fixed sinusoids), "
+        "llama (rotary positions, gated) or mamba (no attention)",
+        choices=("gpt2", "opt", "marian", "llama", "mamba"),
+    )
     width: int = setting(768, "hidden dimension (Table 8: 32, 256, 768, 2048)", least=1)
     feed_forward: int = setting(1024, "inner width of the feed-forward part (Table 5; 2 x width elsewhere)", least=1)
     layers: int = setting(6, "transformer blocks (Table 5)", least=1)
     heads: int = setting(8, "attention heads (Table 5)", least=1)
-    dropout: float = setting(0.2, "dropout, on all three places of GPT-2 (Table 5)", least=0.0)
+    dropout: float = setting(0.2, "dropout, on all places that the architecture has (Table 5)", least=0.0)
+    initial_scale: float = setting(0.02, "deviation of the normal law of fresh weights (GPT-2's)", least=0.0)
 
 
 FAST = ("training.packing", "tree")  # the packed law of batches, which --fast asks for

@@ -306,7 +306,7 @@ def _state_file(run: RunWriter) -> Path:
 
 
 def _announcement(study: _Learning) -> str:
-    config, millions = study.config, study.model.num_parameters() / 1e6
+    config, millions = study.config, study.model.num_parameters(only_trainable=True) / 1e6
     moments = sum(_is_measured(config, epoch) for epoch in range(config.training.epochs + 1))
     return (
         f"{config.size}: {millions:.3g} million parameters, {config.training.epochs} epochs of {study.steps} steps, "
