@@ -22,14 +22,21 @@ class DataSettings:
     mappings: int = setting(5, "input-output pairs of a task (Table 4)", least=1)
     min_distributions: int = setting(1, "fewest instruction distributions of a task (Table 4)", least=1)
     max_distributions: int = setting(6, "most instruction distributions of a task (Table 4)", least=1)
+    totals: str = setting(
+        "kept",
+        "numbers of distributions: drawn such that the three totals are met (kept), or each task's by itself, evenly "
+        "from the fewest to the most (free)",
+        choices=("kept", "free"),
+    )
     total_distributions: int = setting(
         144, "distributions of all ordinary tasks together: 144 x 10 x 5 + 90 hard = 7,290 of Table 3's 7,300", least=1
     )
     instructions: int = setting(10, "training instructions of a distribution (Table 4)", least=1)
     subset: str = setting(
         "narrow",
-        "training subset: hard examples with their originals (narrow), or all instructions of the source tasks (broad)",
-        choices=("narrow", "broad"),
+        "training subset: hard examples with their originals (narrow), the same of source tasks that have two "
+        "distributions or more each (several), or all instructions of the source tasks (broad)",
+        choices=("narrow", "several", "broad"),
     )
     subset_tasks: int = setting(5, "source tasks of the hard examples and of the subset (Table 4)", least=0)
     source_distributions: int = setting(6, "distributions of the source tasks together: 6 x 6 x 5 = 180", least=0)
@@ -39,6 +46,11 @@ class DataSettings:
     validation_instructions: int = setting(3, "unseen instructions of a distribution, in each of the two", least=1)
     task_symbols: int = setting(25, "symbols for inputs and outputs (Table 4)", least=2)
     instruction_symbols: int = setting(35, "symbols for instructions (Table 4)", least=2)
+    patterns: str = setting(
+        "usual",
+        "as the next settings say (usual), or of one metacharacter, with instructions of at most 12 symbols (short)",
+        choices=("usual", "short"),
+    )
     min_metacharacters: int = setting(1, "fewest metacharacters of a pattern (Table 4)", least=1)
     max_metacharacters: int = setting(3, "most metacharacters of a pattern (Table 4)", least=1)
     min_characters: int = setting(3, "fewest characters of a metacharacter (Table 4)", least=1)

@@ -8,7 +8,7 @@ derives from the seed and a name. `docs/paper.md` says which of the choices are 
 import random
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -16,10 +16,10 @@ from nucleate.config import DataSettings, configure
 from nucleate.data.dataset import Dataset, Instance
 from nucleate.data.patterns import sample_pattern, sample_strings
 from nucleate.data.roles import Roles, deal_roles, random_stream
-from nucleate.data.synthetic_settings import ALPHABET, IDEOGRAPHS, as_used, hard_tasks, strings_needed
+from nucleate.data.synthetic_settings import ALPHABET, IDEOGRAPHS, as_used, described, hard_tasks, strings_needed
 from nucleate.refusal import Refused
 
-_PATTERN_ATTEMPTS = 200
+_PATTERN_ATTEMPTS = {"usual": 200, "short": 3000}  # by data.patterns: few short ones offer enough and keep apart
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ def generate(settings: DataSettings, *, seed: int, kind: str = "main") -> Datase
       tasks + hard tasks + mappings (60); in the alignment data they become Table 7's 65.
     - The alignment data have no hard examples and no subset. `pairs=0` means three there, fewer where validation has no
       room for three sources, three targets and another task; `settings["source_targets"]` names each source's target.
-    - `source_distributions` is the number drawn where `subset="broad"` draws it.
+    - `source_distributions` is the number drawn where `subset` is not narrow, all three totals are where they are free.
+    - `patterns="short"` is one metacharacter and at most 12 symbols.
     """
     settings = as_used(settings, seed=seed, kind=kind)
     symbols = [*ALPHABET, *map(chr, IDEOGRAPHS)]
@@ -57,14 +58,17 @@ def generate(settings: DataSettings, *, seed: int, kind: str = "main") -> Datase
     distributions = _sample_distributions(settings, seed, roles, instruction_words)
     hard = _sample_hard_instructions(settings, seed, roles, distributions, instruction_words)
 
-    described: dict[str, Any] = {"seed": seed, "kind": kind, **asdict(settings)}
+    used: dict[str, Any] = {"seed": seed, "kind": kind, **described(settings)}
     if kind == "alignment":
-        described["source_targets"] = {_task(source): _task(target) for source, target in roles.pairs}
-    elif settings.subset == "broad":
-        described["source_distributions"] = sum(roles.distributions[task] for task in roles.sources)
+        used["source_targets"] = {_task(source): _task(target) for source, target in roles.pairs}
+    if settings.subset != "narrow" or settings.totals == "free":
+        used["source_distributions"] = sum(roles.distributions[task] for task in roles.sources)
+    if settings.totals == "free":
+        used["validation_distributions"] = sum(roles.distributions[task] for task in roles.validation)
+        used["total_distributions"] = sum(roles.distributions)
     return Dataset(
         instances=tuple(_rows(settings, roles, functions, distributions, hard)),
-        settings=described,
+        settings=used,
         vocabulary={"instruction": instruction_words, "task": task_words},
         patterns={one.name: one.pattern for one in distributions},
         mappings=functions,
@@ -143,12 +147,13 @@ def _sample_distributions(
     """
     found: list[_Distribution] = []
     earlier: list[tuple[re.Pattern[str], tuple[str, ...]]] = []
+    attempts = _PATTERN_ATTEMPTS[settings.patterns]
     for task in range(settings.tasks):
         for place in range(1, roles.distributions[task] + 1):
             name = f"{_task(task)}-d{place}"
             strings: tuple[str, ...] | None = None
             short = 0
-            for attempt in range(_PATTERN_ATTEMPTS):
+            for attempt in range(attempts):
                 rng = random_stream(seed, "pattern", name, str(attempt))
                 pattern = sample_pattern(
                     rng,
@@ -194,11 +199,12 @@ def _sample_distributions(
 
 
 def _refuse_patterns(settings: DataSettings, name: str, short: int) -> None:
-    if short > _PATTERN_ATTEMPTS // 2:
+    attempts = _PATTERN_ATTEMPTS[settings.patterns]
+    if short > attempts // 2:
         raise Refused(
             f"data.instructions={settings.instructions} and data.validation_instructions="
             f"{settings.validation_instructions} need {strings_needed(settings)} distinct strings of "
-            f"{settings.min_length}-{settings.max_length} symbols per pattern, but {short} of {_PATTERN_ATTEMPTS} "
+            f"{settings.min_length}-{settings.max_length} symbols per pattern, but {short} of {attempts} "
             "patterns drawn had fewer; raise data.max_length, data.max_characters or data.max_metacharacters"
         )
     raise Refused(
