@@ -102,6 +102,29 @@ def test_states_answers_and_losses_are_those_of_single_rows(architecture):
         assert reading.loss[number] == pytest.approx(loss, rel=1e-4)
 
 
+@pytest.mark.parametrize("architecture", [one for one in ALL if one not in PLAIN])
+def test_what_attention_puts_out_is_what_a_block_without_feed_forward_part_adds(architecture):
+    model, groups = network(architecture, initial_scale=0.3).eval(), some_groups()
+    for name, part in model.named_modules():
+        if name.endswith(("mlp.c_proj", "mlp.down_proj", "fc2")):
+            part.requires_grad_(False).weight.zero_()
+    model.config.tie_last_hidden_states = False
+    blocks = read_groups(model, groups).states
+    attention = read_groups(model, groups, state="attention").states
+    assert attention.shape == blocks.shape and np.array_equal(attention[0], blocks[0])
+    added = attention[1:] + blocks[:-1]
+    if not FAMILIES.get(architecture, FAMILIES["llama"]).has_final_norm:  # post-norm, twice, with fresh weights
+        added = (added - added.mean(-1, keepdims=True)) / added.std(-1, keepdims=True)
+    np.testing.assert_allclose(blocks[1:], added, atol=1e-3)
+    assert np.abs(attention[1:]).max() > 0.01
+    np.testing.assert_array_equal(read_groups(model, groups).states, blocks)  # no hook stays behind
+
+
+def test_attention_that_is_not_found_is_refused():
+    with pytest.raises(Refused, match="its attention cannot be measured alone"), quietly("mamba"):
+        read_groups(network("mamba").eval(), some_groups(), state="attention")
+
+
 @pytest.mark.parametrize("architecture", ALL)
 def test_a_step_of_training_by_rows_is_that_of_plain_code_one_row_at_a_time(architecture):
     """Loss and clipped gradients; the weights after AdamW would hide a wrong scale."""
@@ -219,6 +242,8 @@ def test_weights_that_marian_never_uses_are_zero_and_stay_so():
         ({"model.architecture": "mamba", "model.dropout": "0", "training.packing": "tree"}, "leave out --fast"),
         ({"model.architecture": "marian", "measure.last_layer": "plain"}, "set it to normed"),
         ({"model.architecture": "opt", "measure.last_layer": "plain"}, "set it to normed"),
+        ({"model.architecture": "mamba", "model.dropout": "0", "measure.state": "attention"}, "set it to block"),
+        ({"measure.state": "attention", "measure.last_layer": "plain"}, "leave it out"),
         ({"model.architecture": "llama", "model.width": "18", "model.heads": "2"}, "odd width"),
         ({"model.architecture": "opt", "model.heads": "3"}, "not a multiple of model.heads"),
     ],

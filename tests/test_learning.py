@@ -171,6 +171,8 @@ def test_every_setting_of_the_main_experiment_reaches_what_it_names(tmp_path):
         "measure.initialisations": "1",
         "measure.repeats": "5",
         "measure.last_layer": "plain",
+        "measure.state": "attention",
+        "measure.clusters": "all",
         "data.inputs": "shared",
     }
     seen_elsewhere = {"training.epochs", "measure.dense_until", "measure.every", "measure.display_iterations"}

@@ -122,6 +122,18 @@ class MeasureSettings:
         "the last layer's state after the final norm, as transformers returns it (normed), or before it (plain)",
         choices=("normed", "plain"),
     )
+    state: str = setting(
+        "block",
+        "what is measured at layers 1 to L: what each block puts out (block), or its attention alone, before the "
+        "residual is added (attention)",
+        choices=("block", "attention"),
+    )
+    clusters: str = setting(
+        "present",
+        "k of k-means: the classes present among the points (present), or all of the training set, at most a point "
+        "each (all)",
+        choices=("present", "all"),
+    )
 
 
 @dataclass(frozen=True)
@@ -344,11 +356,12 @@ def flat_toml(settings: Any, **leading: object) -> str:
 
 
 def differing(saved: str, wanted: str) -> list[str]:
-    """Keys whose values differ between two texts of `to_toml`, with both values."""
+    """Keys whose values differ between two texts of `to_toml`, with both values. A setting that came only after the
+    first was saved had then what is its default now."""
     old, new = (_flat(tomllib.loads(text)) for text in (saved, wanted))
-    return [
-        f"{key} ({old.get(key)} there, {new.get(key)} now)" for key in {**old, **new} if old.get(key) != new.get(key)
-    ]
+    usual = {f"{part}.{name}": one.default for part, kind in SECTIONS.items() for name, one in fields_of(kind).items()}
+    before = {key: old.get(key, usual.get(key)) for key in {**old, **new}}
+    return [f"{key} ({then} there, {new.get(key)} now)" for key, then in before.items() if then != new.get(key)]
 
 
 def _flat(table: Mapping[str, Any]) -> dict[str, Any]:

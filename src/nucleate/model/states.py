@@ -9,6 +9,7 @@ is False.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from warnings import warn
 
@@ -18,6 +19,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from nucleate.data.dataset import Dataset
+from nucleate.model.attention import attention_outputs
 from nucleate.model.batches import batch_budget, deal, group_rows, layers_of
 from nucleate.model.packed_pass import at_rest, check_positions, evaluate, token_losses, where_it_runs
 from nucleate.model.prefix_tree import Group, instance_losses, pack, plain
@@ -44,14 +46,16 @@ def read_groups(
     *,
     layers: Sequence[int] | None = None,
     candidates: Sequence[Sequence[int]] | None = None,
+    state: str = "block",
     tokens_per_batch: int | None = None,
 ) -> Reading:
     """States, predictions and losses of all instances, without dropout and without gradients.
 
     `layers=None` reads all, 0 to L; an empty list reads none (accuracy and loss alone are cheaper). `candidates`
-    holds the allowed token ids of each instance. Where the network does not keep packed instances apart, plain rows
-    are read instead: slower, the same numbers; the result's `note` and a warning say so. `tokens_per_batch` moves
-    time and memory only."""
+    holds the allowed token ids of each instance. `state="attention"` reads as layer i what the attention of block i
+    puts out, instead of what the whole block does; layer 0 stays the embedding. Where the network does not keep packed
+    instances apart, plain rows are read instead: slower, the same numbers; the result's `note` and a warning say so.
+    `tokens_per_batch` moves time and memory only."""
     if not groups:
         raise Refused("there are no instances to read: give at least one")
     check_positions(model, groups)
@@ -69,10 +73,12 @@ def read_groups(
     predicted = np.empty(count, dtype=np.int64)
     restricted = None if candidates is None else np.empty(count, dtype=np.int64)
     loss = np.empty(count)
-    with at_rest(model):
+    with at_rest(model), attention_outputs(model) if state == "attention" else nullcontext() as attended:
         for parts, numbers in dealt.batches:
             batch = (pack(parts) if dealt.packed else plain(parts)).to(device, dtype)
             logits, hidden = evaluate(model, batch, hidden=bool(chosen))
+            if attended is not None and chosen:
+                hidden = (hidden[0], *attended)
             ends = batch.ends
             if chosen:
                 read = torch.stack([hidden[k].flatten(0, 1)[ends.to(hidden[k].device)].cpu() for k in chosen])

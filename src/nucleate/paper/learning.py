@@ -139,6 +139,7 @@ def _moment(study: _Learning, record: TrainingRecord, epoch: int, *, training_lo
         study.members[name].groups,
         layers=None if measured else [],
         candidates=candidates_of(study.tokenizer, study.dataset.mappings, members),
+        state=study.config.measure.state,
     )
     record.read += record.tick()
     rows = answer_rows(study.tokenizer, members, reading, (*MEASURED, "train") if measured else MEASURED)

@@ -42,6 +42,10 @@ def check_network(config: Config) -> None:
         raise Refused(f"model.width={settings.width} is not a multiple of model.heads={settings.heads}")
     if settings.dropout >= 1:
         raise Refused(f"model.dropout={settings.dropout} leaves nothing: it must be below 1")
+    if config.measure.state == "attention" and config.measure.last_layer == "plain":
+        raise Refused(
+            "measure.last_layer=plain is about the state of a block; with measure.state=attention leave it out"
+        )
     if family is None:
         return
     if settings.dropout and not family.has_dropout:
@@ -56,6 +60,8 @@ def check_network(config: Config) -> None:
             f"training.packing={config.training.packing} computes an instruction once for all its inputs, which "
             f"{named} cannot; leave out --fast, or set training.packing=rows"
         )
+    if config.measure.state == "attention" and not family.has_attention:
+        raise Refused(f"measure.state=attention measures what {named} has not; set it to block")
     if config.measure.last_layer == "plain" and not family.has_final_norm:
         raise Refused(
             f"measure.last_layer=plain takes the state before the final norm, which {named} has none of that could be "

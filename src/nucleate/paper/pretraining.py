@@ -270,6 +270,7 @@ def _moment(
         members.groups,
         layers=[] if labels is None else None,
         candidates=candidates_of(tokenizer, dataset.mappings, members.instances),
+        state=measure.state,
     )
     record.read += record.tick()
     splits = [split for split in MEASURED if dataset.select(split)]  # half of the tasks may have no hard examples

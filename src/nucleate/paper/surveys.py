@@ -60,5 +60,5 @@ def surface_rows(
 
 def survey_of(labels: Labelling, states: Mapping[str, np.ndarray], measure: MeasureSettings) -> Survey:
     """All measures of one moment's states, which are given by split."""
-    effort = Effort(measure.components, measure.perplexity, measure.iterations, measure.initialisations, thread_count())
-    return survey(labels, states, effort)
+    settings = (measure.components, measure.perplexity, measure.iterations, measure.initialisations)
+    return survey(labels, states, Effort(*settings, thread_count(), measure.clusters))
