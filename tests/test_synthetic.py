@@ -40,7 +40,9 @@ OTHERS: tuple[dict[str, Any], ...] = (  # other readings of the paper
     {"totals": "free"},
     {"subset": "several"},
     {"patterns": "short", "totals": "free", "subset": "several"},
+    {"likeliest": 0.7, "input_place": "inside"},
 )
+TOLD = ("source_targets", "second_outputs", "taught_second")  # beside the settings
 
 
 def generate(*, seed: int, kind: str = "main", **settings: Any) -> Dataset:
@@ -113,7 +115,7 @@ def test_the_dataset_keeps_every_setting_of_the_configuration_under_its_name(pap
     told = asdict(DataSettings())
     later = {name: told.pop(name) for name in LATER}
     assert paper.settings == {"seed": 0, "kind": "main", **told}
-    assert later == {"patterns": "usual", "totals": "kept"}
+    assert later == {"patterns": "usual", "totals": "kept", "likeliest": 1.0, "input_place": "after"}
 
 
 def test_the_dataset_of_a_size_is_that_of_its_settings_and_loads_no_torch() -> None:
@@ -370,7 +372,7 @@ def test_the_content_of_seed_0_is_the_one_that_was_recorded(paper: Dataset) -> N
 def test_the_settings_that_were_used_give_the_same_dataset_again() -> None:
     for asked in ({}, {"kind": "alignment"}, {"inputs": "shared"}, {"subset": "broad"}, SMALL, *OTHERS):
         data = generate(seed=2, **asked)
-        used = {key: value for key, value in data.settings.items() if key != "source_targets"}
+        used = {key: value for key, value in data.settings.items() if key not in TOLD}
         assert generate(**used) == data
         assert json.loads(json.dumps(data.settings)) == data.settings
 

@@ -60,6 +60,18 @@ class DataSettings:
     inputs: str = setting(
         "own", "inputs of a task: its own draw (own), or the same for every task (shared)", choices=("own", "shared")
     )
+    likeliest: float = setting(
+        1.0,
+        "probability that a training instance is taught its input's output, else a second one of the task's own; the "
+        "likeliest is what counts as right (1: tasks are functions)",
+        least=0.5,
+    )
+    input_place: str = setting(
+        "after",
+        "where the input stands: after the instruction, or inside it, so that the last symbol of the instruction is "
+        "what the output follows (learn alone)",
+        choices=("after", "inside"),
+    )
     pairs: int = setting(0, "source-target pairs of the alignment data (Table 7: 3)", least=0)
 
 

@@ -46,6 +46,8 @@ def generate(settings: DataSettings, *, seed: int, kind: str = "main") -> Datase
     - The alignment data have no hard examples and no subset. `pairs=0` means three there, fewer where validation has no
       room for three sources, three targets and another task; `settings["source_targets"]` names each source's target.
     - `source_distributions` is the number drawn where `subset` is not narrow, all three totals are where they are free.
+    - `likeliest` below 1 adds `second_outputs` {task: {input: output}} and `taught_second`, the numbers of the training
+      instances that are taught it; the rows keep the likeliest output, which is the right answer.
     - `patterns="short"` is one metacharacter and at most 12 symbols.
     """
     settings = as_used(settings, seed=seed, kind=kind)
@@ -63,11 +65,17 @@ def generate(settings: DataSettings, *, seed: int, kind: str = "main") -> Datase
         used["source_targets"] = {_task(source): _task(target) for source, target in roles.pairs}
     if settings.subset != "narrow" or settings.totals == "free":
         used["source_distributions"] = sum(roles.distributions[task] for task in roles.sources)
+    instances = tuple(_rows(settings, roles, functions, distributions, hard))
+    if settings.likeliest < 1:
+        used["second_outputs"] = _sample_second_outputs(seed, functions, task_words)
+        rng = random_stream(seed, "taught")
+        taught = [one.instance for one in instances if one.split == "train" and rng.random() >= settings.likeliest]
+        used["taught_second"] = taught
     if settings.totals == "free":
         used["validation_distributions"] = sum(roles.distributions[task] for task in roles.validation)
         used["total_distributions"] = sum(roles.distributions)
     return Dataset(
-        instances=tuple(_rows(settings, roles, functions, distributions, hard)),
+        instances=instances,
         settings=used,
         vocabulary={"instruction": instruction_words, "task": task_words},
         patterns={one.name: one.pattern for one in distributions},
@@ -132,6 +140,23 @@ def _deal_inputs(rng: random.Random, symbols: Sequence[str], number: int, demand
         room = after
         dealt.append(chosen)
     return dealt
+
+
+def _sample_second_outputs(
+    seed: int, functions: dict[str, dict[str, str]], symbols: Sequence[str]
+) -> dict[str, dict[str, str]]:
+    """{task: {input: its less likely output}}: drawn uniformly among what is the likeliest of that input for no task,
+    so that such an answer is never another task's right one."""
+    rng = random_stream(seed, "second outputs")
+    right = {x: {function.get(x, x) for function in functions.values()} | {x} for x in symbols}
+    free = {x: [y for y in symbols if y not in right[x]] for x in symbols}
+    needed = {x for function in functions.values() for x in function}
+    if full := sorted(x for x in needed if not free[x]):
+        raise Refused(
+            f"data.likeliest needs a second output for every input, but input {full[0]!r} has every symbol as some "
+            f"task's output already; raise data.task_symbols (now {len(symbols)}), or set data.likeliest=1"
+        )
+    return {task: {x: rng.choice(free[x]) for x in function} for task, function in functions.items()}
 
 
 # --- what the tasks are called by ---------------------------------------------------------------------------------

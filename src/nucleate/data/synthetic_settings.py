@@ -21,7 +21,7 @@ _TABLE_7_PAIRS = 3
 _SOURCES = {"several": (2, 10**6), "broad": (2, 4)}  # distributions of a source task, by subset
 _SHORT = 12  # symbols of an instruction, under patterns=short
 # Settings that came after datasets had been made: told of only where they are not the default, so that hashes stay.
-LATER = ("totals", "patterns")
+LATER = ("totals", "patterns", "likeliest", "input_place")
 
 
 def hard_tasks(settings: DataSettings) -> int:
@@ -60,6 +60,8 @@ def as_used(asked: DataSettings, *, seed: int, kind: str) -> DataSettings:
     _at_most(settings, "subset_tasks", "tasks")
     _at_most(settings, "validation_tasks", "tasks")
     _at_most(settings, "hard_instructions", "instructions")
+    if not 0.5 < settings.likeliest <= 1:
+        raise Refused(f"data.likeliest={settings.likeliest} must be above 0.5, to be the likeliest, and at most 1")
     _check_subset(settings)
     _check_totals(settings)
     _check_symbols(settings)

@@ -8,7 +8,7 @@ i puts out. The last layer is what Hugging Face returns: after the final norm, u
 is False.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from warnings import warn
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from nucleate.data.dataset import Dataset
+from nucleate.data.dataset import Dataset, refuse_inside
 from nucleate.model.attention import attention_outputs
 from nucleate.model.batches import batch_budget, deal, group_rows, layers_of
 from nucleate.model.packed_pass import at_rest, check_positions, evaluate, token_losses, where_it_runs
@@ -127,6 +127,8 @@ def read_states(
     Instruction and input are tokenised together, so where they or the template merge, the last token that holds some
     of the input is read. Equal prompts are computed once, a shared instruction once. Words unknown to the tokenizer
     are read and counted in a warning. `tokens_per_batch` moves time and memory only."""
+    if isinstance(prompts, Dataset):
+        refuse_inside(prompts, "read_states")
     given = [(i.instruction, i.input) for i in prompts.instances] if isinstance(prompts, Dataset) else prompts
     instances = [_Bare(instruction, input) for instruction, input in given]
     reading = read_prompts_states(
@@ -148,12 +150,16 @@ def instances_as_groups(
     *,
     template: str = "{instruction} {input}",
     answer: str = " {output}",
+    text: Callable[[HasPrompts], str] | None = None,
 ) -> tuple[list[Group], np.ndarray]:
     """Instances by instruction, their outputs as targets, ready to train on or to read; and, for each instance of the
-    groups in their order, its place in `instances`. The branch ends with the last token of the input."""
+    groups in their order, its place in `instances`. The branch ends with the last token of the input; where `text`
+    makes the prompt of an instance, with the last token of that."""
     if not instances:
         return [], np.empty(0, dtype=np.int64)
     pairs = [(i.instruction, i.input) for i in instances]
+    if text is not None:
+        pairs, template = [("", text(i)) for i in instances], "{input}"
     answers = ["" if i.output is None else answer.replace("{output}", i.output) for i in instances]
     rows = tokenise(tokenizer, pairs, template=template, answers=answers)
     members: dict[str, list[int]] = {}
