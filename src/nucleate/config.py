@@ -82,8 +82,8 @@ class ModelSettings:
     architecture: str = setting(
         "gpt2",
         "family of the network: gpt2 (pre-norm, tied head), opt (post-norm), marian (post-norm, fixed sinusoids), "
-        "llama (rotary positions, gated) or mamba (no attention)",
-        choices=("gpt2", "opt", "marian", "llama", "mamba"),
+        "llama (rotary positions, gated), mamba (no attention) or bert (an encoder: learn alone)",
+        choices=("gpt2", "opt", "marian", "llama", "mamba", "bert"),
     )
     width: int = setting(768, "hidden dimension (Table 8: 32, 256, 768, 2048)", least=1)
     feed_forward: int = setting(1024, "inner width of the feed-forward part (Table 5; 2 x width elsewhere)", least=1)

@@ -1,7 +1,7 @@
 """The architectures that `model.architecture` names: families of transformers, each built from the same few settings.
 
-All of them are causal language models that are trained, read, saved and loaded by the same code. What a family has no
-place for (dropout in Mamba) is refused at the door by `paper/network.py`; docs/paper.md says what each one is.
+All of them are trained, read, saved and loaded by the same code, and all but BERT are causal language models. What a
+family has no place for (dropout in Mamba) is refused at the door by `paper/network.py`; docs/paper.md tells of each.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    BertConfig,
     LlamaConfig,
     MambaConfig,
     MarianConfig,
@@ -45,7 +47,9 @@ class Family:
     settings: Callable[[Shape], PreTrainedConfig]
     has_dropout: bool = True
     has_final_norm: bool = True  # one that can be left out: in a post-norm network every block ends with its own
-    has_attention: bool = True  # else there are no heads, and instances cannot share tokens
+    has_attention: bool = True  # else there are no heads
+    shares_tokens: bool = True  # can instances share an instruction, and rows?
+    is_causal: bool = True  # else it is an encoder, which predicts the output alone
     has_rotary_positions: bool = False  # which turn pairs of dimensions
 
 
@@ -55,8 +59,10 @@ def fresh_network(architecture: str, shape: Shape, *, seed: int) -> PreTrainedMo
         return gpt2(**asdict(shape), seed=seed)
     with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU, whatever device they go to
         torch.default_generator.manual_seed(seed % 2**63)
+        family = FAMILIES[architecture]
+        kind = AutoModelForCausalLM if family.is_causal else AutoModelForMaskedLM
         # With dropout, torch's fused attention on a CPU falls back to a slower path than plain matrix products.
-        model = AutoModelForCausalLM.from_config(FAMILIES[architecture].settings(shape), attn_implementation="eager")
+        model = kind.from_config(family.settings(shape), attn_implementation="eager")
     for name, part in model.named_modules():
         if name.endswith(("encoder_attn", "encoder_attn_layer_norm")):
             _retire(part)  # Marian's look at a text to translate: in every block, and without one never used
@@ -156,6 +162,25 @@ def _mamba(shape: Shape) -> MambaConfig:
     )
 
 
+def _bert(shape: Shape) -> BertConfig:
+    """An encoder: post-norm, every token sees every other, tied head. The output is predicted at the input's token,
+    where the others predict it too, and nothing else is, for whatever stands in the text is seen. Dropout on
+    embeddings, residuals and attention."""
+    return BertConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.width,
+        intermediate_size=shape.feed_forward,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        max_position_embeddings=shape.positions,
+        hidden_dropout_prob=shape.dropout,
+        attention_probs_dropout_prob=shape.dropout,
+        initializer_range=shape.initial_scale,
+        type_vocab_size=1,
+        **_tokens(shape),
+    )
+
+
 def _tokens(shape: Shape) -> dict[str, Any]:
     """Padding, and no other special token: the families' own lie outside a small vocabulary."""
     return {"pad_token_id": shape.pad, "bos_token_id": None, "eos_token_id": None}
@@ -165,5 +190,6 @@ FAMILIES = {
     "opt": Family(_opt, has_final_norm=False),
     "marian": Family(_marian, has_final_norm=False),
     "llama": Family(_llama, has_rotary_positions=True),
-    "mamba": Family(_mamba, has_dropout=False, has_final_norm=False, has_attention=False),
+    "mamba": Family(_mamba, has_dropout=False, has_final_norm=False, has_attention=False, shares_tokens=False),
+    "bert": Family(_bert, has_final_norm=False, shares_tokens=False, is_causal=False),
 }

@@ -10,7 +10,7 @@ is False.
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from warnings import warn
 
 import numpy as np
@@ -35,7 +35,7 @@ class Reading:
     states: np.ndarray  # (layer, instance, width) float32
     predicted: np.ndarray  # (instance,) token id, the likeliest after the last token of the branch
     restricted: np.ndarray | None  # (instance,) the likeliest of the candidates; None where none were given
-    loss: np.ndarray  # (instance,) float64, summed negative log-likelihood in nats of all tokens after the first
+    loss: np.ndarray  # (instance,) float64, summed negative log-likelihood in nats of all that is predicted
     predicted_tokens: np.ndarray  # (instance,) how many tokens that sum covers
     note: str | None = None  # a sentence where plain rows had to be used
 
@@ -93,7 +93,7 @@ def read_groups(
             predicted[numbers] = at_ends.argmax(-1).numpy()
             if candidates is not None and restricted is not None:
                 restricted[numbers] = best_of(at_ends.numpy(), [candidates[i] for i in numbers])
-    covered = [len(g.prefix) + len(x) + len(g.target(b)) - 1 for g in groups for b, x in enumerate(g.branches)]
+    covered = [g.predicted(b) for g in groups for b in range(len(g.branches))]
     if states is None:
         states = np.empty((0, count, 0), dtype=np.float32)
     return Reading(states, predicted, restricted, loss, np.array(covered, dtype=np.int64), dealt.note)
@@ -151,10 +151,11 @@ def instances_as_groups(
     template: str = "{instruction} {input}",
     answer: str = " {output}",
     text: Callable[[HasPrompts], str] | None = None,
+    answers_only: bool = False,
 ) -> tuple[list[Group], np.ndarray]:
     """Instances by instruction, their outputs as targets, ready to train on or to read; and, for each instance of the
     groups in their order, its place in `instances`. The branch ends with the last token of the input; where `text`
-    makes the prompt of an instance, with the last token of that."""
+    makes the prompt of an instance, with the last token of that. `answers_only` is what a group makes of it."""
     if not instances:
         return [], np.empty(0, dtype=np.int64)
     pairs = [(i.instruction, i.input) for i in instances]
@@ -168,5 +169,6 @@ def instances_as_groups(
     groups = []
     for numbers in members.values():
         split = [(rows[i][0][: rows[i][1] + 1], rows[i][0][rows[i][1] + 1 :]) for i in numbers]
-        groups.append(group_rows([fed for fed, _ in split], [target for _, target in split]))
+        group = group_rows([fed for fed, _ in split], [target for _, target in split])
+        groups.append(replace(group, answers_only=answers_only))
     return groups, np.array([i for numbers in members.values() for i in numbers], dtype=np.int64)

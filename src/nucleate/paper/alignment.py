@@ -18,7 +18,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from nucleate.config import Config
-from nucleate.data.dataset import Dataset, refuse_inside
+from nucleate.data.dataset import Dataset
 from nucleate.data.synthetic import generate
 from nucleate.devices import device_for
 from nucleate.long_table import METHODS
@@ -28,7 +28,7 @@ from nucleate.paper.answers import answer_rows, curve_rows, score_in
 from nucleate.paper.corrections import UNSEEN, Correction, Network
 from nucleate.paper.instances import Members, of_splits, taught
 from nucleate.paper.methods import EpochAnswers, best_attempt
-from nucleate.paper.network import check_network, make_network
+from nucleate.paper.network import check_alone, check_network, make_network
 from nucleate.paper.trainings import (
     SECONDS,
     TrainingRecord,
@@ -298,5 +298,5 @@ def dataset_for(config: Config) -> Dataset:
             f"correction; set it to {_LONGEST} or less"
         )
     dataset = generate(config.data, seed=config.seed, kind="alignment")
-    refuse_inside(dataset, "align")
+    check_alone(config, dataset, "align")
     return dataset

@@ -31,7 +31,7 @@ from nucleate.model.networks import save_network
 from nucleate.model.states import Reading, read_groups
 from nucleate.paper.answers import answer_rows, curve_rows, score_in
 from nucleate.paper.instances import MEASURED, Members, candidates_of, in_split, of_splits, places_of, taught
-from nucleate.paper.network import check_network, make_network
+from nucleate.paper.network import check_network, forms_of, make_network
 from nucleate.paper.surveys import labels_of, surface_rows, survey_of
 from nucleate.paper.trainings import (
     SECONDS,
@@ -122,8 +122,8 @@ class _Learning:
 def _prepare(config: Config, dataset: Dataset, device: str, run: RunWriter) -> _Learning:
     model, tokenizer = make_network(config, dataset, device=device)
     chosen = {"measured": of_splits(dataset, MEASURED), "all": of_splits(dataset, ("train", "validation", "test"))}
-    chosen["train"], text = taught(dataset), text_of(dataset)
-    members = {name: Members.of(tokenizer, some, text=text) for name, some in chosen.items()}
+    chosen["train"], forms = taught(dataset), forms_of(config, dataset)
+    members = {name: Members.of(tokenizer, some, **forms) for name, some in chosen.items()}
     steps = steps_of_an_epoch(members["train"].groups, config.training)
     return _Learning(
         config, dataset, run, model, tokenizer, members, labels_of(config, members["all"].instances), steps

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from nucleate.config import Config
-from nucleate.data.dataset import Dataset
+from nucleate.data.dataset import Dataset, refuse_inside
+from nucleate.data.inside import text_of
 from nucleate.model.architectures import FAMILIES, Shape, fresh_network
 from nucleate.model.networks import word_tokenizer
 from nucleate.refusal import Refused
@@ -34,6 +36,26 @@ def _positions(dataset: Dataset) -> int:
     return max(longest, min(64, longest + 4))
 
 
+def forms_of(config: Config, dataset: Dataset) -> dict[str, Any]:
+    """How the network is fed the instances of a dataset, as `Members.of` takes it."""
+    return {"text": text_of(dataset), "answers_only": not _is_causal(config)}
+
+
+def check_alone(config: Config, dataset: Dataset, verb: str) -> None:
+    """Refuse, at the door of other verbs, what is for `nucleate learn` alone."""
+    refuse_inside(dataset, verb)
+    if not _is_causal(config):
+        raise Refused(
+            f"{verb}: model.architecture={config.model.architecture} is for `nucleate learn` alone: it predicts no "
+            "instruction and loads without its head; take another"
+        )
+
+
+def _is_causal(config: Config) -> bool:
+    family = FAMILIES.get(config.model.architecture)
+    return family is None or family.is_causal
+
+
 def check_network(config: Config) -> None:
     """Refuse settings of the network that only fail together."""
     settings, family = config.model, FAMILIES.get(config.model.architecture)
@@ -55,7 +77,7 @@ def check_network(config: Config) -> None:
             f"model.width={settings.width} by model.heads={settings.heads} makes heads of odd width, which the rotary "
             f"positions of {named} cannot turn; change one"
         )
-    if config.training.is_packed and not family.has_attention:
+    if config.training.is_packed and not family.shares_tokens:
         raise Refused(
             f"training.packing={config.training.packing} computes an instruction once for all its inputs, which "
             f"{named} cannot; leave out --fast, or set training.packing=rows"

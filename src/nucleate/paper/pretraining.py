@@ -19,7 +19,7 @@ from typing import Any, Self
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from nucleate.config import Config, MeasureSettings, TrainingSettings
-from nucleate.data.dataset import Dataset, refuse_inside
+from nucleate.data.dataset import Dataset
 from nucleate.data.synthetic import generate
 from nucleate.devices import device_for
 from nucleate.measures.labelling import Labelling
@@ -28,7 +28,7 @@ from nucleate.model.states import read_groups
 from nucleate.paper.answers import answer_rows, curve_rows, score_in
 from nucleate.paper.instances import MEASURED, Members, candidates_of, of_splits, places_of, taught
 from nucleate.paper.naming import TASK_TOKEN, halves, instructions_alone, name_of, named
-from nucleate.paper.network import check_network, make_network
+from nucleate.paper.network import check_alone, check_network, make_network
 from nucleate.paper.surveys import labels_of, surface_rows, survey_of
 from nucleate.paper.trainings import (
     SECONDS,
@@ -334,7 +334,7 @@ def dataset_for(config: Config) -> Dataset:
     """That of the main experiment; settings that only fail together are refused."""
     check_network(config)
     dataset = generate(config.data, seed=config.seed)
-    refuse_inside(dataset, "pretrain")
+    check_alone(config, dataset, "pretrain")
     for split in MEASURED:
         count = len({one.instruction for one in dataset.select(split)})
         if count < _FEWEST:

@@ -62,7 +62,7 @@ def run_of(
     with opening as run, _threads_for(config), warnings.catch_warnings():
         if run is not None and config.training.is_packed:
             progress(PACKED_NOTE, None)
-        if run is not None and family is not None and not family.has_attention:
+        if run is not None and family is not None and not family.shares_tokens:
             progress(_PLAIN_NOTE, None)
             warnings.filterwarnings("ignore", ".* does not keep packed instances apart")  # as has just been said
         yield run
