@@ -79,6 +79,7 @@ class Study:
 
     def network(self, **changes: float) -> torch.nn.Module:
         settings = asdict(self.config.model) | changes
+        del settings["architecture"]  # GPT-2's, at every size
         return gpt2(vocabulary=self.vocabulary, positions=self.positions, pad=self.pad, seed=SEED, **settings)
 
     def sample(self, packing: str) -> list[Group]:

@@ -79,6 +79,15 @@ def test_differing_settings_are_named_with_both_values():
     assert differing(one, other) == ["training.batch (32 there, 16 now)"]
 
 
+def test_a_run_begun_before_a_setting_came_goes_on_under_its_default_and_under_no_other():
+    now = to_toml(configure("tiny"))
+    before = "".join(line for line in now.splitlines(keepends=True) if not line.startswith("architecture"))
+    assert before != now and differing(before, now) == []
+    other = to_toml(configure("tiny", changes={"model.architecture": "opt"}))
+    assert differing(before, other) == ["model.architecture (gpt2 there, opt now)"]
+    assert differing(now, before) == ["model.architecture (gpt2 there, None now)"]
+
+
 def test_flat_settings_come_back_from_their_text_whatever_signs_and_containers_they_hold():
     @dataclass(frozen=True)
     class Some:

@@ -13,7 +13,7 @@ from tokenizers.processors import TemplateProcessing
 
 from nucleate.model.networks import load_network, save_network, untrained
 from nucleate.model.prompts import read_prompts_states
-from test_prefix_tree import COMMON, EXACT, INEXACT, LLAMA, OLD
+from test_prefix_tree import COMMON, EXACT, INEXACT, LLAMA, OLD, layers_alone
 
 WIDE = {**COMMON, "intermediate_size": 64, "max_position_embeddings": 64}
 CAUSAL = {
@@ -108,10 +108,8 @@ def read(model, tokenizer, prompts, **more):
 
 def alone(model, tokens):
     """Every layer (layer, place, width) and the logits of one prompt in a batch of its own."""
-    network = model.get_encoder() if model.config.is_encoder_decoder else model
-    with torch.no_grad():
-        out = network(input_ids=torch.tensor([tokens]), output_hidden_states=True)
-    return torch.stack([h[0] for h in out.hidden_states]).numpy(), getattr(out, "logits", [None])[0]
+    states, out = layers_alone(model.get_encoder() if model.config.is_encoder_decoder else model, tokens)
+    return states, getattr(out, "logits", [None])[0]
 
 
 def check_states(model, tokenizer, prompts, reading):

@@ -164,12 +164,16 @@ def test_every_setting_of_the_main_experiment_reaches_what_it_names(tmp_path):
         "model.layers": "1",
         "model.dropout": "0.5",
         "model.heads": "4",
+        "model.architecture": "opt",
+        "model.initial_scale": "0.1",
         "measure.components": "2",
         "measure.perplexity": "8",
         "measure.iterations": "300",
         "measure.initialisations": "1",
         "measure.repeats": "5",
         "measure.last_layer": "plain",
+        "measure.state": "attention",
+        "measure.clusters": "all",
         "data.inputs": "shared",
     }
     seen_elsewhere = {"training.epochs", "measure.dense_until", "measure.every", "measure.display_iterations"}

@@ -334,3 +334,15 @@ def test_knn_share_of_one_layer_equals_counting_by_hand(split):
     assert found["knn_share"] == pytest.approx(np.mean(shares), abs=1e-12)
     assert found["knn_share_other_inputs"] == pytest.approx(np.mean(others), abs=1e-12)
     assert 0.2 < found["knn_share"] < 0.95  # neither trivial
+
+
+@pytest.mark.parametrize("clusters", ["present", "all"])
+def test_there_are_as_many_clusters_as_classes_among_the_points_or_as_in_the_training_set(clusters):
+    made = world()
+    labelling = made.labelling("validation")
+    found = survey(labelling, made.states(task=1.0, input=1.0), replace(QUICK, clusters=clusters)).clusters
+    (validation,) = labelling.cohorts
+    among = validation if clusters == "present" else labelling.reference
+    for kind in ("task", "distribution"):
+        assert len(np.unique(found["validation", 0, "raw", kind])) == len(np.unique(among.classes(kind))), kind
+    assert len(np.unique(validation.labels.task)) < len(np.unique(labelling.reference.labels.task))

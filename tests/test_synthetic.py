@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import subprocess
 import sys
 import time
@@ -19,9 +20,9 @@ import check_dataset
 from nucleate.config import DataSettings, configure
 from nucleate.data import synthetic
 from nucleate.data.dataset import Dataset, Instance, load_dataset
-from nucleate.data.roles import _deal
+from nucleate.data.roles import _deal, deal_roles
 from nucleate.data.synthetic import _deal_inputs
-from nucleate.data.synthetic_settings import ALPHABET
+from nucleate.data.synthetic_settings import ALPHABET, LATER, as_used
 from nucleate.refusal import Refused
 
 SMALL: dict[str, Any] = {
@@ -34,6 +35,14 @@ SMALL: dict[str, Any] = {
     "validation_tasks": 3,
     "validation_distributions": 4,
 }
+OTHERS: tuple[dict[str, Any], ...] = (  # other readings of the paper
+    {"patterns": "short"},
+    {"totals": "free"},
+    {"subset": "several"},
+    {"patterns": "short", "totals": "free", "subset": "several"},
+    {"likeliest": 0.7, "input_place": "inside"},
+)
+TOLD = ("source_targets", "second_outputs", "taught_second")  # beside the settings
 
 
 def generate(*, seed: int, kind: str = "main", **settings: Any) -> Dataset:
@@ -78,6 +87,9 @@ def test_the_papers_settings_pass_the_independent_check(seed: int, tmp_path: Pat
         {"subset": "broad", "hard_instructions": 0},
         {"subset_tasks": 0},
         SMALL,
+        *OTHERS,
+        {"kind": "alignment", "patterns": "short", "totals": "free"},
+        SMALL | {"subset": "several", "totals": "free"},
         SMALL | {"kind": "alignment"},
         SMALL | {"inputs": "shared", "task_symbols": 9},
         SMALL | {"validation_tasks": 6, "validation_distributions": 10},
@@ -99,7 +111,11 @@ def test_every_size_of_the_configuration_makes_its_data(size: str, kind: str, tm
 
 
 def test_the_dataset_keeps_every_setting_of_the_configuration_under_its_name(paper: Dataset) -> None:
-    assert paper.settings == {"seed": 0, "kind": "main", **asdict(DataSettings())}
+    """But those that came later, which are told where they are not the default: older hashes stay."""
+    told = asdict(DataSettings())
+    later = {name: told.pop(name) for name in LATER}
+    assert paper.settings == {"seed": 0, "kind": "main", **told}
+    assert later == {"patterns": "usual", "totals": "kept", "likeliest": 1.0, "input_place": "after"}
 
 
 def test_the_dataset_of_a_size_is_that_of_its_settings_and_loads_no_torch() -> None:
@@ -354,9 +370,9 @@ def test_the_content_of_seed_0_is_the_one_that_was_recorded(paper: Dataset) -> N
 
 
 def test_the_settings_that_were_used_give_the_same_dataset_again() -> None:
-    for asked in ({}, {"kind": "alignment"}, {"inputs": "shared"}, {"subset": "broad"}, SMALL):
+    for asked in ({}, {"kind": "alignment"}, {"inputs": "shared"}, {"subset": "broad"}, SMALL, *OTHERS):
         data = generate(seed=2, **asked)
-        used = {key: value for key, value in data.settings.items() if key != "source_targets"}
+        used = {key: value for key, value in data.settings.items() if key not in TOLD}
         assert generate(**used) == data
         assert json.loads(json.dumps(data.settings)) == data.settings
 
@@ -397,6 +413,56 @@ def test_inputs_that_only_seem_enough_are_refused() -> None:
         _deal_inputs(random.Random(0), "abcde", 4, [2, 1, 1, 1])
 
 
+# --- other readings of the paper ----------------------------------------------------------------------------------
+
+
+def test_short_patterns_are_one_metacharacter_and_at_most_twelve_symbols(paper: Dataset) -> None:
+    data = generate(seed=0, patterns="short")
+    lengths = [len(one.instruction.split()) for one in data.instances]
+    assert min(lengths) >= 3 and max(lengths) == 12 < max(len(one.instruction.split()) for one in paper.instances)
+    for pattern in data.patterns.values():
+        assert len(re.findall(r"\[[^]]*\]|\([^)]*\)", pattern)) == 1, pattern
+    assert data.counts["train"] == paper.counts["train"] and data.counts["distributions"] == 144
+    assert data.settings["patterns"] == "short" and data.mappings == paper.mappings
+
+
+def test_free_numbers_of_distributions_are_each_tasks_own_and_even() -> None:
+    found: Counter[int] = Counter()
+    totals = set()
+    for seed in range(60):
+        data = deal_roles(as_used(DataSettings(totals="free"), seed=seed, kind="main"), seed)
+        found.update(data.distributions)
+        totals.add(sum(data.distributions))
+    assert sorted(found) == [1, 2, 3, 4, 5, 6]
+    assert all(abs(number - 500) < 5 * 500**0.5 for number in found.values())
+    assert len(totals) > 30 and 165 < sum(totals) / len(totals) < 185
+
+
+def test_free_totals_are_told_as_they_were_drawn() -> None:
+    data = generate(seed=1, totals="free")
+    of_task = Counter(name.rsplit("-", 1)[0] for name in data.patterns)
+    sources = {one.task.removesuffix("-hard") for one in data.instances if one.is_hard}
+    measured = {one.task for one in data.select("validation")}
+    assert data.settings["total_distributions"] == len(data.patterns) != 144
+    assert data.settings["source_distributions"] == sum(of_task[task] for task in sources)
+    assert data.settings["validation_distributions"] == sum(of_task[task] for task in measured)
+    assert (len(sources), len(measured), sources & measured) == (5, 10, set())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_several_takes_source_tasks_of_two_distributions_or_more_each(seed: int) -> None:
+    data = generate(seed=seed, subset="several")
+    of_task = Counter(name.rsplit("-", 1)[0] for name in data.patterns)
+    sources = {one.task.removesuffix("-hard") for one in data.instances if one.is_hard}
+    assert len(sources) == 5 and all(2 <= of_task[task] <= 6 for task in sources)
+    used = sum(of_task[task] for task in sources)
+    assert data.settings["source_distributions"] == used >= 10 and len(data.patterns) == 144
+    assert data.counts["subset"] == used * (3 + 3) * 5
+    assert {one.origin for one in data.instances if one.is_hard} == {
+        one.instance for one in data.select("subset") if not one.is_hard
+    }
+
+
 # --- refusals -----------------------------------------------------------------------------------------------------
 
 
@@ -435,6 +501,13 @@ def test_inputs_that_only_seem_enough_are_refused() -> None:
             {"subset": "broad", "min_distributions": 5, "total_distributions": 275, "validation_distributions": 55},
             ("data.subset=broad", "data.subset=narrow"),
         ),
+        ({"subset": "several", "hard_instructions": 0}, ("leaves the several subset empty",)),
+        (
+            {"subset": "several", "max_distributions": 1, "total_distributions": 50, "validation_distributions": 10},
+            ("data.subset=several", "at least 2", "data.subset=narrow"),
+        ),
+        ({"patterns": "short", "min_length": 13}, ("data.min_length=13", "data.max_length=12")),
+        ({"totals": "loose"}, ("data.totals='loose'", "kept")),
         ({"subset": "wide"}, ("data.subset='wide' is not known",)),
         ({"inputs": "sharred"}, ("data.inputs='sharred'", "did you mean 'shared'")),
         ({"kind": "align"}, ("kind='align'", "did you mean 'alignment'")),

@@ -22,14 +22,21 @@ class DataSettings:
     mappings: int = setting(5, "input-output pairs of a task (Table 4)", least=1)
     min_distributions: int = setting(1, "fewest instruction distributions of a task (Table 4)", least=1)
     max_distributions: int = setting(6, "most instruction distributions of a task (Table 4)", least=1)
+    totals: str = setting(
+        "kept",
+        "numbers of distributions: drawn such that the three totals are met (kept), or each task's by itself, evenly "
+        "from the fewest to the most (free)",
+        choices=("kept", "free"),
+    )
     total_distributions: int = setting(
         144, "distributions of all ordinary tasks together: 144 x 10 x 5 + 90 hard = 7,290 of Table 3's 7,300", least=1
     )
     instructions: int = setting(10, "training instructions of a distribution (Table 4)", least=1)
     subset: str = setting(
         "narrow",
-        "training subset: hard examples with their originals (narrow), or all instructions of the source tasks (broad)",
-        choices=("narrow", "broad"),
+        "training subset: hard examples with their originals (narrow), the same of source tasks that have two "
+        "distributions or more each (several), or all instructions of the source tasks (broad)",
+        choices=("narrow", "several", "broad"),
     )
     subset_tasks: int = setting(5, "source tasks of the hard examples and of the subset (Table 4)", least=0)
     source_distributions: int = setting(6, "distributions of the source tasks together: 6 x 6 x 5 = 180", least=0)
@@ -39,6 +46,11 @@ class DataSettings:
     validation_instructions: int = setting(3, "unseen instructions of a distribution, in each of the two", least=1)
     task_symbols: int = setting(25, "symbols for inputs and outputs (Table 4)", least=2)
     instruction_symbols: int = setting(35, "symbols for instructions (Table 4)", least=2)
+    patterns: str = setting(
+        "usual",
+        "as the next settings say (usual), or of one metacharacter, with instructions of at most 12 symbols (short)",
+        choices=("usual", "short"),
+    )
     min_metacharacters: int = setting(1, "fewest metacharacters of a pattern (Table 4)", least=1)
     max_metacharacters: int = setting(3, "most metacharacters of a pattern (Table 4)", least=1)
     min_characters: int = setting(3, "fewest characters of a metacharacter (Table 4)", least=1)
@@ -48,6 +60,18 @@ class DataSettings:
     inputs: str = setting(
         "own", "inputs of a task: its own draw (own), or the same for every task (shared)", choices=("own", "shared")
     )
+    likeliest: float = setting(
+        1.0,
+        "probability that a training instance is taught its input's output, else a second one of the task's own; the "
+        "likeliest is what counts as right (1: tasks are functions)",
+        least=0.5,
+    )
+    input_place: str = setting(
+        "after",
+        "where the input stands: after the instruction, or inside it, so that the last symbol of the instruction is "
+        "what the output follows (learn alone)",
+        choices=("after", "inside"),
+    )
     pairs: int = setting(0, "source-target pairs of the alignment data (Table 7: 3)", least=0)
 
 
@@ -55,11 +79,18 @@ class DataSettings:
 class ModelSettings:
     """The network (Tables 5 and 8)."""
 
+    architecture: str = setting(
+        "gpt2",
+        "family of the network: gpt2 (pre-norm, tied head), opt (post-norm), marian (post-norm, fixed sinusoids), "
+        "llama (rotary positions, gated), mamba (no attention) or bert (an encoder: learn alone)",
+        choices=("gpt2", "opt", "marian", "llama", "mamba", "bert"),
+    )
     width: int = setting(768, "hidden dimension (Table 8: 32, 256, 768, 2048)", least=1)
     feed_forward: int = setting(1024, "inner width of the feed-forward part (Table 5; 2 x width elsewhere)", least=1)
     layers: int = setting(6, "transformer blocks (Table 5)", least=1)
     heads: int = setting(8, "attention heads (Table 5)", least=1)
-    dropout: float = setting(0.2, "dropout, on all three places of GPT-2 (Table 5)", least=0.0)
+    dropout: float = setting(0.2, "dropout, on all places that the architecture has (Table 5)", least=0.0)
+    initial_scale: float = setting(0.02, "deviation of the normal law of fresh weights (GPT-2's)", least=0.0)
 
 
 FAST = ("training.packing", "tree")  # the packed law of batches, which --fast asks for
@@ -102,6 +133,18 @@ class MeasureSettings:
         "normed",
         "the last layer's state after the final norm, as transformers returns it (normed), or before it (plain)",
         choices=("normed", "plain"),
+    )
+    state: str = setting(
+        "block",
+        "what is measured at layers 1 to L: what each block puts out (block), or its attention alone, before the "
+        "residual is added (attention)",
+        choices=("block", "attention"),
+    )
+    clusters: str = setting(
+        "present",
+        "k of k-means: the classes present among the points (present), or all of the training set, at most a point "
+        "each (all)",
+        choices=("present", "all"),
     )
 
 
@@ -325,11 +368,12 @@ def flat_toml(settings: Any, **leading: object) -> str:
 
 
 def differing(saved: str, wanted: str) -> list[str]:
-    """Keys whose values differ between two texts of `to_toml`, with both values."""
+    """Keys whose values differ between two texts of `to_toml`, with both values. A setting that came only after the
+    first was saved had then what is its default now."""
     old, new = (_flat(tomllib.loads(text)) for text in (saved, wanted))
-    return [
-        f"{key} ({old.get(key)} there, {new.get(key)} now)" for key in {**old, **new} if old.get(key) != new.get(key)
-    ]
+    usual = {f"{part}.{name}": one.default for part, kind in SECTIONS.items() for name, one in fields_of(kind).items()}
+    before = {key: old.get(key, usual.get(key)) for key in {**old, **new}}
+    return [f"{key} ({then} there, {new.get(key)} now)" for key, then in before.items() if then != new.get(key)]
 
 
 def _flat(table: Mapping[str, Any]) -> dict[str, Any]:

@@ -117,6 +117,20 @@ class Dataset:
         write_whole(folder / TABLE, lambda path: self.frame().write_parquet(path, compression="zstd"))
 
 
+def is_inside(dataset: Dataset) -> bool:
+    """Do its inputs stand inside their instructions (`data/inside.py`)?"""
+    return bool(dataset.settings.get("input_place") == "inside")
+
+
+def refuse_inside(dataset: Dataset, what: str) -> None:
+    """At the door of whatever feeds every input after its instruction."""
+    if is_inside(dataset):
+        raise Refused(
+            f"{what}: data.input_place=inside is for `nucleate learn` alone, all else feeds an input after its "
+            "instruction; take data with data.input_place=after"
+        )
+
+
 def load_dataset(path: str | Path) -> Dataset:
     """The dataset of a folder with both files, or of a `dataset.parquet` (with the `dataset.json` beside it, if any).
 

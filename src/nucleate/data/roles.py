@@ -31,14 +31,15 @@ def deal_roles(settings: DataSettings, seed: int) -> Roles:
     Source tasks and alignment pairs are drawn uniformly. Validation tasks are drawn uniformly among the tasks that are
     no sources of hard examples; only where there are too few of them (or the totals cannot be met) do the fewest
     sources needed join. Alignment's sources and targets are always among them. Given those parts, the numbers of
-    distributions are uniform over all that respect the least, the most and the totals asked for.
+    distributions are uniform over all that respect the least, the most and, unless they are free, the totals asked for.
     """
     everyone = range(settings.tasks)
     sources = sorted(random_stream(seed, "sources").sample(everyone, settings.subset_tasks))
     drawn = random_stream(seed, "pairs").sample(everyone, 2 * settings.pairs)
     pairs = sorted(zip(drawn[::2], drawn[1::2], strict=True))
 
-    groups, overlap = _possible_groups(settings)
+    is_free = settings.totals == "free"
+    groups, overlap = ({}, _fewest_joining(settings)) if is_free else _possible_groups(settings)
     rng = random_stream(seed, "validation")
     always = sorted(drawn)
     others = [task for task in everyone if task not in sources and task not in always]
@@ -52,6 +53,9 @@ def deal_roles(settings: DataSettings, seed: int) -> Roles:
         [task for task in everyone if task not in sources and task not in validation],
     )
     rng = random_stream(seed, "distributions")
+    if is_free:
+        drawn_alone = (rng.randint(*bounds(settings, source=task in sources)) for task in everyone)
+        return Roles(tuple(sources), tuple(pairs), frozenset(validation), tuple(drawn_alone))
     sums = _draw_weighted(rng, groups)
     counts = [0] * settings.tasks
     for place, (of_group, total) in enumerate(zip(members, sums, strict=True)):
@@ -67,14 +71,14 @@ Sums = tuple[int, int, int, int]  # distributions of: sources in validation, oth
 def _possible_groups(settings: DataSettings) -> tuple[dict[Sums, int], int]:
     """In how many ways each split of the total over the four groups can come about; how many sources validate."""
     sources, validation, tasks = settings.subset_tasks, settings.validation_tasks, settings.tasks
-    for overlap in range(max(0, validation + sources - tasks), min(sources, validation) + 1):
+    for overlap in range(_fewest_joining(settings), min(sources, validation) + 1):
         groups = _groups(settings, overlap, settings.total_distributions)
         if groups:
             return groups, overlap
     feasible = [
         total
         for total in range(tasks * settings.min_distributions, tasks * settings.max_distributions + 1)
-        for overlap in range(max(0, validation + sources - tasks), min(sources, validation) + 1)
+        for overlap in range(_fewest_joining(settings), min(sources, validation) + 1)
         if _groups(settings, overlap, total)
     ]
     mend = f"set it to {min(feasible)}-{max(feasible)}" if feasible else "change one of the other two"
@@ -85,20 +89,24 @@ def _possible_groups(settings: DataSettings) -> tuple[dict[Sums, int], int]:
     )
 
 
+def _fewest_joining(settings: DataSettings) -> int:
+    """How many sources have to be validation tasks too."""
+    return max(0, settings.validation_tasks + settings.subset_tasks - settings.tasks)
+
+
 def _groups(settings: DataSettings, overlap: int, total: int) -> dict[Sums, int]:
     sources, validation = settings.subset_tasks, settings.validation_tasks
     free = settings.tasks - sources - validation + overlap
     low, high = bounds(settings, source=False)
     ways_source = [_ways(number, *bounds(settings, source=True)) for number in (overlap, sources - overlap)]
     ways_validation, ways_free = _ways(validation - overlap, low, high), _ways(free, low, high)
-    broad = settings.subset == "broad"
     found: dict[Sums, int] = {}
     for both, ways_both in ways_source[0].items():
         for source, ways_only in ways_source[1].items():
             rest = settings.validation_distributions - both
             last = total - both - source - rest
             ways = ways_both * ways_only * ways_validation.get(rest, 0) * ways_free.get(last, 0)
-            if ways and (broad or both + source == settings.source_distributions):
+            if ways and (settings.subset != "narrow" or both + source == settings.source_distributions):
                 found[both, source, rest, last] = ways
     return found
 

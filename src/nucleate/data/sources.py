@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import polars as pl
 
-from nucleate.data.dataset import DESCRIPTION, SPLITS, TABLE, Dataset, load_dataset
+from nucleate.data.dataset import DESCRIPTION, SPLITS, TABLE, Dataset, load_dataset, refuse_inside
 from nucleate.data.natural import GROUPS, natural_dataset
 from nucleate.refusal import Refused
 
@@ -47,6 +47,13 @@ class NamedColumns:
 
 def open_source(source: Source) -> tuple[str, Dataset | NamedColumns]:
     """The name of the data, and the data: as a dataset where it is one of ours."""
+    name, opened = _open(source)
+    if isinstance(opened, Dataset):
+        refuse_inside(opened, name)
+    return name, opened
+
+
+def _open(source: Source) -> tuple[str, Dataset | NamedColumns]:
     if isinstance(source, str) and source in GROUPS:
         return source, natural_dataset(source)
     if isinstance(source, str | Path):

@@ -8,7 +8,7 @@ derives from the seed and a name. `docs/paper.md` says which of the choices are 
 import random
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -16,10 +16,10 @@ from nucleate.config import DataSettings, configure
 from nucleate.data.dataset import Dataset, Instance
 from nucleate.data.patterns import sample_pattern, sample_strings
 from nucleate.data.roles import Roles, deal_roles, random_stream
-from nucleate.data.synthetic_settings import ALPHABET, IDEOGRAPHS, as_used, hard_tasks, strings_needed
+from nucleate.data.synthetic_settings import ALPHABET, IDEOGRAPHS, as_used, described, hard_tasks, strings_needed
 from nucleate.refusal import Refused
 
-_PATTERN_ATTEMPTS = 200
+_PATTERN_ATTEMPTS = {"usual": 200, "short": 3000}  # by data.patterns: few short ones offer enough and keep apart
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,10 @@ def generate(settings: DataSettings, *, seed: int, kind: str = "main") -> Datase
       tasks + hard tasks + mappings (60); in the alignment data they become Table 7's 65.
     - The alignment data have no hard examples and no subset. `pairs=0` means three there, fewer where validation has no
       room for three sources, three targets and another task; `settings["source_targets"]` names each source's target.
-    - `source_distributions` is the number drawn where `subset="broad"` draws it.
+    - `source_distributions` is the number drawn where `subset` is not narrow, all three totals are where they are free.
+    - `likeliest` below 1 adds `second_outputs` {task: {input: output}} and `taught_second`, the numbers of the training
+      instances that are taught it; the rows keep the likeliest output, which is the right answer.
+    - `patterns="short"` is one metacharacter and at most 12 symbols.
     """
     settings = as_used(settings, seed=seed, kind=kind)
     symbols = [*ALPHABET, *map(chr, IDEOGRAPHS)]
@@ -57,14 +60,23 @@ def generate(settings: DataSettings, *, seed: int, kind: str = "main") -> Datase
     distributions = _sample_distributions(settings, seed, roles, instruction_words)
     hard = _sample_hard_instructions(settings, seed, roles, distributions, instruction_words)
 
-    described: dict[str, Any] = {"seed": seed, "kind": kind, **asdict(settings)}
+    used: dict[str, Any] = {"seed": seed, "kind": kind, **described(settings)}
     if kind == "alignment":
-        described["source_targets"] = {_task(source): _task(target) for source, target in roles.pairs}
-    elif settings.subset == "broad":
-        described["source_distributions"] = sum(roles.distributions[task] for task in roles.sources)
+        used["source_targets"] = {_task(source): _task(target) for source, target in roles.pairs}
+    if settings.subset != "narrow" or settings.totals == "free":
+        used["source_distributions"] = sum(roles.distributions[task] for task in roles.sources)
+    instances = tuple(_rows(settings, roles, functions, distributions, hard))
+    if settings.likeliest < 1:
+        used["second_outputs"] = _sample_second_outputs(seed, functions, task_words)
+        rng = random_stream(seed, "taught")
+        taught = [one.instance for one in instances if one.split == "train" and rng.random() >= settings.likeliest]
+        used["taught_second"] = taught
+    if settings.totals == "free":
+        used["validation_distributions"] = sum(roles.distributions[task] for task in roles.validation)
+        used["total_distributions"] = sum(roles.distributions)
     return Dataset(
-        instances=tuple(_rows(settings, roles, functions, distributions, hard)),
-        settings=described,
+        instances=instances,
+        settings=used,
         vocabulary={"instruction": instruction_words, "task": task_words},
         patterns={one.name: one.pattern for one in distributions},
         mappings=functions,
@@ -130,6 +142,23 @@ def _deal_inputs(rng: random.Random, symbols: Sequence[str], number: int, demand
     return dealt
 
 
+def _sample_second_outputs(
+    seed: int, functions: dict[str, dict[str, str]], symbols: Sequence[str]
+) -> dict[str, dict[str, str]]:
+    """{task: {input: its less likely output}}: drawn uniformly among what is the likeliest of that input for no task,
+    so that such an answer is never another task's right one."""
+    rng = random_stream(seed, "second outputs")
+    right = {x: {function.get(x, x) for function in functions.values()} | {x} for x in symbols}
+    free = {x: [y for y in symbols if y not in right[x]] for x in symbols}
+    needed = {x for function in functions.values() for x in function}
+    if full := sorted(x for x in needed if not free[x]):
+        raise Refused(
+            f"data.likeliest needs a second output for every input, but input {full[0]!r} has every symbol as some "
+            f"task's output already; raise data.task_symbols (now {len(symbols)}), or set data.likeliest=1"
+        )
+    return {task: {x: rng.choice(free[x]) for x in function} for task, function in functions.items()}
+
+
 # --- what the tasks are called by ---------------------------------------------------------------------------------
 
 
@@ -143,12 +172,13 @@ def _sample_distributions(
     """
     found: list[_Distribution] = []
     earlier: list[tuple[re.Pattern[str], tuple[str, ...]]] = []
+    attempts = _PATTERN_ATTEMPTS[settings.patterns]
     for task in range(settings.tasks):
         for place in range(1, roles.distributions[task] + 1):
             name = f"{_task(task)}-d{place}"
             strings: tuple[str, ...] | None = None
             short = 0
-            for attempt in range(_PATTERN_ATTEMPTS):
+            for attempt in range(attempts):
                 rng = random_stream(seed, "pattern", name, str(attempt))
                 pattern = sample_pattern(
                     rng,
@@ -194,11 +224,12 @@ def _sample_distributions(
 
 
 def _refuse_patterns(settings: DataSettings, name: str, short: int) -> None:
-    if short > _PATTERN_ATTEMPTS // 2:
+    attempts = _PATTERN_ATTEMPTS[settings.patterns]
+    if short > attempts // 2:
         raise Refused(
             f"data.instructions={settings.instructions} and data.validation_instructions="
             f"{settings.validation_instructions} need {strings_needed(settings)} distinct strings of "
-            f"{settings.min_length}-{settings.max_length} symbols per pattern, but {short} of {_PATTERN_ATTEMPTS} "
+            f"{settings.min_length}-{settings.max_length} symbols per pattern, but {short} of {attempts} "
             "patterns drawn had fewer; raise data.max_length, data.max_characters or data.max_metacharacters"
         )
     raise Refused(

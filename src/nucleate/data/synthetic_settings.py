@@ -1,6 +1,7 @@
 """The settings of the synthetic data at the door: what the kind implies is filled in, the impossible refused."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Any
 
 from nucleate.config import Config, DataSettings
 from nucleate.refusal import Refused, nearest
@@ -17,7 +18,10 @@ IDEOGRAPHS = range(0x4E00, 0x9FA6)
 _TABLE_4_TASK_SYMBOLS = 25
 _TABLE_7_TASK_SYMBOLS = 65
 _TABLE_7_PAIRS = 3
-BROAD_SOURCES = (2, 4)  # distributions of a source task under subset=broad
+_SOURCES = {"several": (2, 10**6), "broad": (2, 4)}  # distributions of a source task, by subset
+_SHORT = 12  # symbols of an instruction, under patterns=short
+# Settings that came after datasets had been made: told of only where they are not the default, so that hashes stay.
+LATER = ("totals", "patterns", "likeliest", "input_place")
 
 
 def hard_tasks(settings: DataSettings) -> int:
@@ -28,6 +32,14 @@ def hard_tasks(settings: DataSettings) -> int:
 def strings_needed(settings: DataSettings) -> int:
     """Distinct strings that every pattern must offer: those for training, for validation and for test."""
     return settings.instructions + 2 * settings.validation_instructions
+
+
+def described(settings: DataSettings) -> dict[str, Any]:
+    """The settings as a dataset tells of them."""
+    usual = DataSettings()
+    return {
+        name: value for name, value in asdict(settings).items() if name not in LATER or value != getattr(usual, name)
+    }
 
 
 def as_used(asked: DataSettings, *, seed: int, kind: str) -> DataSettings:
@@ -48,6 +60,8 @@ def as_used(asked: DataSettings, *, seed: int, kind: str) -> DataSettings:
     _at_most(settings, "subset_tasks", "tasks")
     _at_most(settings, "validation_tasks", "tasks")
     _at_most(settings, "hard_instructions", "instructions")
+    if not 0.5 < settings.likeliest <= 1:
+        raise Refused(f"data.likeliest={settings.likeliest} must be above 0.5, to be the likeliest, and at most 1")
     _check_subset(settings)
     _check_totals(settings)
     _check_symbols(settings)
@@ -75,8 +89,13 @@ def _of_kind(asked: DataSettings, kind: str) -> DataSettings:
         raise Refused(f"data.pairs={asked.pairs} belongs to the alignment data; set it to 0, or use --kind alignment")
     if asked.subset_tasks == 0:
         asked = replace(asked, source_distributions=0, hard_instructions=0)
-    elif asked.subset == "broad":
+    elif asked.subset != "narrow":
         asked = replace(asked, source_distributions=0)
+    if asked.totals == "free":
+        asked = replace(asked, total_distributions=0, source_distributions=0, validation_distributions=0)
+    if asked.patterns == "short":
+        low, high = min(1, asked.min_metacharacters), min(_SHORT, asked.max_length)
+        asked = replace(asked, min_metacharacters=low, max_metacharacters=1, max_length=high)
     needed = asked.tasks + hard_tasks(asked) + asked.mappings
     if asked.inputs == "shared" and asked.task_symbols == _TABLE_4_TASK_SYMBOLS and asked.task_symbols < needed:
         asked = replace(asked, task_symbols=needed)
@@ -84,28 +103,35 @@ def _of_kind(asked: DataSettings, kind: str) -> DataSettings:
 
 
 def _check_subset(settings: DataSettings) -> None:
-    if settings.subset == "narrow" and settings.subset_tasks and not settings.hard_instructions:
+    if settings.subset != "broad" and settings.subset_tasks and not settings.hard_instructions:
         raise Refused(
-            "data.hard_instructions=0 leaves the narrow subset empty; raise it, or set data.subset=broad or "
-            "data.subset_tasks=0"
+            f"data.hard_instructions=0 leaves the {settings.subset} subset empty; raise it, or set data.subset=broad "
+            "or data.subset_tasks=0"
         )
     low, high = bounds(settings, source=True)
     if settings.subset_tasks and low > high:
         raise Refused(
-            f"data.subset=broad takes source tasks with {BROAD_SOURCES[0]}-{BROAD_SOURCES[1]} distributions, but "
-            f"tasks have {settings.min_distributions}-{settings.max_distributions}; change data.min_distributions or "
+            f"data.subset={settings.subset} takes source tasks with {_told(settings.subset)} distributions, but tasks "
+            f" have {settings.min_distributions}-{settings.max_distributions}; change data.min_distributions or "
             "data.max_distributions, or set data.subset=narrow"
         )
 
 
+def _told(subset: str) -> str:
+    low, high = _SOURCES[subset]
+    return f"{low}-{high}" if subset == "broad" else f"at least {low}"
+
+
 def _check_totals(settings: DataSettings) -> None:
     """Each total of distributions by itself; `synthetic._possible_groups` refuses what only together is impossible."""
+    if settings.totals == "free":
+        return
     for name, number, what in (
         ("total_distributions", settings.tasks, "tasks"),
         ("validation_distributions", settings.validation_tasks, "validation tasks"),
         ("source_distributions", settings.subset_tasks, "source tasks"),
     ):
-        if name == "source_distributions" and settings.subset == "broad":
+        if name == "source_distributions" and settings.subset != "narrow":
             continue
         low, high = number * settings.min_distributions, number * settings.max_distributions
         value = getattr(settings, name)
@@ -154,6 +180,7 @@ def _at_most(settings: DataSettings, low: str, high: str) -> None:
 def bounds(settings: DataSettings, *, source: bool) -> tuple[int, int]:
     """Fewest and most distributions of a task."""
     low, high = settings.min_distributions, settings.max_distributions
-    if source and settings.subset == "broad":
-        return max(low, BROAD_SOURCES[0]), min(high, BROAD_SOURCES[1])
+    if source and settings.subset in _SOURCES:
+        fewest, most = _SOURCES[settings.subset]
+        return max(low, fewest), min(high, most)
     return low, high

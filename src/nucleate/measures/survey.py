@@ -47,6 +47,7 @@ class Effort:
     iterations: int = 2000
     initialisations: int = 10  # of k-means
     threads: int = 1
+    clusters: str = "present"  # k: the classes among the points, or "all" of the training set
 
 
 @dataclass(frozen=True)
@@ -216,13 +217,14 @@ def _cluster_rows(
     effort: Effort,
     pool: ThreadPoolExecutor,
 ) -> tuple[list[Row], dict[tuple[str, int, str, str], np.ndarray]]:
-    """k-means with as many clusters as there are classes, scored against true, shuffled and regrouped labels."""
+    """k-means with as many clusters as `effort` says, scored against true, shuffled and regrouped labels."""
     tried = [(cloud, kind) for cloud in clouds for kind in labelling.places[cloud.cohort.split, cloud.space].deals]
     jobs = []
     for cloud, kind in tried:
         (classes,) = labelling.places[cloud.cohort.split, cloud.space].deals[kind]["none"]
         seed = stream(labelling.seed, cloud.cohort.split, cloud.layer, cloud.space, kind)
-        jobs.append(KMeansJob(cloud.points, len(np.unique(classes)), seed))
+        known = classes if effort.clusters == "present" else np.union1d(classes, labelling.reference.classes(kind))
+        jobs.append(KMeansJob(cloud.points, min(len(np.unique(known[known >= 0])), len(cloud.points)), seed))
     found = kmeans_many(jobs, initialisations=effort.initialisations, threads=effort.threads)
     scored = [
         pool.submit(_score_rows, labelling, cloud, kind, one.clusters)

@@ -56,9 +56,10 @@ def gpt2(
     dropout: float,
     pad: int,
     seed: int,
+    initial_scale: float = 0.02,
 ) -> GPT2LMHeadModel:
-    """A GPT-2 with fresh weights (deviation 0.02, residual projections by depth, as in GPT-2; head tied to the
-    embedding).
+    """A GPT-2 with fresh weights (deviation `initial_scale`, residual projections by depth, as in GPT-2; head tied to
+    the embedding).
 
     `dropout` holds for embeddings, residuals and attention alike. Equal seeds give equal bytes; the caller's random
     state stays as it was. The paper names no activation: GELU, in its exact form, is ours (docs/paper.md)."""
@@ -77,7 +78,7 @@ def gpt2(
         embd_pdrop=dropout,
         attn_pdrop=dropout,
         activation_function="gelu",
-        initializer_range=0.02,
+        initializer_range=initial_scale,
         pad_token_id=pad,
         bos_token_id=None,  # GPT-2's own, 50256, lies outside a small vocabulary
         eos_token_id=None,

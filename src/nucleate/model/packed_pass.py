@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from nucleate.model.prefix_tree import SHORTEST_ROW, Group, PackedBatch, instance_losses, pack, plain
 from nucleate.refusal import Refused
 
+_WITHOUT_EMBEDDING = ("mamba", "mamba2", "falcon_mamba")  # whose hidden states begin after the first block
+
 
 def batch_loss(model: nn.Module, batch: PackedBatch) -> Tensor:
     """Mean negative log-likelihood, in nats, of every token after the first of every instance, input and output
@@ -37,16 +39,34 @@ def evaluate(model: nn.Module, batch: PackedBatch, *, hidden: bool = False) -> t
     hands it a shorter last layer. Where that is not how the family works, the logits of all places are computed and
     picked from."""
     arguments: dict[str, Any] = {"input_ids": batch.tokens, "attention_mask": batch.mask, "use_cache": False}
+    table = None
+    if batch.packed and _sees_all(model):
+        raise NotImplementedError(
+            f"{type(model).__name__} sees a whole row at once: a mask that hides what follows lies"
+        )
     if takes_positions(model):
         arguments["position_ids"] = batch.positions
-    elif batch.packed:
+    elif batch.packed and (table := _position_table(model)) is None:
         raise NotImplementedError(f"{type(model).__name__} takes no position_ids, so instances cannot share tokens")
     if hidden:
         arguments["output_hidden_states"] = True
-    with _only_at(model, batch.logit_at) as shortened:
+    with _only_at(model, batch.logit_at) as shortened, _placed(table, batch.positions):
         out = model(**arguments)
     logits = out.logits[0] if shortened else out.logits.flatten(0, 1)[batch.logit_at.to(out.logits.device)]
-    return logits, tuple(out.hidden_states) if hidden else ()
+    return logits, _layers(model, batch, out.hidden_states) if hidden else ()
+
+
+def _sees_all(model: nn.Module) -> bool:
+    """An encoder. Its fresh weights let so little through that a comparison of states might not notice."""
+    return type(model).__name__.endswith("ForMaskedLM")
+
+
+def _layers(model: Any, batch: PackedBatch, hidden: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The embedding first and then what each block puts out, whatever the family returns: Mamba and its kin leave the
+    embedding out and give the last layer twice, before and after the final norm."""
+    if text_config(model).model_type not in _WITHOUT_EMBEDDING:
+        return tuple(hidden)
+    return (model.get_input_embeddings()(batch.tokens), *hidden[:-2], hidden[-1])
 
 
 def packing_is_exact(model: nn.Module, groups: Sequence[Group]) -> bool:
@@ -134,6 +154,28 @@ def _parameters(kind: type[nn.Module]) -> frozenset[str]:
     if kind not in _PARAMETERS:
         _PARAMETERS[kind] = frozenset(inspect.signature(kind.forward).parameters)
     return _PARAMETERS[kind]
+
+
+def _position_table(model: nn.Module) -> nn.Module | None:
+    """The one part that looks up the place of each token and would be told another, where the network itself would
+    not (Marian's decoder)."""
+    named = [part for name, part in model.named_modules() if name.rpartition(".")[2] == "embed_positions"]
+    return named[0] if len(named) == 1 and "position_ids" in _parameters(type(named[0])) else None
+
+
+@contextmanager
+def _placed(table: nn.Module | None, positions: Tensor) -> Iterator[None]:
+    """Inside, the table of positions looks up these."""
+    if table is None:
+        yield
+        return
+    handle = table.register_forward_pre_hook(
+        lambda module, arguments, named: (arguments, {**named, "position_ids": positions}), with_kwargs=True
+    )
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

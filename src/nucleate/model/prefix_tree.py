@@ -42,11 +42,12 @@ class _Laid(NamedTuple):
 class Group:
     """Instances that begin with the same tokens. `branches` holds what each of them goes on with (the last token is
     the one whose state is read); `targets` holds the answer that follows. The last target token is predicted and
-    never fed."""
+    never fed. `answers_only` predicts nothing but the targets: for networks that see the whole text at once."""
 
     prefix: tuple[int, ...]
     branches: tuple[tuple[int, ...], ...]
     targets: tuple[tuple[int, ...], ...] | None = None
+    answers_only: bool = False
 
     def __post_init__(self) -> None:
         if not self.branches or not all(self.branches):
@@ -74,25 +75,32 @@ class Group:
     def only(self, branches: Sequence[int]) -> "Group":
         """The same stem with some of the branches."""
         targets = None if self.targets is None else tuple(self.targets[b] for b in branches)
-        return Group(self.prefix, tuple(self.branches[b] for b in branches), targets)
+        return replace(self, branches=tuple(self.branches[b] for b in branches), targets=targets)
+
+    def predicted(self, branch: int) -> int:
+        """How many tokens of one instance are predicted."""
+        own = len(self.target(branch))
+        return own if self.answers_only else len(self.prefix) + len(self.branches[branch]) + own - 1
 
     @cached_property
     def laid(self) -> _Laid:
         stem, count = len(self.prefix), len(self.branches)
         tokens, positions, segments = list(self.prefix), list(range(stem)), [0] * stem
         logit_at = list(range(stem))
-        target_row, target_token = list(range(stem - 1)), list(self.prefix[1:])
+        seen = 0 if self.answers_only else stem  # of the stem, what is predicted or predicts
+        target_row, target_token = list(range(seen - 1)), list(self.prefix[1:seen])
         weights, owners = [count] * len(target_token), [-1] * len(target_token)
         end_row = []
         for b, branch in enumerate(self.branches):
             fed, first = self.fed(b), len(tokens)
-            predicted = branch[1:] + self.target(b)  # by the branch's own tokens
-            if stem:  # the last token of the stem predicts where each branch begins
+            start = len(branch) - 1 if self.answers_only else 0
+            predicted = (branch[1:] + self.target(b))[start:]  # by the branch's own tokens
+            if seen:  # the last token of the stem predicts where each branch begins
                 target_row.append(stem - 1)
                 target_token.append(branch[0])
-            target_row.extend(range(len(logit_at), len(logit_at) + len(predicted)))
+            target_row.extend(range(len(logit_at) + start, len(logit_at) + start + len(predicted)))
             target_token.extend(predicted)
-            new = len(predicted) + bool(stem)
+            new = len(predicted) + bool(seen)
             weights.extend([1] * new)
             owners.extend([b] * new)
             end_row.append(len(logit_at) + len(branch) - 1)

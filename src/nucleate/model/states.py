@@ -8,8 +8,9 @@ i puts out. The last layer is what Hugging Face returns: after the final norm, u
 is False.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from warnings import warn
 
 import numpy as np
@@ -17,7 +18,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from nucleate.data.dataset import Dataset
+from nucleate.data.dataset import Dataset, refuse_inside
+from nucleate.model.attention import attention_outputs
 from nucleate.model.batches import batch_budget, deal, group_rows, layers_of
 from nucleate.model.packed_pass import at_rest, check_positions, evaluate, token_losses, where_it_runs
 from nucleate.model.prefix_tree import Group, instance_losses, pack, plain
@@ -33,7 +35,7 @@ class Reading:
     states: np.ndarray  # (layer, instance, width) float32
     predicted: np.ndarray  # (instance,) token id, the likeliest after the last token of the branch
     restricted: np.ndarray | None  # (instance,) the likeliest of the candidates; None where none were given
-    loss: np.ndarray  # (instance,) float64, summed negative log-likelihood in nats of all tokens after the first
+    loss: np.ndarray  # (instance,) float64, summed negative log-likelihood in nats of all that is predicted
     predicted_tokens: np.ndarray  # (instance,) how many tokens that sum covers
     note: str | None = None  # a sentence where plain rows had to be used
 
@@ -44,14 +46,16 @@ def read_groups(
     *,
     layers: Sequence[int] | None = None,
     candidates: Sequence[Sequence[int]] | None = None,
+    state: str = "block",
     tokens_per_batch: int | None = None,
 ) -> Reading:
     """States, predictions and losses of all instances, without dropout and without gradients.
 
     `layers=None` reads all, 0 to L; an empty list reads none (accuracy and loss alone are cheaper). `candidates`
-    holds the allowed token ids of each instance. Where the network does not keep packed instances apart, plain rows
-    are read instead: slower, the same numbers; the result's `note` and a warning say so. `tokens_per_batch` moves
-    time and memory only."""
+    holds the allowed token ids of each instance. `state="attention"` reads as layer i what the attention of block i
+    puts out, instead of what the whole block does; layer 0 stays the embedding. Where the network does not keep packed
+    instances apart, plain rows are read instead: slower, the same numbers; the result's `note` and a warning say so.
+    `tokens_per_batch` moves time and memory only."""
     if not groups:
         raise Refused("there are no instances to read: give at least one")
     check_positions(model, groups)
@@ -69,10 +73,12 @@ def read_groups(
     predicted = np.empty(count, dtype=np.int64)
     restricted = None if candidates is None else np.empty(count, dtype=np.int64)
     loss = np.empty(count)
-    with at_rest(model):
+    with at_rest(model), attention_outputs(model) if state == "attention" else nullcontext() as attended:
         for parts, numbers in dealt.batches:
             batch = (pack(parts) if dealt.packed else plain(parts)).to(device, dtype)
             logits, hidden = evaluate(model, batch, hidden=bool(chosen))
+            if attended is not None and chosen:
+                hidden = (hidden[0], *attended)
             ends = batch.ends
             if chosen:
                 read = torch.stack([hidden[k].flatten(0, 1)[ends.to(hidden[k].device)].cpu() for k in chosen])
@@ -87,7 +93,7 @@ def read_groups(
             predicted[numbers] = at_ends.argmax(-1).numpy()
             if candidates is not None and restricted is not None:
                 restricted[numbers] = best_of(at_ends.numpy(), [candidates[i] for i in numbers])
-    covered = [len(g.prefix) + len(x) + len(g.target(b)) - 1 for g in groups for b, x in enumerate(g.branches)]
+    covered = [g.predicted(b) for g in groups for b in range(len(g.branches))]
     if states is None:
         states = np.empty((0, count, 0), dtype=np.float32)
     return Reading(states, predicted, restricted, loss, np.array(covered, dtype=np.int64), dealt.note)
@@ -121,6 +127,8 @@ def read_states(
     Instruction and input are tokenised together, so where they or the template merge, the last token that holds some
     of the input is read. Equal prompts are computed once, a shared instruction once. Words unknown to the tokenizer
     are read and counted in a warning. `tokens_per_batch` moves time and memory only."""
+    if isinstance(prompts, Dataset):
+        refuse_inside(prompts, "read_states")
     given = [(i.instruction, i.input) for i in prompts.instances] if isinstance(prompts, Dataset) else prompts
     instances = [_Bare(instruction, input) for instruction, input in given]
     reading = read_prompts_states(
@@ -142,12 +150,17 @@ def instances_as_groups(
     *,
     template: str = "{instruction} {input}",
     answer: str = " {output}",
+    text: Callable[[HasPrompts], str] | None = None,
+    answers_only: bool = False,
 ) -> tuple[list[Group], np.ndarray]:
     """Instances by instruction, their outputs as targets, ready to train on or to read; and, for each instance of the
-    groups in their order, its place in `instances`. The branch ends with the last token of the input."""
+    groups in their order, its place in `instances`. The branch ends with the last token of the input; where `text`
+    makes the prompt of an instance, with the last token of that. `answers_only` is what a group makes of it."""
     if not instances:
         return [], np.empty(0, dtype=np.int64)
     pairs = [(i.instruction, i.input) for i in instances]
+    if text is not None:
+        pairs, template = [("", text(i)) for i in instances], "{input}"
     answers = ["" if i.output is None else answer.replace("{output}", i.output) for i in instances]
     rows = tokenise(tokenizer, pairs, template=template, answers=answers)
     members: dict[str, list[int]] = {}
@@ -156,5 +169,6 @@ def instances_as_groups(
     groups = []
     for numbers in members.values():
         split = [(rows[i][0][: rows[i][1] + 1], rows[i][0][rows[i][1] + 1 :]) for i in numbers]
-        groups.append(group_rows([fed for fed, _ in split], [target for _, target in split]))
+        group = group_rows([fed for fed, _ in split], [target for _, target in split])
+        groups.append(replace(group, answers_only=answers_only))
     return groups, np.array([i for numbers in members.values() for i in numbers], dtype=np.int64)

@@ -26,9 +26,9 @@ from nucleate.model.networks import load_network, save_network
 from nucleate.model.states import read_groups
 from nucleate.paper.answers import answer_rows, curve_rows, score_in
 from nucleate.paper.corrections import UNSEEN, Correction, Network
-from nucleate.paper.instances import Members, of_splits
+from nucleate.paper.instances import Members, of_splits, taught
 from nucleate.paper.methods import EpochAnswers, best_attempt
-from nucleate.paper.network import check_network, make_network
+from nucleate.paper.network import check_alone, check_network, make_network
 from nucleate.paper.trainings import (
     SECONDS,
     TrainingRecord,
@@ -149,8 +149,8 @@ def _train_base(study: _Alignment, workload: Workload, progress: Progress) -> No
     normed = replace(config, measure=replace(config.measure, last_layer="normed"))  # the state that a head is handed
     model, tokenizer = make_network(normed, study.dataset, device=study.device)
     members = {
-        name: Members.of(tokenizer, of_splits(study.dataset, splits))
-        for name, splits in {"train": ("train",), "unseen": UNSEEN}.items()
+        name: Members.of(tokenizer, some)
+        for name, some in {"train": taught(study.dataset), "unseen": of_splits(study.dataset, UNSEEN)}.items()
     }
     optimizer = optimizer_for(model, config.training)
     state_file, last = run.folder / "resume.safetensors", config.training.epochs
@@ -297,4 +297,6 @@ def dataset_for(config: Config) -> Dataset:
             f"data.max_length={config.data.max_length} leaves no position for the further symbol of a conditional "
             f"correction; set it to {_LONGEST} or less"
         )
-    return generate(config.data, seed=config.seed, kind="alignment")
+    dataset = generate(config.data, seed=config.seed, kind="alignment")
+    check_alone(config, dataset, "align")
+    return dataset

@@ -1,8 +1,8 @@
 """Instances by split, as groups to feed to a network."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
@@ -22,8 +22,8 @@ class Members:
     instances: tuple[Instance, ...]
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerFast, instances: Sequence[Instance], **forms: str) -> Self:
-        """`forms`: the template of a prompt and the answer's, as `instances_as_groups` takes them."""
+    def of(cls, tokenizer: PreTrainedTokenizerFast, instances: Sequence[Instance], **forms: Any) -> Self:
+        """`forms`: what makes the texts of a prompt and its answer, as `instances_as_groups` takes them."""
         groups, places = instances_as_groups(tokenizer, instances, **forms)
         return cls(groups, tuple(instances[place] for place in places))
 
@@ -31,6 +31,17 @@ class Members:
 def of_splits(dataset: Dataset, splits: Iterable[str]) -> list[Instance]:
     """The instances of these splits, one split after the other."""
     return [instance for split in splits for instance in dataset.select(split)]
+
+
+def taught(dataset: Dataset) -> list[Instance]:
+    """The training instances with the outputs that they are taught: of a stochastic mapping some have the second one.
+    Whatever is measured goes by the rows as they are, with the likeliest output as the right answer."""
+    seconds: dict[str, dict[str, str]] = dataset.settings.get("second_outputs", {})
+    numbers = set(dataset.settings.get("taught_second", ()))
+    return [
+        replace(one, output=seconds.get(one.task, {}).get(one.input, one.output)) if one.instance in numbers else one
+        for one in dataset.select("train")
+    ]
 
 
 def in_split(instance: Instance, split: str) -> bool:

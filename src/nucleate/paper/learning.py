@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from nucleate.config import Config
 from nucleate.data.dataset import Dataset, Instance
+from nucleate.data.inside import text_of
 from nucleate.data.synthetic import generate
 from nucleate.devices import device_for
 from nucleate.files import write_whole
@@ -29,8 +30,8 @@ from nucleate.memory import memory_of
 from nucleate.model.networks import save_network
 from nucleate.model.states import Reading, read_groups
 from nucleate.paper.answers import answer_rows, curve_rows, score_in
-from nucleate.paper.instances import MEASURED, Members, candidates_of, in_split, of_splits, places_of
-from nucleate.paper.network import check_network, make_network
+from nucleate.paper.instances import MEASURED, Members, candidates_of, in_split, of_splits, places_of, taught
+from nucleate.paper.network import check_network, forms_of, make_network
 from nucleate.paper.surveys import answer_rows_of, labels_of, surface_rows, survey_of
 from nucleate.paper.trainings import (
     SECONDS,
@@ -120,8 +121,9 @@ class _Learning:
 
 def _prepare(config: Config, dataset: Dataset, device: str, run: RunWriter) -> _Learning:
     model, tokenizer = make_network(config, dataset, device=device)
-    chosen = {"train": ("train",), "measured": MEASURED, "all": ("train", "validation", "test")}
-    members = {name: Members.of(tokenizer, of_splits(dataset, splits)) for name, splits in chosen.items()}
+    chosen = {"measured": of_splits(dataset, MEASURED), "all": of_splits(dataset, ("train", "validation", "test"))}
+    chosen["train"], forms = taught(dataset), forms_of(config, dataset)
+    members = {name: Members.of(tokenizer, some, **forms) for name, some in chosen.items()}
     steps = steps_of_an_epoch(members["train"].groups, config.training)
     return _Learning(
         config, dataset, run, model, tokenizer, members, labels_of(config, members["all"].instances), steps
@@ -139,6 +141,7 @@ def _moment(study: _Learning, record: TrainingRecord, epoch: int, *, training_lo
         study.members[name].groups,
         layers=None if measured else [],
         candidates=candidates_of(study.tokenizer, study.dataset.mappings, members),
+        state=study.config.measure.state,
     )
     record.read += record.tick()
     rows = answer_rows(study.tokenizer, members, reading, (*MEASURED, "train") if measured else MEASURED)
@@ -164,7 +167,7 @@ def _moment(study: _Learning, record: TrainingRecord, epoch: int, *, training_lo
 def _surface_rows(study: _Learning) -> list[dict[str, Any]]:
     texts = {
         "surface_instruction": lambda instance: instance.instruction,
-        "surface_prompt": lambda instance: f"{instance.instruction} {instance.input}",
+        "surface_prompt": text_of(study.dataset),
     }
     found = surface_rows(study.labelling, study.members["all"].instances, texts, study.config.measure)
     found += answer_rows_of(study.labelling, study.config.measure)
@@ -307,7 +310,7 @@ def _state_file(run: RunWriter) -> Path:
 
 
 def _announcement(study: _Learning) -> str:
-    config, millions = study.config, study.model.num_parameters() / 1e6
+    config, millions = study.config, study.model.num_parameters(only_trainable=True) / 1e6
     moments = sum(_is_measured(config, epoch) for epoch in range(config.training.epochs + 1))
     return (
         f"{config.size}: {millions:.3g} million parameters, {config.training.epochs} epochs of {study.steps} steps, "
@@ -345,12 +348,12 @@ def _workload(study: _Learning, record: TrainingRecord) -> Workload:
         if behind
         else seconds_of_an_epoch(study.model, study.members["train"].groups, config.training, dtype=config.dtype)
     )
-    asked, taught = (len(study.members[name].instances) for name in ("measured", "train"))
+    asked, trained = (len(study.members[name].instances) for name in ("measured", "train"))
     workload = Workload(
         {
             "start": (1, 0.0),
             "train": (len(epochs), train),
-            "answers": (len(epochs) - len(measured), train / 3 * asked / taught),  # a pass without its way back
+            "answers": (len(epochs) - len(measured), train / 3 * asked / trained),  # a pass without its way back
             "states": (len(measured), train),
         }
     )

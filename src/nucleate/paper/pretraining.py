@@ -26,9 +26,9 @@ from nucleate.measures.labelling import Labelling
 from nucleate.model.networks import load_network, save_network
 from nucleate.model.states import read_groups
 from nucleate.paper.answers import answer_rows, curve_rows, score_in
-from nucleate.paper.instances import MEASURED, Members, candidates_of, of_splits, places_of
+from nucleate.paper.instances import MEASURED, Members, candidates_of, of_splits, places_of, taught
 from nucleate.paper.naming import TASK_TOKEN, halves, instructions_alone, name_of, named
-from nucleate.paper.network import check_network, make_network
+from nucleate.paper.network import check_alone, check_network, make_network
 from nucleate.paper.surveys import labels_of, surface_rows, survey_of
 from nucleate.paper.trainings import (
     SECONDS,
@@ -111,8 +111,9 @@ class _TaughtForm:
 
     @classmethod
     def of(cls, study: _Pretraining, dataset: Dataset, form: Callable[..., Members]) -> Self:
-        chosen = {"train": ("train",), "measured": MEASURED, "all": ("train", "validation", "test")}
-        return cls(dataset, {name: form(study.tokenizer, of_splits(dataset, some)) for name, some in chosen.items()})
+        chosen = {"measured": of_splits(dataset, MEASURED), "all": of_splits(dataset, ("train", "validation", "test"))}
+        chosen["train"] = taught(dataset)
+        return cls(dataset, {name: form(study.tokenizer, some) for name, some in chosen.items()})
 
 
 @dataclass(frozen=True, eq=False)
@@ -270,6 +271,7 @@ def _moment(
         members.groups,
         layers=[] if labels is None else None,
         candidates=candidates_of(tokenizer, dataset.mappings, members.instances),
+        state=measure.state,
     )
     record.read += record.tick()
     splits = [split for split in MEASURED if dataset.select(split)]  # half of the tasks may have no hard examples
@@ -332,6 +334,7 @@ def dataset_for(config: Config) -> Dataset:
     """That of the main experiment; settings that only fail together are refused."""
     check_network(config)
     dataset = generate(config.data, seed=config.seed)
+    check_alone(config, dataset, "pretrain")
     for split in MEASURED:
         count = len({one.instruction for one in dataset.select(split)})
         if count < _FEWEST:

@@ -69,4 +69,5 @@ def survey_of(labels: Labelling, states: Mapping[str, np.ndarray], measure: Meas
 
 
 def _effort(measure: MeasureSettings) -> Effort:
-    return Effort(measure.components, measure.perplexity, measure.iterations, measure.initialisations, thread_count())
+    settings = (measure.components, measure.perplexity, measure.iterations, measure.initialisations)
+    return Effort(*settings, thread_count(), measure.clusters)

@@ -5,6 +5,7 @@ The experiments of this room may all import it; it imports none of them (docs/ar
 
 import copy
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 
 from nucleate.config import Config, MeasureSettings, TrainingSettings, differing, to_toml
 from nucleate.data.dataset import Dataset
+from nucleate.model.architectures import FAMILIES
 from nucleate.model.prefix_tree import Group
 from nucleate.model.training import Epoch, load_state, make_optimizer, order, save_state, train, weights
 from nucleate.progress import Progress
@@ -26,6 +28,10 @@ SECONDS = ("train", "read", "measure", "total")
 PACKED_NOTE = (
     "The packed law (--fast): a step holds whole instructions with all their inputs. An epoch costs less and teaches "
     "less than by the paper's law of single rows; it is for trying things out."
+)
+_PLAIN_NOTE = (
+    "This architecture cannot hold several instances in a row: it is trained and read on padded rows, which is slower "
+    "and gives the same numbers."
 )
 _NARROW = 128  # widths up to here train as fast on one thread as on two
 _SAVING_SHARE = 0.05  # of the time may go into saving: a kill costs at most twenty times what one saving takes
@@ -52,9 +58,13 @@ def run_of(
         overwrite=overwrite,
         facts={"device": device, "seeds": {"root": config.seed}, "data_hash": dataset.content_hash()},
     )
-    with opening as run, _threads_for(config):
+    family = FAMILIES.get(config.model.architecture)
+    with opening as run, _threads_for(config), warnings.catch_warnings():
         if run is not None and config.training.is_packed:
             progress(PACKED_NOTE, None)
+        if run is not None and family is not None and not family.shares_tokens:
+            progress(_PLAIN_NOTE, None)
+            warnings.filterwarnings("ignore", ".* does not keep packed instances apart")  # as has just been said
         yield run
 
 
