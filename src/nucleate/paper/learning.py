@@ -44,6 +44,7 @@ from nucleate.paper.trainings import (
     steps_of_an_epoch,
     with_weights,
 )
+from nucleate.paper.transfers import passes, transfer_rows
 from nucleate.progress import Progress, Workload, silent
 from nucleate.refusal import Refused
 from nucleate.runs import RunWriter
@@ -101,7 +102,7 @@ def _learn(study: "_Learning", progress: Progress) -> None:
             _save(study, optimizer, record)
         done = workload.did("states" if _is_measured(study.config, epoch.number) else "answers")
         progress(f"epoch {epoch.number} of {training.epochs}, validation {record.score:.2f}", done)
-    _finish(study, record)
+    _finish(study, record, workload.part("transfer", progress))
 
 
 @dataclass(frozen=True)
@@ -285,12 +286,16 @@ def _save(study: _Learning, optimizer: torch.optim.Optimizer, record: TrainingRe
     record.save(_state_file(study.run), study.model, optimizer, beside=networks)
 
 
-def _finish(study: _Learning, record: TrainingRecord) -> None:
+def _finish(study: _Learning, record: TrainingRecord, progress: Progress) -> None:
     run, epochs = study.run, study.config.training.epochs
     _add_fixed_view(study)
     run.write_part("curve", _curve_rows(study))
-    run.finish(["curve", "surface", *(f"epoch-{epoch:04d}" for epoch in range(epochs + 1))])
-    record.tick()
+    if not (run.folder / "parts" / "transfer.parquet").is_file():
+        best = with_weights(study.model, record.best)
+        rows = transfer_rows(study.config, study.dataset, best, study.tokenizer, progress)
+        run.write_part("transfer", [_complete(study, row, record.best_epoch) for row in rows])
+    run.finish(["curve", "surface", "transfer", *(f"epoch-{epoch:04d}" for epoch in range(epochs + 1))])
+    record.measure += record.tick()
     run.record(
         best_epoch=record.best_epoch,
         checkpoints=checkpoint_hashes(run),
@@ -345,12 +350,14 @@ def _workload(study: _Learning, record: TrainingRecord) -> Workload:
         else seconds_of_an_epoch(study.model, study.members["train"].groups, config.training, dtype=config.dtype)
     )
     asked, taught = (len(study.members[name].instances) for name in ("measured", "train"))
+    moving = train / 3 * passes(config.model.layers, taught, asked // 2)
     workload = Workload(
         {
             "start": (1, 0.0),
             "train": (len(epochs), train),
             "answers": (len(epochs) - len(measured), train / 3 * asked / taught),  # a pass without its way back
             "states": (len(measured), train),
+            "transfer": (1, moving),
         }
     )
     if record.epoch >= 0:
