@@ -202,7 +202,7 @@ def test_what_cannot_be_moved_is_refused():
     with pytest.raises(Refused, match="no inputs"):
         transfer(network(), TOKENIZER, [replace(one, input="") for one in made], sides(made), seed=7)
     alone = [replace(one, output=one.input.replace("x", "y")) for one in made]  # all tasks answer alike
-    with pytest.raises(Refused, match="inputs that tasks share"):
+    with pytest.raises(Refused, match="whose tasks share inputs"):
         transfer(network(), TOKENIZER, alone, sides(alone), seed=7)
     with pytest.raises(Refused, match="layer 2 cannot be moved"):
         transfer(network(), TOKENIZER, made, sides(made), seed=7, layers=[2])

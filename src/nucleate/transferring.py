@@ -7,7 +7,6 @@ what, `model/patching.py` does it. The paper's experiment and the verb for any m
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +58,7 @@ def transfer(
     instances: Sequence[Instance],
     sides: Sides,
     *,
+    units: Sequence[str] | None = None,
     untrained: Any = None,
     layers: Sequence[int] | None = None,
     template: str | None = None,
@@ -70,9 +70,12 @@ def transfer(
 ) -> Transfer:
     """How often the answer follows when a state is moved to another task, by split, layer, arm and control.
 
-    Layers are 0 to L-1, all unless given. Of each split's pairs that the network answers as their own task, at most
-    `most` are moved, drawn at random. `untrained` is the same network with fresh weights: its own states, the same
-    pairs. `spill` is a folder for states that are too large for memory."""
+    Layers are 0 to L-1, all unless given. `units` are what is held out as a whole, the instructions unless given: what
+    shares a prompt's unit is left out of its own task's mean. Of each split's pairs that the network answers as their
+    own task, at most `most` are moved, drawn at random. `untrained` is the same network with fresh weights: its own
+    states, the same pairs. `spill` is a folder for states that are too large for memory."""
+    labels = _labels_of(instances, units)
+    refuse_unpaired(instances, sides, units=units)
     depth = len(blocks_of(model)[0])
     chosen = sorted(set(layers_of(model, range(depth) if layers is None else layers)))
     if depth in chosen:
@@ -85,7 +88,7 @@ def transfer(
 
     def ask(network: Any, place: Path | None) -> _Asked:
         told = work.part("reading", progress)
-        return _Asked(network, tokenizer, instances, template, chat, chosen, place, told)
+        return _Asked(network, tokenizer, instances, labels, template, chat, chosen, place, told)
 
     asked = ask(model, spill)
     notes = [*asked.notes]
@@ -94,11 +97,6 @@ def transfer(
         study = _Study.of(asked, split, *places, seed=seed, most=most)
         studies.append(study)
         notes += study.notes
-    if not any(len(study.pairs) or study.kept is not None for study in studies):
-        raise Refused(
-            "no prompt has an input to which another task gives another output, so that nothing could be moved: give "
-            "prompts with outputs, and inputs that tasks share"
-        )
     moved = [study for study in studies if len(study.pairs) >= FEWEST]
     networks = {"none": asked}
     if untrained is not None and moved:
@@ -120,6 +118,27 @@ def transfer(
     return Transfer(rows, by_tasks, notes)
 
 
+def refuse_unpaired(instances: Sequence[Instance], sides: Sides, *, units: Sequence[str] | None = None) -> None:
+    """Refuse prompts of which none could be moved, before any network reads them."""
+    if not any(one.input for one in instances):
+        raise Refused("the prompts have no inputs, so that no two tasks share one: give the column input")
+    if not any(one.output for one in instances):
+        raise Refused("the prompts have no outputs, so that no answer can follow: give the column output")
+    labels = _labels_of(instances, units)
+    if not any(len(pairs_of(labels[held], labels[known], seed=0)) for held, known in sides.values()):
+        raise Refused(
+            "no prompt has an input to which another task gives another output, so that nothing could be moved: give "
+            "prompts whose tasks share inputs"
+        )
+
+
+def _labels_of(instances: Sequence[Instance], units: Sequence[str] | None) -> Labels:
+    columns = ("input", "output", "task", "distribution")
+    table: dict[str, Sequence[str | None]] = {n: [getattr(one, n) or None for one in instances] for n in columns}
+    table["instruction"] = [one.instruction for one in instances] if units is None else units
+    return Labels.coded(table)[0]
+
+
 class _Asked:
     """What a network makes of the prompts: its states and its answers."""
 
@@ -128,16 +147,13 @@ class _Asked:
         model: Any,
         tokenizer: Any,
         instances: Sequence[Instance],
+        labels: Labels,
         template: str | None,
         chat: bool,
         layers: Sequence[int],
         spill: Path | None,
         progress: Progress,
     ) -> None:
-        if not any(one.input for one in instances):
-            raise Refused("the prompts have no inputs, so that no two tasks share one: give the column input")
-        if not any(one.output for one in instances):
-            raise Refused("the prompts have no outputs, so that no answer can follow: give the column output")
         reading = read_prompts_states(
             model,
             tokenizer,
@@ -149,7 +165,7 @@ class _Asked:
             progress=progress,
         )
         prompts = prompts_of(tokenizer, instances, reads=("input",), template=template, chat=chat)
-        self.model, self.layers, self.instances = model, layers, instances
+        self.model, self.layers, self.instances, self.labels = model, layers, instances, labels
         self.states = reading.states["input"]  # (layer, readable instance, width)
         self.row_of = np.full(len(instances), -1)  # (instance,) its row there; -1 where it could not be read
         self.row_of[reading.kept] = np.arange(len(reading.kept))
@@ -158,13 +174,6 @@ class _Asked:
         self.answer = np.array(first, dtype=np.int64)  # (instance,) the first token of its output; -1 without one
         self.notes = [f"{len(reading.dropped)} prompts are left out: the first {why}" for _, why in reading.dropped[:1]]
         self.notes += [reading.note] if reading.note else []
-
-    @cached_property
-    def labels(self) -> Labels:
-        columns = ("instruction", "input", "output", "task", "distribution")
-        table = {name: [getattr(one, name) or None for one in self.instances] for name in columns}
-        table["instruction"] = [one.instruction for one in self.instances]
-        return Labels.coded(table)[0]
 
     def answers(self, some: np.ndarray, **moved: Any) -> Any:
         """What it says to these instances."""

@@ -11,6 +11,8 @@ from typing import Any
 from nucleate.long_table import HEADS, METHODS, PAPERS_F1, best_epoch
 from nucleate.report.application_tables import ARMS, PAPER, SIDES, alignment_table, pretraining_table
 from nucleate.report.tables import CONTROLS, Table, summary_split, summary_table
+from nucleate.report.transfer_table import CONTROLS as MOVED_CONTROLS
+from nucleate.report.transfer_table import STRENGTHS, best_place, shares_of, told_split
 from nucleate.runs import Run
 
 CONTROL_WORDS = {
@@ -33,11 +35,13 @@ def sentences_of(run: Run) -> list[str]:
     verb = run.config.get("verb")
     if verb == "probe":
         return _probed(run)
+    if verb == "transfer":
+        return [*_moved(run), *map(str, run.manifest.get("notes", []))]
     if verb == "pretrain":
         return _pretrained(run)
     if verb == "align":
         return _redirected(run) if "network" in run.config else _aligned(run)
-    return _learnt(run)
+    return _learnt(run) + _moved(run)
 
 
 def _named(table: Table) -> list[dict[str, Any]]:
@@ -238,6 +242,43 @@ def _measures(table: Table) -> dict[str, dict[str, float]]:
         words = row.pop(table.header[0])
         found[words] = {method: value for method, value in row.items() if value is not None}
     return found
+
+
+# --- states moved to another task -------------------------------------------------------------------------------------
+
+
+def _moved(run: Run) -> list[str]:
+    """Strength and layer chosen on validation among the layers above the embedding, told on test beside every control,
+    each at its own best by the same rule."""
+    shares = {row["split"]: row["value"] for row in run.metrics.filter(measure="transfer_kept").iter_rows(named=True)}
+    if not shares:
+        return []
+    kept = f"{percent(shares.get('test', next(iter(shares.values()))))} of the pairs are answered as their own task"
+    split = told_split(run)
+    if split != "test" or not shares_of(run, "transfer_target", "validation"):
+        return [f"Whether the task's part of a state is used cannot be told: {kept}, too few to be moved."]
+    choosing, told = (shares_of(run, "transfer_target", one) for one in ("validation", "test"))
+    best = best_place(choosing, "none")
+    if best is None or best not in told:
+        return []
+    controls = {
+        name: told[at] for name in MOVED_CONTROLS if (at := best_place(choosing, name)) is not None and at in told
+    }
+    hardest = max(controls, key=lambda name: controls[name], default=None)
+    layer, arm, _ = best
+    number = f"{percent(told[best])} of the answers become the other task's when {STRENGTHS[arm]} is put in its place"
+    number += f" in layer {layer} (chosen on validation)"
+    whole = best_place(choosing, "none", arms=("state",))
+    sentences = [f"{number}; {kept}."]
+    if hardest is not None:
+        above = round(told[best] - controls[hardest], 3) > 0
+        sentences[0] = ("Seen" if above else "Not seen beyond the controls") + f": {sentences[0]}"
+        sentences[0] += f" The hardest control, {MOVED_CONTROLS[hardest]}, gives {percent(controls[hardest])}"
+        others = [f"{MOVED_CONTROLS[name]} {percent(value)}" for name, value in controls.items() if name != hardest]
+        sentences[0] += f"; {', '.join(others)}." if others else "."
+    if whole is not None and whole in told:
+        sentences[0] += f" A whole state, which any code at that place could do, turns {percent(told[whole])}."
+    return sentences
 
 
 # --- a probe ----------------------------------------------------------------------------------------------------------
