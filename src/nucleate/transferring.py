@@ -249,10 +249,10 @@ class _Study:
 
     def before(self) -> Iterator[Row]:
         """Of the answers as they are: the share of the pairs that is kept, and how many are moved."""
+        same = {"arm": None, "control": "none", "split": self.split, "read": "input", "labels": "task"}
         if self.kept is not None:
-            same = {"arm": None, "control": "none", "split": self.split, "read": "input", "labels": "task"}
             yield {**same, "measure": "transfer_kept", "value": float(self.kept.mean())}
-            yield {**same, "measure": "transfer_pairs", "value": float(len(self.pairs))}
+        yield {**same, "measure": "transfer_pairs", "value": float(len(self.pairs))}
 
     def before_by_tasks(self) -> Iterator[Row]:
         if self.kept is not None:

@@ -159,7 +159,9 @@ def _subject(model: str | Path, settings: TransferSettings) -> Subject:
     shape = subject.shape
     if shape.config.is_encoder_decoder or shape.get_output_embeddings() is None:
         raise Refused(f"{model}: a {type(shape).__name__} is no causal language model, and gives no answers to follow")
-    subject.layers(settings.layers)
+    depth = shape.config.get_text_config().num_hidden_layers
+    if settings.layers is not None and depth in subject.layers(settings.layers):
+        raise Refused(f"layer {depth} is the last one, behind which there is nothing to move: take 0 to {depth - 1}")
     return replace(subject, name=name or subject.name, epoch=epoch if epoch is not None else subject.epoch)
 
 

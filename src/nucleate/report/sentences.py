@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+import polars as pl
+
 from nucleate.long_table import HEADS, METHODS, PAPERS_F1, best_epoch
 from nucleate.report.application_tables import ARMS, PAPER, SIDES, alignment_table, pretraining_table
 from nucleate.report.tables import CONTROLS, Table, summary_split, summary_table
@@ -250,13 +252,18 @@ def _measures(table: Table) -> dict[str, dict[str, float]]:
 def _moved(run: Run) -> list[str]:
     """Strength and layer chosen on validation among the layers above the embedding, told on test beside every control,
     each at its own best by the same rule."""
-    shares = {row["split"]: row["value"] for row in run.metrics.filter(measure="transfer_kept").iter_rows(named=True)}
-    if not shares:
+    rows = run.metrics.filter(pl.col("measure").is_in(["transfer_kept", "transfer_pairs"]), control="none")
+    if rows.is_empty():
         return []
-    kept = f"{percent(shares.get('test', next(iter(shares.values()))))} of the pairs are answered as their own task"
-    split = told_split(run)
+    split, shares = told_split(run), rows.filter(measure="transfer_kept")
     if split != "test" or not shares_of(run, "transfer_target", "validation"):
-        return [f"Whether the task's part of a state is used cannot be told: {kept}, too few to be moved."]
+        share = "none is" if shares.is_empty() else f"{percent(min(shares['value']))} are"
+        count = f"{min(rows.filter(measure='transfer_pairs')['value']):.0f}"
+        return [
+            "Whether the task's part of a state is used cannot be told: of the pairs of a prompt and another task "
+            f"{share} answered as their own task, and {count} are too few to be moved."
+        ]
+    kept = f"{percent(shares.filter(split='test')['value'].item())} of the pairs are answered as their own task"
     choosing, told = (shares_of(run, "transfer_target", one) for one in ("validation", "test"))
     best = best_place(choosing, "none")
     if best is None or best not in told:
