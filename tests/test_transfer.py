@@ -14,7 +14,7 @@ from nucleate.measures.neighbours import Labels
 from nucleate.measures.transfer import CentredStates, Pairs, is_there, other_prompts, outcomes, pairs_of, random_shift
 from nucleate.model.networks import word_tokenizer
 from nucleate.refusal import Refused
-from nucleate.transferring import transfer
+from nucleate.transferring import refuse_unpaired, transfer
 
 TASKS, INPUTS = 4, 5
 FILLERS = ["f0", "f1", "f2"]
@@ -174,6 +174,16 @@ def test_the_tables_by_pair_of_tasks_add_up_to_the_rows(followed):
         assert mean == pytest.approx(value(found=followed, measure="transfer_target", arm=arm, control=control))
 
 
+def test_every_move_tells_how_far_it_is_and_the_last_word_is_one():
+    told, made = [], instances()
+    transfer(
+        network(), TOKENIZER, made, sides(made), seed=7, progress=lambda text, fraction: told.append((text, fraction))
+    )
+    moving = [fraction for text, fraction in told if "pairs" in text]
+    assert len(moving) > 50 and told[-1] == ("the answers are counted", 1.0)
+    assert all(0 <= fraction <= 1 for _, fraction in told)
+
+
 def test_the_same_seed_gives_the_same_rows_and_fewer_pairs_are_told():
     made = instances()
     one, again, other = (transfer(network(), TOKENIZER, made, sides(made), seed=s, most=40) for s in (7, 7, 8))
@@ -195,17 +205,20 @@ def test_pairs_whose_answers_begin_with_the_same_token_are_left_out_and_counted(
     assert found.notes[0] == "validation: 24 pairs are left out, whose two answers begin with the same token"
 
 
-def test_what_cannot_be_moved_is_refused():
+def test_what_cannot_be_moved_is_refused_by_who_asks_first_and_else_told():
     made = instances()
     with pytest.raises(Refused, match="no outputs"):
-        transfer(network(), TOKENIZER, [replace(one, output=None) for one in made], sides(made), seed=7)
+        refuse_unpaired([replace(one, output=None) for one in made], sides(made))
     with pytest.raises(Refused, match="no inputs"):
-        transfer(network(), TOKENIZER, [replace(one, input="") for one in made], sides(made), seed=7)
+        refuse_unpaired([replace(one, input="") for one in made], sides(made))
     alone = [replace(one, output=one.input.replace("x", "y")) for one in made]  # all tasks answer alike
     with pytest.raises(Refused, match="whose tasks share inputs"):
-        transfer(network(), TOKENIZER, alone, sides(alone), seed=7)
+        refuse_unpaired(alone, sides(alone))
+    refuse_unpaired(made, sides(made))
     with pytest.raises(Refused, match="layer 2 cannot be moved"):
         transfer(network(), TOKENIZER, made, sides(made), seed=7, layers=[2])
+    found = transfer(network(), TOKENIZER, alone, sides(alone), untrained=network(works=False), seed=7)
+    assert [(row["measure"], row["value"]) for row in found.rows] == [("transfer_pairs", 0.0)] * 2
 
 
 # --- pairs, shifts and counts against slow ones -----------------------------------------------------------------------

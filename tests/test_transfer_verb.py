@@ -150,6 +150,10 @@ def test_a_run_of_ours_is_asked_at_its_best_checkpoint_and_too_few_right_answers
     assert set(run.metrics["epoch"]) == {load_run(micro_run).manifest["best_epoch"]}
     assert set(run.metrics["model"]) == {micro_run.name}
     assert "cannot be told" in capsys.readouterr().out
+    for name, epoch in (("best", load_run(micro_run).manifest["best_epoch"]), ("epoch-0004", 4), ("last", None)):
+        place, out = micro_run / "checkpoints" / name, tmp_path / name
+        assert transfer_into(out, place, micro_run / "data", TransferSettings(layers=(1,)))
+        assert set(load_run(out).metrics["epoch"]) == {epoch}
     own = load_run(micro_run).metrics.filter(experiment="transfer")
     for split in SPLITS:  # the same question, so the same answer as at the end of `learn`
         kept = [one.filter(measure="transfer_kept", split=split)["value"].item() for one in (own, run.metrics)]

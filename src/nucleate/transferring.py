@@ -37,6 +37,7 @@ from nucleate.streams import stream
 
 MOST = 2000  # pairs of a split that are moved
 DEALS = 20  # of regrouped tasks; each pair goes by one of them
+_MOVES = 18  # of each pair in a layer: four arms with their controls
 _WHOLE = "state"  # the arm in which a whole state is put in
 Row = dict[str, Any]
 Sides = Mapping[str, tuple[np.ndarray, np.ndarray]]  # split -> places of the held-out instances, of the training ones
@@ -75,7 +76,6 @@ def transfer(
     own task, at most `most` are moved, drawn at random. `untrained` is the same network with fresh weights: its own
     states, the same pairs. `spill` is a folder for states that are too large for memory."""
     labels = _labels_of(instances, units)
-    refuse_unpaired(instances, sides, units=units)
     depth = len(blocks_of(model)[0])
     chosen = sorted(set(layers_of(model, range(depth) if layers is None else layers)))
     if depth in chosen:
@@ -106,14 +106,18 @@ def transfer(
     by_tasks = [row for study in studies for row in study.before_by_tasks()]
     for study in moved:
         for number, layer in enumerate(chosen):
-            progress(f"{study.split}, layer {layer}: {len(study.pairs):,} pairs are moved", work.fraction)
+            left = 1.0
             for control, network in networks.items():
                 for one in study.at(network, number, control):
                     place = {"arm": one.arm, "control": one.control, "split": study.split, "layer": layer}
                     place |= {"read": "input", "labels": "task", "space": "raw" if one.arm == _WHOLE else "centred"}
                     rows += [{**place, "measure": name, "value": value} for name, value in one.shares.items()]
                     by_tasks += [{**place, **row} for row in one.by_tasks(study)]
-            work.did("moving")
+                    left = max(0.0, left - 1 / _MOVES)
+                    progress(
+                        f"{study.split}, layer {layer}: {len(study.pairs):,} pairs", work.did("moving", 1 / _MOVES)
+                    )
+            work.did("moving", left)  # some controls are not there
     progress("the answers are counted", 1.0)
     return Transfer(rows, by_tasks, notes)
 

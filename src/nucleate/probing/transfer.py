@@ -5,7 +5,6 @@ data come in (`halves.py`). What is moved and counted stands in `transferring.py
 """
 
 import json
-import re
 import shutil
 import time
 from dataclasses import replace
@@ -166,22 +165,15 @@ def _subject(model: str | Path, settings: TransferSettings) -> Subject:
 
 
 def _checkpoint(model: str | Path) -> tuple[str | Path, str | None, int | None]:
-    """Where the weights are, the name and epoch of what is one of our own runs' checkpoints."""
+    """Where the weights are; of the best checkpoint of one of our own runs its epoch, and of a run its name."""
     folder = Path(model).expanduser()
     if not looks_local(model) or not folder.is_dir():
         return model, None, None
-    best = folder / "checkpoints" / "best"
-    if (folder / "manifest.json").is_file() and best.is_dir():
-        return best, folder.resolve().name, _epoch_of(best)
-    return model, None, _epoch_of(folder)
-
-
-def _epoch_of(checkpoint: Path) -> int | None:
-    """Of `best`, what the manifest of its run says; of others what their name does."""
-    resolved = checkpoint.resolve()
+    resolved, name = folder.resolve(), None
+    if (resolved / "manifest.json").is_file() and (resolved / "checkpoints" / "best").is_dir():
+        name, resolved = resolved.name, resolved / "checkpoints" / "best"
     manifest = resolved.parent.parent / "manifest.json"
-    if resolved.name == "best" and resolved.parent.name == "checkpoints" and manifest.is_file():
-        epoch = json.loads(manifest.read_text(encoding="utf-8")).get("best_epoch")
-        return epoch if isinstance(epoch, int) else None
-    named = re.fullmatch(r"epoch-(\d+)", resolved.name)
-    return int(named[1]) if named else None
+    if resolved.name != "best" or resolved.parent.name != "checkpoints" or not manifest.is_file():
+        return model, None, None
+    epoch = json.loads(manifest.read_text(encoding="utf-8")).get("best_epoch")
+    return resolved, name, epoch if isinstance(epoch, int) else None
