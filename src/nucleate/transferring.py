@@ -31,7 +31,7 @@ from nucleate.model.batches import layers_of
 from nucleate.model.patching import answers_when_moved, blocks_of
 from nucleate.model.prompts import read_prompts_states
 from nucleate.model.texts import Prompt, prompts_of
-from nucleate.progress import Progress, Workload, silent
+from nucleate.progress import Progress, silent
 from nucleate.refusal import Refused
 from nucleate.streams import stream
 
@@ -80,14 +80,15 @@ def transfer(
     chosen = sorted(set(layers_of(model, range(depth) if layers is None else layers)))
     if depth in chosen:
         raise Refused(f"layer {depth} cannot be moved: nothing but the head follows it; take layers 0 to {depth - 1}")
-    asking = 1 if untrained is None else 2
     held = sum(len(some) for some, _ in sides.values()) / max(1, len(sides))
-    work = Workload(  # in tokens, roughly: a prompt has about twenty, a moved one five beside the stem it shares
-        {"reading": (asking, 20.0 * len(instances)), "moving": (len(sides) * len(chosen), 100.0 * min(held * 4, most))}
-    )
+    # In tokens: a prompt has about twenty, a moved one three beside the stem that it shares.
+    reading, moving, behind = 20.0 * len(instances), 3.0 * min(4 * held, most), 0.0
+    total = reading * (1 if untrained is None else 2) + moving * _MOVES * len(sides) * len(chosen)
 
     def ask(network: Any, place: Path | None) -> _Asked:
-        told = work.part("reading", progress)
+        def told(text: str, fraction: float | None) -> None:
+            progress(text, None if fraction is None else (behind + fraction * reading) / total)
+
         return _Asked(network, tokenizer, instances, labels, template, chat, chosen, place, told)
 
     asked = ask(model, spill)
@@ -97,27 +98,23 @@ def transfer(
         study = _Study.of(asked, split, *places, seed=seed, most=most)
         studies.append(study)
         notes += study.notes
-    moved = [study for study in studies if len(study.pairs) >= FEWEST]
+    moved, behind = [study for study in studies if len(study.pairs) >= FEWEST], reading
     networks = {"none": asked}
     if untrained is not None and moved:
         networks["untrained"] = ask(untrained, spill and spill / "untrained")
-    work.skip({"reading": asking - len(networks), "moving": (len(sides) - len(moved)) * len(chosen)})
+        behind += reading
     rows = [row for study in studies for row in study.before()]
     by_tasks = [row for study in studies for row in study.before_by_tasks()]
     for study in moved:
         for number, layer in enumerate(chosen):
-            left = 1.0
             for control, network in networks.items():
                 for one in study.at(network, number, control):
                     place = {"arm": one.arm, "control": one.control, "split": study.split, "layer": layer}
                     place |= {"read": "input", "labels": "task", "space": "raw" if one.arm == _WHOLE else "centred"}
                     rows += [{**place, "measure": name, "value": value} for name, value in one.shares.items()]
                     by_tasks += [{**place, **row} for row in one.by_tasks(study)]
-                    left = max(0.0, left - 1 / _MOVES)
-                    progress(
-                        f"{study.split}, layer {layer}: {len(study.pairs):,} pairs", work.did("moving", 1 / _MOVES)
-                    )
-            work.did("moving", left)  # some controls are not there
+                    behind += moving
+                    progress(f"{study.split}, layer {layer}: {len(study.pairs):,} pairs", behind / total)
     progress("the answers are counted", 1.0)
     return Transfer(rows, by_tasks, notes)
 
