@@ -32,9 +32,10 @@ ALLOWED = {
     "data": {"config"},
     "model": {"data"},
     "measures": {"intervals"},
+    "transferring": {"data", "model", "measures"},
     "report": {"long_table", "intervals", "runs"},
     **{
-        room: {"report", "data", "model", "measures", "long_table", "intervals", "runs", "config"}
+        room: {"report", "transferring", "data", "model", "measures", "long_table", "intervals", "runs", "config"}
         for room in ("paper", "probing", "redirecting", "claims")
     },
     "engines": {"paper", "probing", "redirecting", "claims", "runs", "config"},

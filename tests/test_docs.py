@@ -54,7 +54,8 @@ def test_readme_commands_run(command, tmp_path, micro_run, monkeypatch):
     """At size micro, in a folder of their own; a run that a command reads is the one made for all tests."""
     monkeypatch.chdir(tmp_path)
     Path("runs").mkdir()
-    Path("runs/small").symlink_to(micro_run) if command.split()[0] in ("report", "runs", "claims") else None
+    reads = ("report", "runs", "claims", "transfer")
+    Path("runs/small").symlink_to(micro_run) if command.split()[0] in reads else None
     if command.startswith("probe"):
         Path("my-model").symlink_to(micro_run / "checkpoints" / "best")
         prompts = load_dataset(micro_run / "data").frame().select("instruction", "input", "output", label="task")

@@ -16,7 +16,7 @@ from nucleate.options import REDIRECT, given_of
 from nucleate.probing.callback import ProbeCallback
 from nucleate.probing.live import LOADING
 from nucleate.probing.probe import probe
-from nucleate.probing.settings import ProbeSettings
+from nucleate.probing.settings import ProbeSettings, TransferSettings
 from nucleate.redirecting.settings import RedirectSettings
 from nucleate.refusal import Refused
 from nucleate.settings import check, explained, fields_of, option_of, setting
@@ -48,7 +48,7 @@ def test_no_door_takes_what_it_does_not_name():
 
 
 def test_every_setting_has_a_meaning_and_a_default_that_it_allows():
-    for kind in (ProbeSettings, RedirectSettings, *SECTIONS.values(), Config):
+    for kind in (ProbeSettings, TransferSettings, RedirectSettings, *SECTIONS.values(), Config):
         for name, one in fields_of(kind).items():
             if one.default_factory is not MISSING:
                 continue  # a section of the configuration
@@ -74,7 +74,9 @@ def parser_of(verb: str) -> argparse.ArgumentParser:
     return next(one.choices[verb] for one in _parser()._actions if one.dest == "verb")
 
 
-@pytest.mark.parametrize(("verb", "kind"), [("probe", ProbeSettings), ("align", RedirectSettings)])
+@pytest.mark.parametrize(
+    ("verb", "kind"), [("probe", ProbeSettings), ("transfer", TransferSettings), ("align", RedirectSettings)]
+)
 def test_every_setting_with_an_option_is_one_of_its_verb_and_explained_by_its_field(verb, kind):
     options = parser_of(verb)._option_string_actions
     for name, one in fields_of(kind).items():
@@ -89,7 +91,7 @@ def test_every_setting_with_an_option_is_one_of_its_verb_and_explained_by_its_fi
                 "batch",
                 "rates",
             )
-        elif verb == "probe" or name in REDIRECT:
+        elif verb != "align" or name in REDIRECT:
             assert options[option_of(one)].help == explained(one)
         else:
             assert option_of(one) in options

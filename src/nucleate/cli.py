@@ -9,7 +9,7 @@ from io import TextIOWrapper
 from pathlib import Path
 
 from nucleate import verbs
-from nucleate.options import SHORT, Parser, add_out, add_probe, add_redirect, add_settings
+from nucleate.options import SHORT, Parser, add_out, add_probe, add_redirect, add_settings, add_transfer
 from nucleate.refusal import Refused
 
 _SWEPT = ("learn", "pretrain", "align")  # verbs that write one run folder
@@ -85,6 +85,9 @@ def _parser() -> argparse.ArgumentParser:
 
     probe = verb("probe", "any model, any labelled prompts: which tasks are separate, where, and which are not")
     add_probe(probe)
+
+    transfer = verb("transfer", "move states from task to task, layer by layer, and count the answers that follow")
+    add_transfer(transfer)
 
     align = verb("align", "redirect tasks of a trained network by four methods: Table 2; or of any model")
     add_settings(align)

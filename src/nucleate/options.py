@@ -9,7 +9,7 @@ from operator import or_
 from typing import Any, NoReturn
 
 from nucleate.config import FAST, SECTIONS, SIZES, Config, configure
-from nucleate.probing.settings import ProbeSettings
+from nucleate.probing.settings import ProbeSettings, TransferSettings
 from nucleate.redirecting.settings import RedirectSettings
 from nucleate.refusal import Refused, nearest
 from nucleate.settings import explained, fields_of, is_repeated, kind_of, option_of, parse
@@ -74,6 +74,18 @@ def add_probe(parser: argparse.ArgumentParser) -> None:
     add_fields(parser, ProbeSettings)
     parser.add_argument("--estimate", action="store_true", help="say what it will take, and stop; needs no weights")
     add_out(parser, "RUN", required=False)
+
+
+def add_transfer(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a run of ours, a folder, a GGUF file or a hub id")
+    parser.add_argument(
+        "data",
+        metavar="DATA",
+        help="prompts as for nucleate probe, with outputs, and with inputs that tasks share: a dataset's folder, a "
+        "file, natural-shared",
+    )
+    add_fields(parser, TransferSettings)
+    add_out(parser, "RUN")
 
 
 _SHARED = ("device", "dtype", "seed")  # with the paper's own networks

@@ -31,6 +31,11 @@ def _table_of(run: Any) -> tuple[str, Sequence[str], Sequence[Sequence[object]]]
 
     if run.config["verb"] == "probe":
         return _of_a_probe(run)
+    if run.config["verb"] == "transfer":
+        from nucleate.report.transfer_table import transfer_table
+
+        title = "Answers that become another task's, by layer, on test; controls at their best strength"
+        return title, *transfer_table(run)
     if run.config["verb"] == "pretrain":
         header, rows = application_tables.pretraining_table(run)
         return "Every arm while it is fine-tuned, and its pre-training", [words(name) for name in header], rows

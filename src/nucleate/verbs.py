@@ -15,7 +15,7 @@ from nucleate.options import (
     given_of,
     key_and_value,
 )
-from nucleate.probing.settings import ProbeSettings
+from nucleate.probing.settings import ProbeSettings, TransferSettings
 from nucleate.redirecting.settings import RedirectSettings
 from nucleate.refusal import Refused
 from nucleate.terminal import ProgressBar, print_summary, print_table
@@ -105,6 +105,13 @@ def probe(asked: argparse.Namespace) -> None:
         print("\n".join(budget(asked.models, asked.data, settings, base=asked.base)))
         return
     _run(asked, partial(probe_into, Path(asked.out), asked.models, asked.data, settings, base=asked.base))
+
+
+def transfer(asked: argparse.Namespace) -> None:
+    from nucleate.probing.transfer import transfer_into
+
+    settings = TransferSettings(**given_of(asked, TransferSettings))
+    _run(asked, partial(transfer_into, Path(asked.out), asked.model, asked.data, settings))
 
 
 def _run(asked: argparse.Namespace, experiment: Callable[..., bool]) -> None:

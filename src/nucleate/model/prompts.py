@@ -72,7 +72,7 @@ def read_prompts_states(
     if not any(one.input for one in instances) and reads:
         everything = any(layers is None for layers in reads.values())
         reads = {"answer_start": None if everything else sorted({k for layers in reads.values() for k in layers or ()})}
-    network, speaks = _reader(model)
+    network, speaks = reader_of(model)
     layers = {read: tuple(layers_of(network, chosen)) for read, chosen in reads.items()}
     texts = prompts_of(
         tokenizer, instances, reads=tuple(reads), template=template, messages=messages, chat=chat, closed=not speaks
@@ -284,7 +284,7 @@ def _fitting(model: Any, prompts: Sequence[Prompt | str]) -> tuple[np.ndarray, l
     return np.array(kept, dtype=np.int64), dropped
 
 
-def _reader(model: Any) -> tuple[Any, bool]:
+def reader_of(model: Any) -> tuple[Any, bool]:
     """The part of the network that reads, and whether it is a causal language model, which answers too. Asked of the
     network itself: does its first token see a later one?"""
     if model.config.is_encoder_decoder:

@@ -4,16 +4,13 @@
 the measured ones the same forward pass also gives every layer's states, of which `measures.survey` makes rows.
 """
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import torch
-from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from nucleate.config import Config
@@ -21,16 +18,15 @@ from nucleate.data.dataset import Dataset, Instance
 from nucleate.data.inside import text_of
 from nucleate.data.synthetic import generate
 from nucleate.devices import device_for
-from nucleate.files import write_whole
 from nucleate.measures.baselines import MOST_FEATURES
 from nucleate.measures.labelling import Labelling
-from nucleate.measures.survey import Row, Survey
-from nucleate.measures.tsne import tsne
+from nucleate.measures.survey import Row
 from nucleate.memory import memory_of
 from nucleate.model.networks import save_network
 from nucleate.model.states import Reading, read_groups
 from nucleate.paper.answers import answer_rows, curve_rows, score_in
 from nucleate.paper.instances import MEASURED, Members, candidates_of, in_split, of_splits, places_of, taught
+from nucleate.paper.layouts import SHOWN, add_fixed_view, write_layouts
 from nucleate.paper.network import check_network, forms_of, make_network
 from nucleate.paper.surveys import answer_rows_of, labels_of, surface_rows, survey_of
 from nucleate.paper.trainings import (
@@ -45,13 +41,11 @@ from nucleate.paper.trainings import (
     steps_of_an_epoch,
     with_weights,
 )
+from nucleate.paper.transfers import passes, transfer_rows
 from nucleate.progress import Progress, Workload, silent
 from nucleate.refusal import Refused
 from nucleate.runs import RunWriter
-from nucleate.streams import stream
-from nucleate.threads import thread_count
 
-SHOWN = ("subset", "validation")  # the points of the page's stage
 _COMPILED = 2**29  # bytes that products compiled for every length of a batch come to take
 
 
@@ -102,7 +96,7 @@ def _learn(study: "_Learning", progress: Progress) -> None:
             _save(study, optimizer, record)
         done = workload.did("states" if _is_measured(study.config, epoch.number) else "answers")
         progress(f"epoch {epoch.number} of {training.epochs}, validation {record.score:.2f}", done)
-    _finish(study, record)
+    _finish(study, record, workload.part("transfer", progress))
 
 
 @dataclass(frozen=True)
@@ -117,6 +111,15 @@ class _Learning:
     members: dict[str, Members]  # train; measured (subset, validation, test); all (train, validation, test)
     labelling: Labelling  # labels and the controls' deals of labels
     steps: int  # optimiser steps of an epoch
+
+    @property
+    def shown(self) -> dict[str, np.ndarray]:
+        """The numbers of the instances that are laid out, by split."""
+        instances = self.members["all"].instances
+        return {
+            split: np.array([one.instance for one in instances if in_split(one, split)], dtype=np.int32)
+            for split in SHOWN
+        }
 
 
 def _prepare(config: Config, dataset: Dataset, device: str, run: RunWriter) -> _Learning:
@@ -151,7 +154,7 @@ def _moment(study: _Learning, record: TrainingRecord, epoch: int, *, training_lo
         states = {split: reading.states[:, places_of(members, split)] for split in (*MEASURED, "train")}
         surveyed = survey_of(study.labelling, states, study.config.measure)
         rows += [_row(row, read="input") for row in surveyed.rows]
-        _write_layouts(study, epoch, states, surveyed)
+        write_layouts(study.run, study.config, study.shown, epoch, states, surveyed)
         _write_predictions(study, epoch, members, reading)
     study.run.write_part(f"epoch-{epoch:04d}", [_complete(study, row, epoch) for row in rows])
     record.measure += record.tick()
@@ -191,83 +194,6 @@ def _complete(study: _Learning, row: dict[str, Any], epoch: int | None) -> dict[
     return {**shared, "epoch": epoch, "step": step, **row}
 
 
-# --- layouts ---------------------------------------------------------------------------------------------------------
-
-
-def _write_layouts(study: _Learning, epoch: int, states: dict[str, np.ndarray], surveyed: Survey) -> None:
-    """View `tsne` holds the embeddings that were scored, split by split; `display` shows the two splits together.
-
-    The display layout starts from the previous measured epoch's, so that points stay where the eye expects them; it is
-    never scored. The states are kept at half precision until the end of the run, when the basis of view `pca` is known.
-    """
-    measure, folder = study.config.measure, study.run.folder
-    instances = {split: _numbers(study, split) for split in SHOWN}
-    shown = np.concatenate([states[split] for split in SHOWN], axis=1)  # (layer, point, width)
-    points = np.concatenate([instances[split] for split in SHOWN])
-    before = _epochs_before(study.config, epoch)
-    start = None
-    if before is not None:
-        kept = pl.read_parquet(folder / "layouts" / f"epoch-{before:04d}.parquet").filter(pl.col("view") == "display")
-        start = list(kept.select("x", "y", "z").to_numpy().reshape(len(shown), len(points), 3))
-    display = tsne(
-        list(shown),
-        components=3,
-        perplexity=measure.perplexity,
-        iterations=measure.iterations if start is None else measure.display_iterations,
-        seed=stream(study.config.seed, "display"),
-        start=start,
-        threads=thread_count(),
-    )
-    frames = [_layout("display", layer, points, one.embedding) for layer, one in enumerate(display)]
-    for (split, layer), one in surveyed.embeddings.items():
-        if split in SHOWN:
-            frames.append(_layout("tsne", layer, instances[split], one.embedding))
-    study.run.write_layout(epoch, pl.concat(frames))
-    tensors = {"states": np.ascontiguousarray(shown, dtype=np.float16)}  # safetensors writes memory as it lies
-    write_whole(folder / "states" / f"epoch-{epoch:04d}.safetensors", lambda path: save_file(tensors, path))
-
-
-def _layout(view: str, layer: int, instances: np.ndarray, points: np.ndarray) -> pl.DataFrame:
-    """One layer in one view; fewer than three dimensions are filled up with zeros."""
-    placed = np.zeros((len(instances), 3), dtype=np.float32)
-    placed[:, : min(3, points.shape[1])] = points[:, :3]
-    x, y, z = placed.T
-    return pl.DataFrame({"instance": instances, "x": x, "y": y, "z": z}).with_columns(
-        layer=pl.lit(layer), view=pl.lit(view)
-    )
-
-
-def _add_fixed_view(study: _Learning) -> None:
-    """View `pca`: every epoch on the three main axes of the last epoch's states, layer by layer."""
-    folder = study.run.folder / "states"
-    epochs = [e for e in range(study.config.training.epochs + 1) if _is_measured(study.config, e)]
-    kept = {epoch: folder / f"epoch-{epoch:04d}.safetensors" for epoch in epochs}
-    if not all(path.is_file() for path in kept.values()):
-        return  # killed while clearing up after this very work
-    points = np.concatenate([_numbers(study, split) for split in SHOWN])
-    last = load_file(kept[epochs[-1]])["states"].astype(np.float64)  # (layer, point, width)
-    middles = last.mean(axis=1, keepdims=True)
-    axes = [_main_axes(layer) for layer in last - middles]
-    for epoch in epochs:
-        states = load_file(kept[epoch])["states"].astype(np.float64) - middles
-        frames = [
-            _layout("pca", n, points, layer @ axis) for n, (layer, axis) in enumerate(zip(states, axes, strict=True))
-        ]
-        layout = pl.read_parquet(study.run.folder / "layouts" / f"epoch-{epoch:04d}.parquet")
-        frames = [frame.cast({"x": pl.Float32, "y": pl.Float32, "z": pl.Float32}) for frame in frames]
-        others = layout.filter(pl.col("view") != "pca")
-        study.run.write_layout(
-            epoch, pl.concat([others, *[f.select(others.columns).cast(others.schema) for f in frames]])
-        )
-    shutil.rmtree(folder)
-
-
-def _main_axes(centred: np.ndarray) -> np.ndarray:
-    """(width, at most 3): the directions of largest variance; each points to where its largest entry is positive."""
-    axes = np.linalg.svd(centred, full_matrices=False)[2][:3].T
-    return axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
-
-
 def _write_predictions(study: _Learning, epoch: int, members: Sequence[Instance], reading: Reading) -> None:
     places = np.unique(np.concatenate([places_of(members, split) for split in MEASURED]))
     answers = study.tokenizer.convert_ids_to_tokens(reading.predicted[places].tolist())
@@ -289,12 +215,16 @@ def _save(study: _Learning, optimizer: torch.optim.Optimizer, record: TrainingRe
     record.save(_state_file(study.run), study.model, optimizer, beside=networks)
 
 
-def _finish(study: _Learning, record: TrainingRecord) -> None:
+def _finish(study: _Learning, record: TrainingRecord, progress: Progress) -> None:
     run, epochs = study.run, study.config.training.epochs
-    _add_fixed_view(study)
+    add_fixed_view(study.run, study.config, study.shown)
     run.write_part("curve", _curve_rows(study))
-    run.finish(["curve", "surface", *(f"epoch-{epoch:04d}" for epoch in range(epochs + 1))])
-    record.tick()
+    if not (run.folder / "parts" / "transfer.parquet").is_file():
+        best = with_weights(study.model, record.best)
+        rows = transfer_rows(study.config, study.dataset, best, study.tokenizer, progress)
+        run.write_part("transfer", [_complete(study, row, record.best_epoch) for row in rows])
+    run.finish(["curve", "surface", "transfer", *(f"epoch-{epoch:04d}" for epoch in range(epochs + 1))])
+    record.measure += record.tick()
     run.record(
         best_epoch=record.best_epoch,
         checkpoints=checkpoint_hashes(run),
@@ -331,7 +261,7 @@ def _memory_needed(study: _Learning) -> int:
 def _bytes_needed(study: _Learning) -> int:
     """Thirteen checkpoints, the saved state (weights, two moments, best weights), layouts, kept states and rows."""
     config = study.config
-    shown = sum(len(_numbers(study, split)) for split in SHOWN) * (config.model.layers + 1)
+    shown = sum(map(len, study.shown.values())) * (config.model.layers + 1)
     moments = sum(_is_measured(config, epoch) for epoch in range(config.training.epochs + 1))
     per_moment = shown * (2 * config.model.width + 60) + 200_000
     return 4 * study.model.num_parameters() * (13 + 4) + moments * per_moment
@@ -349,12 +279,14 @@ def _workload(study: _Learning, record: TrainingRecord) -> Workload:
         else seconds_of_an_epoch(study.model, study.members["train"].groups, config.training, dtype=config.dtype)
     )
     asked, trained = (len(study.members[name].instances) for name in ("measured", "train"))
+    moving = train / 3 * passes(config.model.layers, trained, asked // 2)
     workload = Workload(
         {
             "start": (1, 0.0),
             "train": (len(epochs), train),
             "answers": (len(epochs) - len(measured), train / 3 * asked / trained),  # a pass without its way back
             "states": (len(measured), train),
+            "transfer": (1, moving),
         }
     )
     if record.epoch >= 0:
@@ -385,13 +317,3 @@ def dataset_for(config: Config) -> Dataset:
 
 def _is_measured(config: Config, epoch: int) -> bool:
     return is_measured(config.measure, epoch, config.training.epochs)
-
-
-def _epochs_before(config: Config, epoch: int) -> int | None:
-    """The measured epoch before this one."""
-    return next((before for before in range(epoch - 1, -1, -1) if _is_measured(config, before)), None)
-
-
-def _numbers(study: _Learning, split: str) -> np.ndarray:
-    instances = study.members["all"].instances
-    return np.array([instance.instance for instance in instances if in_split(instance, split)], dtype=np.int32)

@@ -39,3 +39,30 @@ class ProbeSettings:
 
     def __post_init__(self) -> None:
         check_all(self)
+
+
+@dataclass(frozen=True)
+class TransferSettings:
+    """How to move states from task to task; an impossible value is refused when it is made."""
+
+    columns: Mapping[str, str] | None = setting(
+        None, "names of columns, as for nucleate probe; input, task and output are needed", form="ours=theirs,…"
+    )
+    limit: int | None = setting(None, "read so many prompts, spread over the tasks", form="N")
+    template: str | None = setting(
+        None, "how a prompt is put together (default: {instruction} {input})", form="TEMPLATE"
+    )
+    chat: bool = setting(False, "as the user's turn of the model's chat template")
+    layers: Sequence[int] | None = setting(None, "only these layers", form="0,8,…")
+    pairs: int = setting(2000, "pairs of prompt and task that are moved in each half, at most", least=30, form="N")
+    revision: str | None = setting(None, "of a hub id", form="R")
+    dtype: str = setting("float32", "precision of the weights, or auto", form="DTYPE")
+    device: str = setting("auto", "where to compute: auto (cuda if there is one), cpu or cuda", form="auto|cpu|cuda")
+    trust_remote_code: bool = setting(False, "run code that comes with the model")
+    loading: Mapping[str, Any] | None = setting(
+        None, "of from_pretrained of transformers, as device_map=auto", form="name=value"
+    )
+    seed: int = setting(100, "root of every random stream", least=0)
+
+    def __post_init__(self) -> None:
+        check_all(self)

@@ -21,6 +21,7 @@ from nucleate.report.drawing import LINE, WIDTH, draw_curve, encoded, layer_colo
 from nucleate.report.layer_figures import MEASURES, clustering_figure, neighbours_figure, variance_figure
 from nucleate.report.probe_figures import probe_figures
 from nucleate.report.seeds import curve_over, spread_note
+from nucleate.report.transfer_figure import transfer_figure
 from nucleate.runs import Run
 
 Runs = Run | Sequence[Run]  # one, or several that differ in their seed alone
@@ -64,6 +65,8 @@ def figures_of(runs: Runs) -> dict[str, Callable[[], Figure | None]]:
     one = several[0]
     if one.config.get("verb") == "probe":
         return probe_figures(one)
+    if one.config.get("verb") == "transfer":
+        return {"figure_transfer": lambda: transfer_figure(several)}
     width = one.config.get("model", {}).get("width")
     clustering, neighbours = {32: (7, 8), 2048: (9, 10)}.get(width, (6, 4))
     figures: dict[str, Callable[[], Figure | None]] = {
@@ -73,6 +76,7 @@ def figures_of(runs: Runs) -> dict[str, Callable[[], Figure | None]]:
         f"figure_{neighbours}_neighbours": lambda: neighbours_figure(several),
         f"figure_{clustering}_clustering_all": lambda: clustering_figure(several, tuple(MEASURES)),
         "figure_variance": lambda: variance_figure(several),
+        "figure_transfer": lambda: transfer_figure(several),
         "figure_layouts": lambda: _layouts(one),
         "figure_5a_pretraining": lambda: clustering_figure(
             several, ("f1",), experiment="pretrain", arm="task_id", read="task_token"

@@ -220,6 +220,8 @@ _CAPTIONS = {
     "probe_tasks": "Each task by itself: how separate it is at the best layer, with intervals.",
     "probe_confusion": "Which tasks the neighbours of a task's prompts have.",
     "probe_series": "How separate the tasks are from checkpoint to checkpoint.",
+    "transfer": "Share of answers that become another task's when the state at the input is moved there in one layer, "
+    "by the mean of that task (once, twice, three times) or by a whole state; controls beside it.",
     "layouts": "Where the hidden states lie: a point per instance, a colour per task, rows are layers, columns epochs.",
 }
 

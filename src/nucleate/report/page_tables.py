@@ -8,6 +8,7 @@ import polars as pl
 from nucleate.long_table import main_read
 from nucleate.report.application_tables import alignment_table, pretraining_table
 from nucleate.report.tables import Table
+from nucleate.report.transfer_table import transfer_table
 from nucleate.runs import Run
 
 _DOUBTED = ("model", "row", "task", "nearest", "margin", "text")
@@ -34,6 +35,11 @@ def run_tables(run: Run) -> Iterator[tuple[str, str, Table]]:
         "One behaviour redirected" if "network" in run.config else "Table 2",
         "Four ways to change one behaviour: the sources, and what all other tasks lose",
         alignment_table(run),
+    )
+    yield (
+        "States moved to another task",
+        "Share of answers that become the other task's, by layer, on test; controls at their best strength",
+        transfer_table(run),
     )
     yield "Pre-training", "How fast and how far each arm learns after its pre-training", pretraining_table(run)
 

@@ -228,10 +228,12 @@ _KEY = ("experiment", "arm", "control", "split", "read", "labels", "space", "mea
 def _curves(rows: pl.DataFrame, unit: str) -> dict[str, Any]:
     """Every curve of one scene: its key as places in `words`, its epochs as a place in `epochs`, its values × 10,000.
 
-    Other numbers of neighbours (`_k5`), shares that could be scored (`_kept`) and intervals stay in `metrics.parquet`.
-    Over epochs a control by labels is kept as its lowest and highest layer: the band that is drawn.
+    Other numbers of neighbours (`_k5`), shares that could be scored (`_kept`) and intervals stay in `metrics.parquet`,
+    and so does what is moved at a single epoch. Over epochs a control by labels is kept as its lowest and highest
+    layer: the band that is drawn.
     """
     rows = rows.with_columns(epoch=pl.col(unit))
+    rows = rows.filter(pl.col("experiment").ne_missing("transfer"))
     rows = rows.filter(~pl.col("measure").str.contains(r"_(?:k\d+|kept|low|high)$"))
     rows = rows.filter(~(pl.col("epoch").is_null() & pl.col("layer").is_null() & (pl.col("control") == "none")))
     rows = rows.with_columns(layer=pl.col("layer").cast(pl.String))

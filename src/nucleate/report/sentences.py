@@ -8,9 +8,13 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+import polars as pl
+
 from nucleate.long_table import HEADS, METHODS, PAPERS_F1, Score, best_epoch, told_on_test
 from nucleate.report.application_tables import ARMS, PAPER, SIDES, alignment_table, pretraining_table
 from nucleate.report.tables import CONTROLS, Table, summary_split, summary_table
+from nucleate.report.transfer_table import CONTROLS as MOVED_CONTROLS
+from nucleate.report.transfer_table import STRENGTHS, best_place, shares_of, told_split
 from nucleate.runs import Run
 
 CONTROL_WORDS = {
@@ -34,11 +38,13 @@ def sentences_of(run: Run) -> list[str]:
     verb = run.config.get("verb")
     if verb == "probe":
         return _probed(run)
+    if verb == "transfer":
+        return [*_moved(run), *map(str, run.manifest.get("notes", []))]
     if verb == "pretrain":
         return _pretrained(run)
     if verb == "align":
         return _redirected(run) if "network" in run.config else _aligned(run)
-    return _learnt(run)
+    return _learnt(run) + _moved(run)
 
 
 def _named(table: Table) -> list[dict[str, Any]]:
@@ -281,6 +287,48 @@ def _measures(table: Table) -> dict[str, dict[str, float]]:
         words = row.pop(table.header[0])
         found[words] = {method: value for method, value in row.items() if value is not None}
     return found
+
+
+# --- states moved to another task -------------------------------------------------------------------------------------
+
+
+def _moved(run: Run) -> list[str]:
+    """Strength and layer chosen on validation among the layers above the embedding, told on test beside every control,
+    each at its own best by the same rule."""
+    rows = run.metrics.filter(pl.col("measure").is_in(["transfer_kept", "transfer_pairs"]), control="none")
+    if rows.is_empty():
+        return []
+    split, shares = told_split(run), rows.filter(measure="transfer_kept")
+    if split != "test" or not shares_of(run, "transfer_target", "validation"):
+        share = "none is" if shares.is_empty() else f"{percent(min(shares['value']))} are"
+        count = f"{min(rows.filter(measure='transfer_pairs')['value']):.0f}"
+        return [
+            "Whether the task's part of a state is used cannot be told: of the pairs of a prompt and another task "
+            f"{share} answered as their own task, and {count} are too few to be moved."
+        ]
+    kept = f"{percent(shares.filter(split='test')['value'].item())} of the pairs are answered as their own task"
+    choosing, told = (shares_of(run, "transfer_target", one) for one in ("validation", "test"))
+    best = best_place(choosing, "none")
+    if best is None or best not in told:
+        return []
+    controls = {
+        name: told[at] for name in MOVED_CONTROLS if (at := best_place(choosing, name)) is not None and at in told
+    }
+    hardest = max(controls, key=lambda name: controls[name], default=None)
+    layer, arm, _ = best
+    number = f"{percent(told[best])} of the answers become the other task's when {STRENGTHS[arm]} is put in its place"
+    number += f" in layer {layer} (chosen on validation)"
+    whole = best_place(choosing, "none", arms=("state",))
+    sentences = [f"{number}; {kept}."]
+    if hardest is not None:
+        above = round(told[best] - controls[hardest], 3) > 0
+        sentences[0] = ("Seen" if above else "Not seen beyond the controls") + f": {sentences[0]}"
+        sentences[0] += f" The hardest control, {MOVED_CONTROLS[hardest]}, gives {percent(controls[hardest])}"
+        others = [f"{MOVED_CONTROLS[name]} {percent(value)}" for name, value in controls.items() if name != hardest]
+        sentences[0] += f"; {', '.join(others)}." if others else "."
+    if whole is not None and whole in told:
+        sentences[0] += f" A whole state, which any code at that place could do, turns {percent(told[whole])}."
+    return sentences
 
 
 # --- a probe ----------------------------------------------------------------------------------------------------------
