@@ -5,7 +5,10 @@ import pytest
 import torch
 from torch import nn
 
+from nucleate.model.packed_pass import evaluate
 from nucleate.model.patching import answers_when_moved, blocks_of
+from nucleate.model.prefix_tree import Group
+from nucleate.model.prefix_tree import plain as plain_rows
 from nucleate.refusal import Refused
 from test_families import CAUSAL, WHOLE, tiny
 from test_prefix_tree import INEXACT
@@ -27,9 +30,7 @@ def shifts(seed=0, scale=3.0, width=32):
 
 
 def by_hand(model, tokens, place, layer, state, instead):
-    """The last logits of one prompt in a pass of its own, its state moved by a hook that is written out here. The
-    hidden states of a Mamba begin behind its first block."""
-    layer = min(2, layer + ("Mamba" in type(model).__name__))
+    """The last logits of one prompt in a pass of its own, its state moved by a hook that is written out here."""
     blocks = next(m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == 2)
 
     def move(hidden):
@@ -53,6 +54,16 @@ def by_hand(model, tokens, place, layer, state, instead):
         logits = model(input_ids=torch.tensor([tokens])).logits[0, -1]
     handle.remove()
     return logits
+
+
+def answer_states(model):
+    """(layer, prompt, width) the states of the tokens that are moved, as they are read everywhere else."""
+    groups = [Group(tokens[:place], (tokens[place:],)) for tokens, place in PROMPTS]
+    batch = plain_rows(groups)
+    with torch.no_grad():
+        _, hidden = evaluate(model, batch, hidden=True)
+    behind = torch.tensor([len(tokens) - 1 - place for tokens, place in PROMPTS])
+    return torch.stack([layer.flatten(0, 1)[batch.ends - behind] for layer in hidden]).numpy()
 
 
 def hooks_of(model):
@@ -142,8 +153,12 @@ def test_the_size_of_a_batch_moves_no_answer():
 @pytest.mark.parametrize("kind", CAUSAL)
 def test_the_blocks_of_a_family_are_found_without_its_name(kind):
     model = tiny(kind)
-    blocks, first = blocks_of(model)
-    assert len(blocks) == 2 and first == (kind == "mamba")
+    assert len(blocks_of(model)) == 2
+    states = answer_states(model)
+    for layer in range(2):  # what is moved is what is read: put in its own place, a state changes nothing
+        kept = answers_when_moved(model, PROMPTS, layer=layer, states=states[layer], replace=True, ask=ASK)
+        plain = answers_when_moved(model, PROMPTS, ask=ASK)
+        np.testing.assert_allclose(kept.logits, plain.logits, atol=1e-3 * np.abs(plain.logits).max())
     assert not hooks_of(model)
 
 

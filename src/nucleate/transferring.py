@@ -76,7 +76,7 @@ def transfer(
     own task, at most `most` are moved, drawn at random. `untrained` is the same network with fresh weights: its own
     states, the same pairs. `spill` is a folder for states that are too large for memory."""
     labels = _labels_of(instances, units)
-    depth = len(blocks_of(model)[0])
+    depth = len(blocks_of(model))
     chosen = sorted(set(layers_of(model, range(depth) if layers is None else layers)))
     if depth in chosen:
         raise Refused(f"layer {depth} cannot be moved: nothing but the head follows it; take layers 0 to {depth - 1}")

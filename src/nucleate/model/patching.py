@@ -79,16 +79,15 @@ def answers_when_moved(
     return MovedAnswers(predicted, logits, dealt.note)
 
 
-def blocks_of(model: Any) -> tuple[nn.ModuleList, int]:
-    """The blocks of a causal language model, found by their number, and which of them takes in layer 0: the first, but
-    of Mamba, whose hidden states begin behind it, the second. A short pass must show that each takes in the hidden
-    state of its layer; refused where no list of modules does."""
+def blocks_of(model: Any) -> nn.ModuleList:
+    """The blocks of a causal language model, found by their number, the first of which takes in layer 0. A short pass
+    must show that each takes in the hidden state of its layer; refused where no list of modules does."""
     if model not in _BLOCKS:
         if not reader_of(model)[1]:
             raise Refused(f"{type(model).__name__} is no causal language model: only what answers can be moved")
         depth = text_config(model).num_hidden_layers
         lists = (part for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) == depth)
-        found = next(((one, first) for one in lists if (first := _first_block(model, one)) is not None), None)
+        found = next((one for one in lists if _take_in_layers(model, one)), None)
         if found is None:
             raise Refused(
                 f"{type(model).__name__} has no list of {depth} blocks that take in its hidden states: its states "
@@ -98,11 +97,11 @@ def blocks_of(model: Any) -> tuple[nn.ModuleList, int]:
     return _BLOCKS[model]
 
 
-_BLOCKS: "weakref.WeakKeyDictionary[Any, tuple[nn.ModuleList, int]]" = weakref.WeakKeyDictionary()
+_BLOCKS: "weakref.WeakKeyDictionary[Any, nn.ModuleList]" = weakref.WeakKeyDictionary()
 
 
-def _first_block(model: Any, blocks: nn.ModuleList) -> int | None:
-    """Which block takes in layer 0, the next one layer 1, and so on; None where they do not."""
+def _take_in_layers(model: Any, blocks: nn.ModuleList) -> bool:
+    """Does the first block take in layer 0, the next one layer 1, and so on?"""
     seen: list[Tensor] = []
 
     def look(module: nn.Module, arguments: Any, named: Any) -> None:
@@ -118,13 +117,14 @@ def _first_block(model: Any, blocks: nn.ModuleList) -> int | None:
             tokens = torch.tensor([[3, 1, 2, 1]], device=where_it_runs(model)[0])
             states = model(input_ids=tokens, output_hidden_states=True).hidden_states[:-1]
     except (LookupError, AttributeError):  # it is called without a state
-        return None
+        return False
     finally:
         for handle in handles:
             handle.remove()
     if len(seen) != len(blocks) + 1 or len(states) != len(blocks):
-        return None
-    return next((first for first in (0, 1) if all(map(torch.equal, seen[first:], states))), None)
+        return False
+    # Those of Mamba begin behind its first block, and `packed_pass.evaluate` puts the embedding before them.
+    return any(all(map(torch.equal, seen[first:], states)) for first in (0, 1))
 
 
 def _state_in(arguments: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
@@ -135,7 +135,7 @@ def _state_in(arguments: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
 @contextmanager
 def _moving(model: Any, layer: int, places: Tensor, states: Tensor, instead: bool) -> Iterator[None]:
     """Inside, the states of a layer at these flat indices are moved by `states`, or replaced by them."""
-    blocks, first = blocks_of(model)
+    blocks = blocks_of(model)
 
     def moved(hidden: Tensor) -> Tensor:
         new, at = hidden.flatten(0, 1).clone(), places.to(hidden.device)
@@ -150,8 +150,8 @@ def _moving(model: Any, layer: int, places: Tensor, states: Tensor, instead: boo
     def after(module: nn.Module, arguments: Any, output: Any) -> Any:
         return (moved(output[0]), *output[1:]) if isinstance(output, tuple) else moved(output)
 
-    if layer + first < len(blocks):
-        handle: Any = blocks[layer + first].register_forward_pre_hook(before, with_kwargs=True)
+    if layer < len(blocks):
+        handle: Any = blocks[layer].register_forward_pre_hook(before, with_kwargs=True)
     else:
         handle = blocks[-1].register_forward_hook(after)
     try:

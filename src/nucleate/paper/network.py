@@ -38,20 +38,21 @@ def _positions(dataset: Dataset) -> int:
 
 def forms_of(config: Config, dataset: Dataset) -> dict[str, Any]:
     """How the network is fed the instances of a dataset, as `Members.of` takes it."""
-    return {"text": text_of(dataset), "answers_only": not _is_causal(config)}
+    return {"text": text_of(dataset), "answers_only": not is_causal(config)}
 
 
 def check_alone(config: Config, dataset: Dataset, verb: str) -> None:
     """Refuse, at the door of other verbs, what is for `nucleate learn` alone."""
     refuse_inside(dataset, verb)
-    if not _is_causal(config):
+    if not is_causal(config):
         raise Refused(
             f"{verb}: model.architecture={config.model.architecture} is for `nucleate learn` alone: it predicts no "
             "instruction and loads without its head; take another"
         )
 
 
-def _is_causal(config: Config) -> bool:
+def is_causal(config: Config) -> bool:
+    """Does the network predict what follows, token by token? An encoder does not."""
     family = FAMILIES.get(config.model.architecture)
     return family is None or family.is_causal
 

@@ -6,9 +6,9 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from nucleate.config import Config
-from nucleate.data.dataset import Dataset
+from nucleate.data.dataset import Dataset, is_inside
 from nucleate.paper.instances import places_of
-from nucleate.paper.network import make_network
+from nucleate.paper.network import is_causal, make_network
 from nucleate.progress import Progress
 from nucleate.transferring import MOST, transfer
 
@@ -20,7 +20,10 @@ _SHARE = 1 / 7  # of a prompt: what a moved pair costs, its stem being shared
 def transfer_rows(
     config: Config, dataset: Dataset, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, progress: Progress
 ) -> list[dict[str, Any]]:
-    """What comes of moving held-out instances by training instances; beside it the network as it was at epoch 0."""
+    """What comes of moving held-out instances by training instances; beside it the network as it was at epoch 0.
+    Nothing of an encoder, and where the input is not the last token, behind which the answer follows."""
+    if is_inside(dataset) or not is_causal(config):
+        return []
     fresh, _ = make_network(config, dataset, device=str(model.device))
     train, *held = (places_of(dataset.instances, split) for split in ("train", *HELD_OUT))
     sides: dict[str, tuple[np.ndarray, np.ndarray]] = {
