@@ -173,7 +173,9 @@ def test_what_is_printed_is_chosen_on_validation_and_told_on_test_with_each_cont
         told[control] = rows.filter(split="test", layer=best["layer"], arm=best["arm"])["value"].item()
     (sentence, *_) = sentences_of(run)
     own = told.pop("none")
-    assert sentence.startswith("Seen: " if own > max(told.values()) else "Not seen beyond the controls: ")
+    pairs, high = shares(run, "transfer_pairs", split="test", control="none")["value"].item(), max(told.values())
+    seen = own - high > 2 * ((own * (1 - own) + high * (1 - high)) / pairs) ** 0.5
+    assert sentence.startswith("Seen: " if seen else "Not seen beyond the controls: ")
     assert (
         f"{100 * own:.0f} % of the answers become the other task's" in sentence and "chosen on validation" in sentence
     )
@@ -241,3 +243,12 @@ def test_natural_prompts_come_with_shared_inputs(model, tmp_path):
     (sentence, *notes) = sentences_of(run)
     assert "none is answered as their own task" in sentence
     assert any("begin with the same token" in note for note in notes)
+
+
+def test_a_share_that_a_few_pairs_make_is_not_called_seen(moved):
+    run = load_run(moved)
+    is_target = pl.col("measure").eq("transfer_target") & pl.col("control").eq("none") & pl.col("arm").ne("state")
+    for share, beginning in ((0.02, "Not seen beyond the controls: 2 %"), (0.9, "Seen: 90 %")):
+        changed = pl.when(is_target).then(share).when(pl.col("measure") == "transfer_target").then(0.0)
+        run.__dict__["metrics"] = load_run(moved).metrics.with_columns(value=changed.otherwise(pl.col("value")))
+        assert sentences_of(run)[0].startswith(beginning)

@@ -321,7 +321,9 @@ def _moved(run: Run) -> list[str]:
     whole = best_place(choosing, "none", arms=("state",))
     sentences = [f"{number}; {kept}."]
     if hardest is not None:
-        above = round(told[best] - controls[hardest], 3) > 0
+        pairs = rows.filter(measure="transfer_pairs", split="test")["value"].item()
+        spread = sum(share * (1 - share) / pairs for share in (told[best], controls[hardest])) ** 0.5
+        above = told[best] - controls[hardest] > 2 * spread  # as if the pairs were independent
         sentences[0] = ("Seen" if above else "Not seen beyond the controls") + f": {sentences[0]}"
         sentences[0] += f" The hardest control, {MOVED_CONTROLS[hardest]}, gives {percent(controls[hardest])}"
         others = [f"{MOVED_CONTROLS[name]} {percent(value)}" for name, value in controls.items() if name != hardest]
