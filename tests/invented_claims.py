@@ -39,7 +39,7 @@ def rows_of(verb: str, *, true: bool, shift: float = 0.0) -> list[dict[str, Any]
 def without(rows: list[dict[str, Any]], control: str) -> list[dict[str, Any]]:
     """The rows less one control."""
     if control == "untrained":
-        return [row for row in rows if row.get("epoch") != 0]
+        rows = [row for row in rows if row.get("epoch") != 0]  # which stands for it, but of transfer
     return [row for row in rows if row.get("control") != control]
 
 
@@ -62,7 +62,7 @@ def _learn(true: bool, shift: float) -> list[dict[str, Any]]:
             rows.append({"measure": "accuracy", "split": split, "epoch": epoch, "value": accuracy})
             for layer in range(LAYERS + 1):
                 rows += _states(true, shift, split, epoch, layer, grown)
-    return rows + [row for split in SPLITS for row in _surface(split)]
+    return rows + [row for split in SPLITS for row in _surface(split)] + _moved(true, shift)
 
 
 def _states(true: bool, shift: float, split: str, epoch: int, layer: int, grown: float) -> list[dict[str, Any]]:
@@ -124,6 +124,25 @@ def _centred(true: bool, shift: float, here: dict[str, Any], grown: float) -> li
             for control in ("shuffled", "regrouped")
         ),
     ]
+
+
+def _moved(true: bool, shift: float) -> list[dict[str, Any]]:
+    """Of every layer but the last: what becomes of answers; the embedding, where it is highest, does not count."""
+    rows: list[dict[str, Any]] = []
+    for split in ("validation", "test"):
+        shared = {"experiment": "transfer", "split": split, "labels": "task", "epoch": 20, "read": "input"}
+        rows.append({**shared, "measure": "transfer_kept", "value": 0.9})
+        rows.append({**shared, "measure": "transfer_pairs", "value": 300.0})
+        for layer in range(LAYERS):
+            for arm in ("mean", "mean_x2", "mean_x3"):
+                here = {**shared, "measure": "transfer_target", "layer": layer, "arm": arm, "space": "centred"}
+                best = layer == 2 and arm == "mean_x2"
+                turned = 0.95 if layer == 0 else 0.05 + (0.6 + shift if true and best else 0)
+                rows.append({**here, "value": 0.85 if layer == 1 and true else turned})
+                for control in ("random", "regrouped", "answers", "untrained"):
+                    told = 0.9 if layer == 1 and control == "answers" else 0.04  # as in late layers
+                    rows.append({**here, "control": control, "value": told})
+    return rows
 
 
 def _surface(split: str) -> list[dict[str, Any]]:

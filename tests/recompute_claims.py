@@ -1,4 +1,4 @@
-"""Rows C1, C3, C6, C12 and N1 of the ledger once more, from metrics.parquet alone:
+"""Rows C1, C3, C6, C12, N1 and N3 of the ledger once more, from metrics.parquet alone:
 
     python recompute_claims.py RUN [RUN ...]
 
@@ -91,6 +91,24 @@ def lead(table: pl.DataFrame) -> tuple[float, dict[str, float]]:
     return point - max(controls.values()), {"nothing": 0.0}
 
 
+def turned(table: pl.DataFrame) -> tuple[float, dict[str, float]]:
+    """The middle layer and strength where validation sees most above the hardest control there, told on test."""
+    rows = table.filter(
+        (pl.col("measure") == "transfer_target") & (pl.col("layer") > 0),
+        pl.col("arm").is_in(["mean", "mean_x2", "mean_x3"]),
+    ).sort("layer", "arm")
+    best, told = None, None
+    for (_, _), here in rows.group_by("layer", "arm", maintain_order=True):
+        on = {}
+        for split in ("validation", "test"):
+            some = here.filter(pl.col("split") == split)
+            on[split] = dict(zip(some["control"], some["value"], strict=True))
+        lead = on["validation"].pop("none") - max(on["validation"].values())
+        if best is None or lead > best:
+            best, told = lead, on["test"]
+    return told.pop("none"), told
+
+
 def interval(values: list[float]) -> list[float | None]:
     mean = sum(values) / len(values)
     if len(values) < 2:
@@ -106,10 +124,13 @@ def main(folders: list[str]) -> None:
         "C3": slope,
         "C6": told_and_controls("knn_share_other_both"),
         "N1": lead,
+        "N3": turned,
         "C12": lambda table: point_and_controls(table, neighbours),
     }
     answer = {}
     for claim, way in ways.items():
+        if claim == "N3" and any("transfer_target" not in table["measure"] for table in tables):
+            continue  # too few pairs
         found = [way(table) for table in tables]
         points = [point for point, _ in found]
         differences = [point - max(controls.values()) for point, controls in found]

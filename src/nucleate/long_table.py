@@ -3,7 +3,7 @@
 Whatever is judged, drawn or told of a run picks its numbers here, so that a word means the same wherever it stands.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -178,6 +178,47 @@ def deciding_measure(metrics: pl.DataFrame) -> str:
     """Whichever share of neighbours the verdict goes by: the one that has an interval beside its margin."""
     others = metrics.filter(pl.col("measure") == "knn_share_other_inputs_low")
     return "knn_share" if others.is_empty() else "knn_share_other_inputs"
+
+
+# --- states moved to another task -------------------------------------------------------------------------------------
+
+MEANS = ("mean", "mean_x2", "mean_x3")
+Shares = Mapping[tuple[int, str, str], float]  # layer, arm, control
+
+
+def shares_of(table: pl.DataFrame, measure: str, split: str) -> Shares:
+    """Of one split, wherever something was moved."""
+    rows = table.filter(pl.col("layer").is_not_null(), measure=measure, split=split)
+    return {(row["layer"], row["arm"], row["control"]): row["value"] for row in rows.iter_rows(named=True)}
+
+
+class Move(NamedTuple):
+    """A middle layer and an arm that validation chose, and what became the other task's on test."""
+
+    layer: int
+    arm: str
+    share: float
+    controls: dict[str, float]  # at the same place
+
+
+def told_move(table: pl.DataFrame, arms: Sequence[str] = MEANS) -> Move | None:
+    """Chosen is where the share is furthest above the hardest control at the same place: in late layers a move to the
+    other answer alone turns every answer, which says nothing of a move to the other task in an earlier one. The
+    embedding is no middle layer; of equals the earliest layer and the smallest strength."""
+    choosing, told = (shares_of(table, "transfer_target", split) for split in ("validation", "test"))
+
+    def controls_at(found: Shares, layer: int, arm: str) -> dict[str, float]:
+        return {name: value for (at, of, name), value in found.items() if (at, of) == (layer, arm) and name != "none"}
+
+    leads = {
+        (layer, arm): share - max(controls_at(choosing, layer, arm).values(), default=0.0)
+        for (layer, arm, control), share in choosing.items()
+        if control == "none" and layer > 0 and arm in arms and (layer, arm, "none") in told
+    }
+    if not leads:
+        return None
+    layer, arm = min(leads, key=lambda place: (-leads[place], place))
+    return Move(layer, arm, told[layer, arm, "none"], controls_at(told, layer, arm))
 
 
 # --- runs that belong together ----------------------------------------------------------------------------------------

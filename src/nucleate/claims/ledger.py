@@ -149,6 +149,7 @@ _CONTROLS = {
     "surface_instruction": "n-grams",
     "surface_prompt": "n-grams",
     "answers": "answers alone",
+    "random": "random direction",
     "neutral": "neutral words",
 }
 _LAWS = {"rows": "by rows", "tree": "packed"}
@@ -282,6 +283,7 @@ _MARKERS = {
     "surface_instruction": "^",
     "surface_prompt": "v",
     "answers": "P",
+    "random": "D",
     "neutral": "*",
 }
 _SIDE = "#e9f1f8"

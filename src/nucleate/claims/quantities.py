@@ -25,6 +25,7 @@ from nucleate.long_table import (
     late_mean,
     level_of,
     pick,
+    told_move,
     told_on_test,
 )
 
@@ -313,3 +314,27 @@ def turn_to_answers(table: pl.DataFrame, control: str = "none") -> float | None:
     output, task = (curve_of(table, Score(f"variance_{name}", "validation", None)) for name in ("output", "task"))
     gap = {epoch: output[epoch] - task[epoch] for epoch in output if epoch in task}
     return less(late_mean(gap), gap.get(0))
+
+
+def turned_answers(table: pl.DataFrame, control: str = "none") -> float | None:
+    """Answers that become another task's when its mean state is put in.
+
+    Of held-out instances that are answered as their own task: the mean state of its other instructions is taken off at
+    the input token and the other task's put there, both centred by input. Middle layer and strength (once, twice, three
+    times) are those where the share is furthest above the hardest control at the same place on validation; told on
+    test, the controls at that place as well; 0 to 1. Undefined with fewer than thirty pairs.
+    """
+    move = told_move(table)
+    return None if move is None else move.share if control == "none" else move.controls.get(control)
+
+
+def turned_by_states(table: pl.DataFrame) -> float | None:
+    """The same by a whole state of the other task."""
+    move = told_move(table, arms=("state",))
+    return None if move is None else move.share
+
+
+def transfer_kept(table: pl.DataFrame) -> float | None:
+    """On test, of all pairs of an instance and another task."""
+    rows = table.filter(measure="transfer_kept", split="test", control="none")
+    return float(rows["value"][0]) if len(rows) else None

@@ -29,7 +29,8 @@ from nucleate.long_table import (
     level_of,
 )
 
-INNER_F1 = 0.5
+INNER_F1 = 0.5  # of C8
+TURNED = 0.3  # of N3
 
 
 def verdicts_alike(
@@ -342,6 +343,22 @@ CLAIMS: tuple[Claim, ...] = (
             ),
             "variance by output, late": partial(level_of, score=Score("variance_output", "validation", None)),
             "variance by task, late": partial(level_of, score=Score("variance_task", "validation", None)),
+        },
+    ),
+    Claim(
+        id="N3",
+        sentence="The task's code is used.",
+        paper="What the paper does not ask.",
+        sizes=SIZES_OF_THE_PAPER,
+        primary=quantities.turned_answers,
+        threshold=TURNED,
+        controls=("random", "regrouped", "answers", "untrained"),
+        note="Controls are those at the same layer and strength: in the last layers a move to the other answer alone "
+        "turns nearly all, which says nothing of an earlier layer. A whole state of the other task, which any code at "
+        "that place could do, is shown beside.",
+        beside={
+            "a whole state": quantities.turned_by_states,
+            "pairs that are answered as their own task": quantities.transfer_kept,
         },
     ),
 )

@@ -152,7 +152,8 @@ def _differences(
 
 
 def _judgement(claim: Claim, group: "_RunGroup") -> Judgement:
-    tables = {run.config["seed"]: run.metrics.filter(pl.col("experiment") == group.verb) for run in group.runs}
+    asked = [group.verb, "transfer"]  # with which `learn` ends
+    tables = {run.config["seed"]: run.metrics.filter(pl.col("experiment").is_in(asked)) for run in group.runs}
     found = {seed: claim.primary(table, "none") for seed, table in tables.items()}
     measured = {seed: point for seed, point in found.items() if point is not None}
     fit = not claim.sizes or group.size in claim.sizes

@@ -10,11 +10,11 @@ from typing import Any
 
 import polars as pl
 
-from nucleate.long_table import HEADS, METHODS, PAPERS_F1, Score, best_epoch, told_on_test
+from nucleate.long_table import HEADS, METHODS, PAPERS_F1, Score, best_epoch, shares_of, told_move, told_on_test
 from nucleate.report.application_tables import ARMS, PAPER, SIDES, alignment_table, pretraining_table
 from nucleate.report.tables import CONTROLS, Table, summary_split, summary_table
 from nucleate.report.transfer_table import CONTROLS as MOVED_CONTROLS
-from nucleate.report.transfer_table import STRENGTHS, best_place, shares_of, told_split
+from nucleate.report.transfer_table import STRENGTHS, told_split
 from nucleate.runs import Run
 
 CONTROL_WORDS = {
@@ -293,13 +293,13 @@ def _measures(table: Table) -> dict[str, dict[str, float]]:
 
 
 def _moved(run: Run) -> list[str]:
-    """Strength and layer chosen on validation among the layers above the embedding, told on test beside every control,
-    each at its own best by the same rule."""
+    """Strength and layer chosen on validation among the layers above the embedding, told on test beside every control
+    at the same place."""
     rows = run.metrics.filter(pl.col("measure").is_in(["transfer_kept", "transfer_pairs"]), control="none")
     if rows.is_empty():
         return []
     split, shares = told_split(run), rows.filter(measure="transfer_kept")
-    if split != "test" or not shares_of(run, "transfer_target", "validation"):
+    if split != "test" or not shares_of(run.metrics, "transfer_target", "validation"):
         share = "none is" if shares.is_empty() else f"{percent(min(shares['value']))} are"
         count = f"{min(rows.filter(measure='transfer_pairs')['value']):.0f}"
         return [
@@ -307,29 +307,27 @@ def _moved(run: Run) -> list[str]:
             f"{share} answered as their own task, and {count} are too few to be moved."
         ]
     kept = f"{percent(shares.filter(split='test')['value'].item())} of the pairs are answered as their own task"
-    choosing, told = (shares_of(run, "transfer_target", one) for one in ("validation", "test"))
-    best = best_place(choosing, "none")
-    if best is None or best not in told:
+    best, whole = told_move(run.metrics), told_move(run.metrics, arms=("state",))
+    if best is None:
         return []
-    controls = {
-        name: told[at] for name in MOVED_CONTROLS if (at := best_place(choosing, name)) is not None and at in told
-    }
+    controls = {name: best.controls[name] for name in MOVED_CONTROLS if name in best.controls}
     hardest = max(controls, key=lambda name: controls[name], default=None)
-    layer, arm, _ = best
-    number = f"{percent(told[best])} of the answers become the other task's when {STRENGTHS[arm]} is put in its place"
-    number += f" in layer {layer} (chosen on validation)"
-    whole = best_place(choosing, "none", arms=("state",))
+    number = f"{percent(best.share)} of the answers become the other task's when {STRENGTHS[best.arm]} is put in its"
+    number += f" place in layer {best.layer} (chosen on validation)"
     sentences = [f"{number}; {kept}."]
     if hardest is not None:
         pairs = rows.filter(measure="transfer_pairs", split="test")["value"].item()
-        spread = sum(share * (1 - share) / pairs for share in (told[best], controls[hardest])) ** 0.5
-        above = told[best] - controls[hardest] > 2 * spread  # as if the pairs were independent
+        spread = sum(share * (1 - share) / pairs for share in (best.share, controls[hardest])) ** 0.5
+        above = best.share - controls[hardest] > 2 * spread  # as if the pairs were independent
         sentences[0] = ("Seen" if above else "Not seen beyond the controls") + f": {sentences[0]}"
-        sentences[0] += f" The hardest control, {MOVED_CONTROLS[hardest]}, gives {percent(controls[hardest])}"
+        sentences[0] += (
+            f" The hardest control at that place, {MOVED_CONTROLS[hardest]}, gives {percent(controls[hardest])}"
+        )
         others = [f"{MOVED_CONTROLS[name]} {percent(value)}" for name, value in controls.items() if name != hardest]
         sentences[0] += f"; {', '.join(others)}." if others else "."
-    if whole is not None and whole in told:
-        sentences[0] += f" A whole state, which any code at that place could do, turns {percent(told[whole])}."
+    if whole is not None:
+        turned = f"turns {percent(whole.share)} in layer {whole.layer}"
+        sentences[0] += f" A whole state, which any code at that place could do, {turned}."
     return sentences
 
 

@@ -1,13 +1,9 @@
 """What follows when a state is moved to another task, layer by layer, in rows of plain values."""
 
-from collections.abc import Mapping
-
-import polars as pl
-
+from nucleate.long_table import MEANS, Shares, shares_of
 from nucleate.report.tables import Cell, Table
 from nucleate.runs import Run
 
-MEANS = ("mean", "mean_x2", "mean_x3")
 STRENGTHS = {"mean": "its mean", "mean_x2": "twice its mean", "mean_x3": "three times its mean"}
 CONTROLS = {
     "random": "a random direction",
@@ -24,7 +20,7 @@ def transfer_table(run: Run) -> Table:
     header = ("layer", "mean", "x 2", "x 3", "state", *CONTROLS, "others stay")
     if split is None:
         return Table((), [])
-    target, stay = shares_of(run, "transfer_target", split), shares_of(run, "transfer_others_unchanged", split)
+    target, stay = (shares_of(run.metrics, f"transfer_{name}", split) for name in ("target", "others_unchanged"))
     layers = sorted({layer for layer, _, _ in target})
     rows: list[tuple[Cell, ...]] = []
     for layer in layers:
@@ -34,23 +30,9 @@ def transfer_table(run: Run) -> Table:
     return Table(header, rows)
 
 
-Shares = Mapping[tuple[int, str, str], float]  # layer, arm, control
-
-
-def shares_of(run: Run, measure: str, split: str) -> Shares:
-    rows = run.metrics.filter(pl.col("layer").is_not_null(), measure=measure, split=split)
-    return {(row["layer"], row["arm"], row["control"]): row["value"] for row in rows.iter_rows(named=True)}
-
-
 def told_split(run: Run) -> str | None:
     """The split that is told."""
-    return next((split for split in ("test", "validation") if shares_of(run, "transfer_target", split)), None)
-
-
-def best_place(found: Shares, control: str, arms: tuple[str, ...] = MEANS) -> tuple[int, str, str] | None:
-    """The earliest layer and smallest strength of the highest share, above the embedding."""
-    there = [place for place in found if place[0] > 0 and place[1] in arms and place[2] == control]
-    return min(there, key=lambda place: (-found[place], place), default=None)
+    return next((split for split in ("test", "validation") if shares_of(run.metrics, "transfer_target", split)), None)
 
 
 def _highest(found: Shares, layer: int, control: str) -> float | None:
