@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import nucleate
 from nucleate.config import DataSettings, configure
 from nucleate.data.dataset import Dataset, load_dataset
-from nucleate.data.inside import text_of
+from nucleate.data.inside import MARK, text_of
 from nucleate.data.synthetic import generate
 from nucleate.model.networks import word_tokenizer
 from nucleate.paper import alignment, pretraining
@@ -149,7 +149,8 @@ def test_an_input_inside_stands_between_two_symbols_of_its_instruction_always_at
     assert_all_rules_hold(inside, tmp_path)
     text, places, shares = text_of(inside), defaultdict(set), []
     for one in inside.instances:
-        words = text(one).split()
+        *words, mark = text(one).split()
+        assert mark == MARK
         place = words.index(one.input)
         assert [*words[:place], *words[place + 1 :]] == one.instruction.split()
         assert 0 < place < len(words) - 1
@@ -162,12 +163,13 @@ def test_an_input_inside_stands_between_two_symbols_of_its_instruction_always_at
 
 
 def test_what_instances_share_is_shared_and_the_last_token_is_read(inside):
-    tokenizer = word_tokenizer([*inside.vocabulary["instruction"], *inside.vocabulary["task"]])
+    tokenizer = word_tokenizer([*inside.vocabulary["instruction"], *inside.vocabulary["task"], MARK])
     text = text_of(inside)
     members = Members.of(tokenizer, inside.select("validation"), text=text)
     rows = [[*g.prefix, *branch] for g in members.groups for branch in g.branches]
     assert rows == [tokenizer(text(one))["input_ids"] for one in members.instances]
     assert len(members.groups) == len({one.instruction for one in members.instances})
+    assert all(branch[-1] == tokenizer(MARK)["input_ids"][0] for g in members.groups for branch in g.branches)
     assert all(len({branch[0] for branch in g.branches}) == len(g.branches) == 5 for g in members.groups)
     usual = Members.of(tokenizer, inside.select("validation"))
     assert Members.of(tokenizer, usual.instances, text=lambda one: f"{one.instruction} {one.input}") == usual
@@ -179,6 +181,7 @@ def test_accuracy_with_inputs_inside_is_that_of_the_saved_network_asked_prompt_b
     run, data = load_run(tmp_path / "run"), load_dataset(tmp_path / "run" / "data")
     folder, text = tmp_path / "run" / "checkpoints" / "last", text_of(data)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.unk_token_id not in tokenizer(text(data.instances[0]))["input_ids"]
     right = []
     for one in data.select("validation"):
         with torch.inference_mode():

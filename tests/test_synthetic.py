@@ -507,6 +507,7 @@ def test_several_takes_source_tasks_of_two_distributions_or_more_each(seed: int)
             ("data.subset=several", "at least 2", "data.subset=narrow"),
         ),
         ({"patterns": "short", "min_length": 13}, ("data.min_length=13", "data.max_length=12")),
+        ({"patterns": "short", "instructions": 60}, ("60 and", "3-12 symbols", "lower data.instructions")),
         ({"totals": "loose"}, ("data.totals='loose'", "kept")),
         ({"subset": "wide"}, ("data.subset='wide' is not known",)),
         ({"inputs": "sharred"}, ("data.inputs='sharred'", "did you mean 'shared'")),

@@ -68,8 +68,8 @@ class DataSettings:
     )
     input_place: str = setting(
         "after",
-        "where the input stands: after the instruction, or inside it, so that the last symbol of the instruction is "
-        "what the output follows (learn alone)",
+        "where the input stands: after the instruction, or inside it, with a mark at the end that the output follows "
+        "(learn alone)",
         choices=("after", "inside"),
     )
     pairs: int = setting(0, "source-target pairs of the alignment data (Table 7: 3)", least=0)

@@ -1,7 +1,8 @@
 """Prompts whose input stands inside the instruction (§2.1: "integrated into the instruction"), of synthetic data.
 
 The rows of such a dataset are those of any other: instruction and input apart. Only the text that a network is fed
-differs, and with it the token that the output follows, which is then the last one of the instruction.
+differs, and with it the token that the output follows: a mark, the same for all, for nothing else would tell where
+an instruction ends.
 """
 
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from typing import Protocol
 
 from nucleate.data.dataset import Dataset, is_inside
 from nucleate.data.roles import random_stream
+
+MARK = "?"  # of no alphabet
 
 
 class _Apart(Protocol):
@@ -19,8 +22,8 @@ class _Apart(Protocol):
 
 
 def text_of(dataset: Dataset) -> Callable[[_Apart], str]:
-    """The text of a prompt: the input behind one of the instruction's symbols but the last, drawn evenly for each
-    instruction and the same for all its inputs; behind all of them where the dataset does not say otherwise."""
+    """The text of a prompt: instruction and input; or, where the dataset says so, the input behind one of the
+    instruction's symbols but the last (drawn evenly for each instruction, the same for all its inputs) and a mark."""
     if not is_inside(dataset):
         return lambda one: f"{one.instruction} {one.input}"
     seed = dataset.settings["seed"]
@@ -28,6 +31,6 @@ def text_of(dataset: Dataset) -> Callable[[_Apart], str]:
     def text(one: _Apart) -> str:
         words = one.instruction.split()
         place = random_stream(seed, "input place", one.instruction).randint(1, max(1, len(words) - 1))
-        return " ".join([*words[:place], one.input, *words[place:]])
+        return " ".join([*words[:place], one.input, *words[place:], MARK])
 
     return text

@@ -19,7 +19,7 @@ from nucleate.data.roles import Roles, deal_roles, random_stream
 from nucleate.data.synthetic_settings import ALPHABET, IDEOGRAPHS, as_used, described, hard_tasks, strings_needed
 from nucleate.refusal import Refused
 
-_PATTERN_ATTEMPTS = {"usual": 200, "short": 3000}  # by data.patterns: few short ones offer enough and keep apart
+_PATTERN_ATTEMPTS = {"usual": 200, "short": 1000}  # by data.patterns: few short ones offer enough and keep apart
 
 
 @dataclass(frozen=True)
@@ -226,11 +226,14 @@ def _sample_distributions(
 def _refuse_patterns(settings: DataSettings, name: str, short: int) -> None:
     attempts = _PATTERN_ATTEMPTS[settings.patterns]
     if short > attempts // 2:
+        mend = "raise data.max_length, data.max_characters or data.max_metacharacters"
+        if settings.patterns == "short":
+            mend = "lower data.instructions, or set data.patterns=usual"
         raise Refused(
             f"data.instructions={settings.instructions} and data.validation_instructions="
             f"{settings.validation_instructions} need {strings_needed(settings)} distinct strings of "
             f"{settings.min_length}-{settings.max_length} symbols per pattern, but {short} of {attempts} "
-            "patterns drawn had fewer; raise data.max_length, data.max_characters or data.max_metacharacters"
+            f"patterns drawn had fewer; {mend}"
         )
     raise Refused(
         f"data.instruction_symbols={settings.instruction_symbols} are too few to keep "

@@ -8,8 +8,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from nucleate.config import Config
-from nucleate.data.dataset import Dataset, refuse_inside
-from nucleate.data.inside import text_of
+from nucleate.data.dataset import Dataset, is_inside, refuse_inside
+from nucleate.data.inside import MARK, text_of
 from nucleate.model.architectures import FAMILIES, Shape, fresh_network
 from nucleate.model.networks import word_tokenizer
 from nucleate.refusal import Refused
@@ -19,6 +19,7 @@ def make_network(
     config: Config, dataset: Dataset, *, device: str, words: Sequence[str] = ()
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """A fresh network for the symbols of a dataset and further `words`; equal seeds give equal weights."""
+    words = [*words, MARK] if is_inside(dataset) else words
     tokenizer = word_tokenizer([*dataset.vocabulary["instruction"], *dataset.vocabulary["task"], *words])
     settings = asdict(config.model)
     architecture = settings.pop("architecture")
@@ -32,7 +33,8 @@ def make_network(
 
 def _positions(dataset: Dataset) -> int:
     """Longest sequence + 4, at most 64."""
-    longest = max(len(f"{i.instruction} {i.input} {i.output}".split()) for i in dataset.instances)
+    text = text_of(dataset)
+    longest = max(len(f"{text(i)} {i.output}".split()) for i in dataset.instances)
     return max(longest, min(64, longest + 4))
 
 
