@@ -293,11 +293,14 @@ def test_shifts_are_differences_of_means_that_are_taken_one_by_one(drawn):
         some = [point for place, point in points.items() if wanted(place)]
         return np.mean(some, axis=0) if some else np.full(7, np.nan)
 
+    def apart(place, own, given):
+        return known.instruction[place] != own and known.input[place] != given
+
     for n, (i, source, target) in enumerate(zip(pairs.instance, pairs.source, pairs.target, strict=True)):
         own = held.instruction[i]
         for tasks, shift in ((known.task, found), (deals[which[n]], regrouped)):
             one, other = (
-                mean(lambda p, t=t, tasks=tasks, own=own: tasks[p] == t and known.instruction[p] != own)
+                mean(lambda p, t=t, tasks=tasks, mine=(own, held.input[i]): tasks[p] == t and apart(p, *mine))
                 for t in (source, target)
             )
             np.testing.assert_allclose(shift[n], other - one, atol=1e-5)

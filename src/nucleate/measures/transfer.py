@@ -88,7 +88,7 @@ class CentredStates:
 
     def task_shift(self, pairs: Pairs, held: Labels) -> np.ndarray:
         """The mean of the target's instances less that of the source's, in either without the instruction that is
-        moved."""
+        moved and without its input, whose right answer it would tell."""
         return self._shift(pairs, held, self.labels.task)
 
     def regrouped_shift(self, pairs: Pairs, held: Labels, deals: np.ndarray, *, seed: int) -> np.ndarray:
@@ -104,37 +104,26 @@ class CentredStates:
     def answer_shift(self, pairs: Pairs, held: Labels, known: Labels) -> np.ndarray:
         """The mean state of instances with the target's output, less the same for the source's; of neither task and
         with other inputs."""
-        names, cell = np.unique(
-            np.stack([self.labels.output, self.labels.task, self.labels.input]), axis=1, return_inverse=True
+        apart = self.labels.input != held.input[pairs.instance][:, None]  # (pair, point)
+        for task in (pairs.source, pairs.target):
+            apart &= self.labels.task != task[:, None]
+        theirs, own = known.output[pairs.donor], held.output[pairs.instance]
+        return self._mean(apart & (self.labels.output == theirs[:, None])) - self._mean(
+            apart & (self.labels.output == own[:, None])
         )
-        sums, counts = _sums(self.points, cell.reshape(-1), names.shape[1])
-        output, task, given = names
-        allowed = (task != pairs.source[:, None]) & (task != pairs.target[:, None])
-        allowed &= given != held.input[pairs.instance][:, None]  # (pair, cell)
-
-        def mean(wanted: np.ndarray) -> np.ndarray:
-            chosen = csr_array((allowed & (output == wanted[:, None])).astype(np.float64))
-            return _divided(chosen @ sums, chosen @ counts)
-
-        return mean(known.output[pairs.donor]) - mean(held.output[pairs.instance])
 
     def _shift(self, pairs: Pairs, held: Labels, tasks: np.ndarray) -> np.ndarray:
-        own = held.instruction[pairs.instance]
-        return self._mean(tasks, pairs.target, own) - self._mean(tasks, pairs.source, own)
+        apart = self.labels.instruction != held.instruction[pairs.instance][:, None]  # (pair, point)
+        apart &= self.labels.input != held.input[pairs.instance][:, None]
+        return self._mean(apart & (tasks == pairs.target[:, None])) - self._mean(
+            apart & (tasks == pairs.source[:, None])
+        )
 
-    def _mean(self, tasks: np.ndarray, wanted: np.ndarray, without: np.ndarray) -> np.ndarray:
-        """(pair, width) the mean of a task's points but for those of one instruction."""
-        count = int(max(tasks.max(initial=0), wanted.max(initial=0))) + 1
-        sums, counts = _sums(self.points, tasks, count)
-        names, cell = np.unique(np.stack([tasks, self.labels.instruction]), axis=1, return_inverse=True)
-        parts, sizes = _sums(self.points, cell.reshape(-1), names.shape[1])
-        number = {pair: place for place, pair in enumerate(zip(*names.tolist(), strict=True))}
-        at = np.array([number.get(pair, -1) for pair in zip(wanted.tolist(), without.tolist(), strict=True)], dtype=int)
-        there = at >= 0
-        total, size = sums[wanted], counts[wanted]
-        total[there] -= parts[at[there]]
-        size[there] -= sizes[at[there]]
-        return _divided(total, size)
+    def _mean(self, members: np.ndarray) -> np.ndarray:
+        """(pair, width) the mean of the points that are members (pair, point)."""
+        chosen, size = csr_array(members.astype(np.float64)), members.sum(axis=1)[:, None]
+        total = chosen @ self.points
+        return np.divide(total, size, out=np.full(total.shape, np.nan), where=size > 0)
 
 
 def random_shift(shift: np.ndarray, *, seed: int) -> np.ndarray:
@@ -146,16 +135,6 @@ def random_shift(shift: np.ndarray, *, seed: int) -> np.ndarray:
 def is_there(shift: np.ndarray) -> np.ndarray:
     """(pair,) bool: the shifts that there are."""
     return ~np.isnan(shift).any(axis=1)
-
-
-def _sums(points: np.ndarray, code: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """(class, width) sums of the points of each class, and (class,) how many they are."""
-    member = csr_array((np.ones(len(code)), (code, np.arange(len(code)))), shape=(classes, len(code)))
-    return member @ points, np.bincount(code, minlength=classes).astype(np.float64)
-
-
-def _divided(total: np.ndarray, size: np.ndarray) -> np.ndarray:
-    return np.divide(total, size[:, None], out=np.full(total.shape, np.nan), where=size[:, None] > 0)
 
 
 # --- what came of it --------------------------------------------------------------------------------------------------
