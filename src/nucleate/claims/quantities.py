@@ -320,9 +320,9 @@ def turned_answers(table: pl.DataFrame, control: str = "none") -> float | None:
     """Answers that become another task's when its mean state is put in.
 
     Of held-out instances that are answered as their own task: the mean state of its other instructions and inputs is
-    taken off at the input token and the other task's put there, both centred by input. Middle layer and strength (once, twice, three
-    times) are those where the share is furthest above the hardest control at the same place on validation; told on
-    test, the controls at that place as well; 0 to 1. Undefined with fewer than thirty pairs.
+    taken off at the input token and the other task's put there, both centred by input. Middle layer and strength (once,
+    twice, three times) are those where the share is furthest above the hardest control at the same place on validation;
+    told on test, the controls at that place as well; 0 to 1. Undefined with fewer than thirty pairs.
     """
     move = told_move(table)
     return None if move is None else move.share if control == "none" else move.controls.get(control)
