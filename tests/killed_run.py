@@ -82,7 +82,7 @@ def main(folder: Path) -> int:
             if moment % 4 == 3:
                 die_at_step(1 + 4 * moment)
             else:
-                die_at_file(2 + 3 * moment, before=moment % 2 == 0)
+                die_at_file(2 + 5 * moment // 2, before=moment % 2 == 0)  # how often a run saves depends on time
             learn(config, out)
 
         died = in_a_child(killed)

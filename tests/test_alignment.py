@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 import torch
 
-from nucleate.claims.quantities import chosen_model, smallest_relief
+from nucleate.claims.applications import chosen_model, lowest_source_accuracy, relief
 from nucleate.cli import main
 from nucleate.config import configure
 from nucleate.data.synthetic import generate
@@ -57,7 +57,8 @@ def test_the_run_folder_holds_table_2_its_curves_and_the_network_before(aligned)
         curve = rows.filter(pl.col("measure") == "accuracy_drop", pl.col("epoch").is_not_null()).sort("epoch")
         assert curve["epoch"].to_list() == [0, 1, 2]
         assert curve["value"][0] == 0
-    assert smallest_relief(table) is not None
+    assert relief(table, worse="head", better=("linear_switch", "mlp_switch")) is not None
+    assert lowest_source_accuracy(table) is not None
     assert (aligned / "figures" / "figure_alignment.svg").is_file()
     assert (aligned / "page.html").is_file()
 
