@@ -19,9 +19,10 @@ from nucleate.refusal import Refused
 from nucleate.report.figures import draw_figures
 from nucleate.report.sentences import sentences_of
 from nucleate.report.transfer_figure import transfer_figure
-from nucleate.report.transfer_table import transfer_table
+from nucleate.report.transfer_table import CONTROLS, STRENGTHS, transfer_table
 from nucleate.runs import METRICS, load_run
 from test_families import tiny, words
+from test_guides import options_of
 from test_transfer import SPLITS, TOKENIZER, instances
 
 
@@ -254,3 +255,11 @@ def test_a_share_that_a_few_pairs_make_is_not_called_seen(moved):
         changed = pl.when(is_target).then(share).when(pl.col("measure") == "transfer_target").then(0.0)
         run.__dict__["metrics"] = load_run(moved).metrics.with_columns(value=changed.otherwise(pl.col("value")))
         assert sentences_of(run)[0].startswith(beginning)
+
+
+def test_the_guide_tells_every_option_arm_and_control():
+    guide = (Path(__file__).parents[1] / "docs" / "guides" / "transfer.md").read_text(encoding="utf-8")
+    told = {*STRENGTHS, "state", *CONTROLS, "transfer_kept", "transfer_likelier", "transfer_others_unchanged"}
+    assert [name for name in sorted(told) if f"`{name}`" not in guide] == []
+    own = {"--help", "-h", "--out"}
+    assert [option for option in sorted(options_of("transfer") - own) if option not in guide] == []
