@@ -13,6 +13,7 @@ from nucleate.measures.baselines import (
     RIDGE,
     InputMeans,
     LinearProbe,
+    answer_features,
     averaged,
     explained_variance,
     regrouped_tasks,
@@ -136,6 +137,16 @@ def test_surface_rows_have_length_one_unknown_text_is_zero_and_the_number_of_fea
     assert np.array_equal(surface_features(texts, texts[:5]), features[:5])
     monkeypatch.setattr(baselines, "MOST_FEATURES", 50)
     assert surface_features(texts, texts[:3]).shape == (3, 50)
+
+
+def test_answers_are_coded_side_by_side_and_as_pairs_and_the_rarest_are_zeros(monkeypatch):
+    inputs, outputs = np.array([0, 0, 1, 1, 2]), np.array([7, 7, 7, 9, 9])
+    apart, pairs = answer_features(inputs, outputs)
+    assert apart.tolist() == [[1, 0, 0, 1, 0], [1, 0, 0, 1, 0], [0, 1, 0, 1, 0], [0, 1, 0, 0, 1], [0, 0, 1, 0, 1]]
+    assert pairs.tolist() == [[1, 0, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+    monkeypatch.setattr("nucleate.measures.baselines.MOST_FEATURES", 1)
+    apart, pairs = answer_features(inputs, outputs)
+    assert apart.tolist() == [[1, 1], [1, 1], [0, 1], [0, 0], [0, 0]] and pairs[:, 0].tolist() == [1, 1, 0, 0, 0]
 
 
 def test_surface_symbols_are_told_apart_by_case():
