@@ -218,8 +218,12 @@ def test_claims_without_a_run_are_listed_as_not_run(worlds):
 
 def test_a_run_without_the_rows_gives_no_point_and_no_verdict(tmp_path):
     found = judge(runs(tmp_path, "learn", [True] * 5, change=lambda rows: rows[:1]))
-    assert {one.verdict for one in found} == {"undefined"}
-    assert all("not measured" in one.reason for one in found)
+    undefined = {one.claim for one in found if one.verdict == "undefined"}
+    assert undefined == {"C9", "C10", "C11a", "C11b", "N3"} and {one.verdict for one in found} == {
+        "undefined",
+        "undecided",
+    }
+    assert all("undefined for seeds 5, 6, 7, 8, 9" in one.reason for one in found if one.verdict == "undecided")
     assert all(one.estimate is None and one.low is None and not one.points for one in found)
 
 
@@ -451,7 +455,8 @@ def test_the_lead_counts_from_where_each_stays_above_half():
 
     assert quantities.clustering_lead(table(f1)) == 21 - 10
     assert quantities.clustering_lead(table({epoch: f1[epoch] for epoch in range(0, 101, 20)})) == 40 - 20
-    assert quantities.stays_above_half({0: 1.0, 1: 0.2, 2: 0.4}) == 2
+    assert quantities.stays_above_half({0: 0.4, 1: 0.45, 2: 0.7, 3: 0.8}) == 2  # half of the rise, not of the level
+    assert quantities.stays_above_half({0: 1.0, 1: 0.2, 2: 0.4}) is None
     late = {epoch: 0.5 * (epoch >= 95) for epoch in range(101)}
     assert quantities.clustering_lead(table(late)) == 21 - 95
 

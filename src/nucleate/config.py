@@ -188,7 +188,7 @@ class Config:
     """All settings of one run."""
 
     size: str = setting("paper", "the size that the settings began with")
-    seed: int = setting(100, "the root of every random stream (0-4 are kept for the judged runs)", least=0)
+    seed: int = setting(100, "the root of every random stream (0-9 are kept for the judged runs)", least=0)
     device: str = setting(
         "auto", "where to compute: auto (cuda if there is one), cpu or cuda", choices=("auto", "cpu", "cuda")
     )

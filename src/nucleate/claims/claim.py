@@ -40,6 +40,7 @@ class Claim:
     controls: tuple[str, ...] = ()
     beside: Mapping[str, Callable[[pl.DataFrame], float | None]] = field(default_factory=dict)
     only: tuple[str, ...] = ()  # the only sizes that it is about, judged or not; empty: any
+    may_never_come: bool = False  # undefined for a network that has not learnt, or where the event never happens
     as_at_256: tuple[str, ...] = ()  # the claims whose verdicts at size small it compares with
 
     @property

@@ -172,9 +172,9 @@ minus its hardest control). **Fails**: at least five judged seeds, all on the wr
 ahead of its hardest control. **Undefined**: at least five judged seeds, and of none is there a number, because the
 network has not learnt or the event never happens. **Undecided**: anything else. *Late* is the mean over the measured
 epochs in the last tenth; a *middle* layer is any but the first and the last, chosen on validation and told on test,
-each control at a layer of its own. *Right answers* are states that hold nothing but the input and the right output.
-*Exploratory* rows are shown and never judged. A training step holds instances drawn one by one (*by rows*) or whole
-instructions with their inputs (*packed*, which `--fast` asks for).
+each control at a layer of its own (of N3 at the same layer and strength). *Right answers* are states that hold
+nothing but the input and the right output. *Exploratory* rows are shown and never judged. A training step holds
+instances drawn one by one (*by rows*) or whole instructions with their inputs (*packed*, which `--fast` asks for).
 """
 
 

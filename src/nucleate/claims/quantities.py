@@ -203,9 +203,10 @@ def accuracy_epoch(table: pl.DataFrame, split: str, share: float) -> int | None:
 def clustering_lead(table: pl.DataFrame, control: str = "none") -> float | None:
     """Epochs by which clustering is half done before accuracy is.
 
-    The epochs from which each stays above half of its late level, both on test at the measured epochs: the accuracy,
-    and the F1 of centred clusters in the middle layer that validation chooses. Negative where clustering comes after.
-    Undefined for a network that has not learnt.
+    The epochs from which each stays above half of its rise, from before the first step to its late level: the accuracy,
+    and the F1 of centred clusters in the middle layer that validation chooses, both on test at the measured epochs.
+    Negative where clustering comes after. Half of the rise and not of the level, because an untrained network's F1 is
+    about half of any late one. Undefined for a network that has not learnt, and where the clustering never rises.
     """
     score = Score("f1", "test", "task", ("centred",))
     told = told_on_test(table, score)
@@ -219,12 +220,13 @@ def clustering_lead(table: pl.DataFrame, control: str = "none") -> float | None:
 
 
 def stays_above_half(curve: Mapping[int, float]) -> int | None:
-    """The first epoch from which on a curve is above half of its late level."""
+    """The first epoch from which on a curve is above half of its rise from the first level to the late one."""
     late = late_mean(curve)
-    if late is None:
+    if late is None or late <= curve[min(curve)]:
         return None
-    below = [epoch for epoch, value in curve.items() if value <= late / 2]
-    return min((epoch for epoch in curve if not below or epoch > max(below)), default=None)
+    half = (curve[min(curve)] + late) / 2
+    below = [epoch for epoch, value in curve.items() if value <= half]
+    return min((epoch for epoch in curve if epoch > max(below)), default=None)
 
 
 def has_learnt(table: pl.DataFrame) -> bool:

@@ -29,7 +29,7 @@ from nucleate.long_table import (
     level_of,
 )
 
-INNER_F1 = 0.5  # of C8
+INNER_F1, INNER_MAPPING_F1 = 0.5, 0.65  # of C8a and C8b
 TURNED = 0.3  # of N3
 
 
@@ -143,6 +143,9 @@ CLAIMS: tuple[Claim, ...] = (
         "the same task whatever the network knows of tasks, so another input is asked for as well as another "
         "distribution.",
         beside={
+            "share of unseen instances whose task has such a neighbour": partial(
+                level_of, score=Score("knn_share_other_both_kept", "test", "task", ("centred",))
+            ),
             "the same in the last layer, raw": partial(level_of, score=Score("knn_share_other_both", "test")),
             "of other distributions, any input, last layer, raw": partial(
                 level_of, score=Score("knn_share_other_distributions", "test")
@@ -191,9 +194,10 @@ CLAIMS: tuple[Claim, ...] = (
         "structures within the task-specific clusters",
         sizes=SIZES_OF_THE_PAPER,
         primary=quantities.late_f1_distribution_mappings,
-        threshold=INNER_F1,
-        controls=("untrained", "shuffled", *TEXT),
-        note="The bar was set by networks of seeds 100 and 101.",
+        threshold=INNER_MAPPING_F1,
+        controls=("untrained", "shuffled", *TEXT, "answers"),
+        note="Right answers alone, which know of no distribution, score about 0.6, since a pair of input and output "
+        "names its mapping. The bar is above that.",
         beside={
             "ARI of distribution-mappings within tasks": partial(quantities.ari_within, labels="distribution_mapping"),
         },
@@ -204,6 +208,7 @@ CLAIMS: tuple[Claim, ...] = (
         paper="the task accuracy remains around zero for the first few epochs on both training subsets and validation "
         "set before abruptly beginning to rise thereafter, despite continuous improvements in training loss",
         sizes=SIZES_OF_THE_PAPER,
+        may_never_come=True,
         primary=quantities.waiting_share,
         threshold=0.1,
         note="The threshold is the most that a straight rise from the level of guesses can give.",
@@ -221,6 +226,7 @@ CLAIMS: tuple[Claim, ...] = (
         paper="the model initially learns task identification through the evolved clustering process [...], enabling "
         "it to subsequently learn to solve different tasks successfully",
         sizes=SIZES_OF_THE_PAPER,
+        may_never_come=True,
         primary=quantities.clustering_lead,
         threshold=0.0,
         note="The comparison is part of the quantity. Centred states of a middle layer, because the last layer's "
@@ -238,6 +244,7 @@ CLAIMS: tuple[Claim, ...] = (
         paper="the persistence and even improvement of the clustering phenomenon long after the early stopping point "
         "[...] In addition, the early stop point is close to when the clustering performance starts to saturate.",
         sizes=SIZES_OF_THE_PAPER,
+        may_never_come=True,
         primary=quantities.persistence,
         threshold=-0.05,
         note="At most a twentieth of the scale is lost.",
@@ -251,6 +258,7 @@ CLAIMS: tuple[Claim, ...] = (
         paper="the persistence and even improvement of the clustering phenomenon long after the early stopping point "
         "[...] In addition, the early stop point is close to when the clustering performance starts to saturate.",
         sizes=SIZES_OF_THE_PAPER,
+        may_never_come=True,
         primary=quantities.best_epoch_to_saturation,
         direction="below",
         threshold=0.1,
@@ -303,6 +311,7 @@ CLAIMS: tuple[Claim, ...] = (
         paper="We also confirm a similar clustering phenomenon and various trends we have discovered so far on a "
         "smaller model with a small hidden dimension of 32 and a larger model with a large hidden dimension of 2048.",
         sizes=("narrow", "large"),
+        may_never_come=True,
         primary=verdicts_alike,
         threshold=0.99,
         note="The verdicts of C1, C3, C12 and C13 are compared with those at width 256 of the same call; undecided "
@@ -313,7 +322,7 @@ CLAIMS: tuple[Claim, ...] = (
     *OF_APPLICATIONS,
     Claim(
         id="N1",
-        sentence="A middle layer codes the task, not the answer.",
+        sentence="A middle layer tells tasks apart, beyond right answers.",
         paper="What the paper does not ask.",
         sizes=SIZES_OF_THE_PAPER,
         primary=quantities.lead_of_centred_f1,
@@ -350,12 +359,13 @@ CLAIMS: tuple[Claim, ...] = (
         sentence="The task's code is used.",
         paper="What the paper does not ask.",
         sizes=SIZES_OF_THE_PAPER,
+        may_never_come=True,
         primary=quantities.turned_answers,
         threshold=TURNED,
         controls=("random", "regrouped", "answers", "untrained"),
-        note="Controls are those at the same layer and strength: in the last layers a move to the other answer alone "
-        "turns nearly all, which says nothing of an earlier layer. A whole state of the other task, which any code at "
-        "that place could do, is shown beside.",
+        note="Controls are those at the same layer and strength: in the last layers, or with more strength, a move to "
+        "the other answer alone turns nearly all, which says nothing of this place. A whole state of the other task, "
+        "which any code there could do, is shown beside.",
         beside={
             "a whole state": quantities.turned_by_states,
             "pairs that are answered as their own task": quantities.transfer_kept,

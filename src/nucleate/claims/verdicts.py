@@ -171,9 +171,9 @@ def _judgement(claim: Claim, group: "_RunGroup") -> Judgement:
     undefined = sorted(judged - set(points))
     verdict: Verdict = "undecided"
     unknown = len(judged) >= LEAST_SEEDS > len(points)  # though enough were run
-    if unknown and not points:
+    if unknown and not points and claim.may_never_come:
         verdict = "undefined"
-        reason = "of no seed is there a number: it has not learnt, the event never happens, or it was not measured"
+        reason = "of no seed is there a number: the network has not learnt, or the event never happens"
     elif unknown:
         reason = f"undefined for seed{'s' * (len(undefined) > 1)} {', '.join(map(str, undefined))}"
     elif judged:

@@ -115,7 +115,7 @@ _IN_THE_MIDDLE = (  # score, what is not seen where a control does as well, what
 
 
 def _told(run: Run, score: Score, nothing: str, words: str) -> str | None:
-    """A middle layer is chosen on validation and told on test, for each control as well."""
+    """Late in training; a middle layer is chosen on validation and told on test, for each control one of its own."""
     score = score._replace(experiment="learn")
     told = told_on_test(run.metrics, score)
     if told is None:
@@ -125,7 +125,7 @@ def _told(run: Run, score: Score, nothing: str, words: str) -> str | None:
     measured = [level for level in row.values() if level is not None]
     row |= {"value": told.value, "margin": told.value - max(measured) if measured else None}
     controls, digits = _controls(row, counted=("untrained", *CONTROLS))
-    number = f"{percent(told.value, digits)} {words}: layer {told.layer}, chosen on validation and told on test"
+    number = f"{percent(told.value, digits)} {words}, late: layer {told.layer}, chosen on validation and told on test"
     if not controls:
         return f"{number}; no control was measured."
     verdict = "Seen" if _is_above(row) else f"Not seen beyond the controls: {nothing}"
@@ -143,6 +143,8 @@ def _seen_or_not(layers: Sequence[Mapping[str, Any]], nothing: str, words: str) 
     answers = layers[-1].get("answers")
     if answers is None:
         return told
+    if verdict == "Seen" and answers >= layers[-1]["value"]:
+        told = told.replace("Seen:", "Seen, as right answers alone would show it:", 1)
     return f"{told} Right answers alone, without any task, give {percent(answers, digits)}."
 
 
