@@ -20,7 +20,8 @@ _MEASURE, _SPACE, _LABELS = pl.col("measure"), pl.col("space"), pl.col("labels")
 _IS_CLUSTERED = _MEASURE.is_in(["f1", "ari", "ami", "ari_within_tasks"])
 LEFT_OUT: tuple[pl.Expr, ...] = (
     _MEASURE.is_in(["f1_purity", "f1_matched", "f1_pairwise", "f1_bcubed"]),  # other readings of F1
-    _MEASURE.str.contains(r"^knn_.*(_k5|_kept|_(inputs|distributions)_k\d+|accuracy_k\d+)$"),  # other values of K
+    _MEASURE.str.contains(r"^knn_.*(_k5|_kept|_(inputs|distributions)_k\d+|accuracy_k\d+)$")  # other values of K
+    & (_MEASURE != "knn_share_other_both_kept"),
     _MEASURE.str.contains(r"^knn_share_k\d+$") & (pl.col("control") != "none"),
     _IS_CLUSTERED & (pl.col("split") == "test") & ((_MEASURE == "ami") | (_LABELS != "task")),
     _IS_CLUSTERED & _SPACE.is_in(["centred", "averaged"]) & ((_MEASURE == "ami") | (_LABELS != "task")),
