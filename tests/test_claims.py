@@ -223,7 +223,7 @@ def test_a_run_without_the_rows_gives_no_point_and_no_verdict(tmp_path):
         "undefined",
         "undecided",
     }
-    assert all("undefined for seeds 5, 6, 7, 8, 9" in one.reason for one in found if one.verdict == "undecided")
+    assert all("not measured for seeds 5, 6, 7, 8, 9" in one.reason for one in found if one.verdict == "undecided")
     assert all(one.estimate is None and one.low is None and not one.points for one in found)
 
 

@@ -17,6 +17,24 @@ def _relief(worse: str, better: tuple[str, ...]) -> Quantity:
     return quantity
 
 
+_PRETRAINING = (
+    "our method not only converges faster but also achieves higher task accuracy on the validation set during the "
+    "fine-tuning process than the other two settings"
+)
+_ALIGNMENT = (
+    "all methods achieve perfect performance for the updated source tasks on a validation set, but the direct "
+    "fine-tuning undergoes significant performance drops on other tasks"
+)
+_FORGETS_LESS = (  # claim, sentence, the method that loses more, those that lose less
+    (
+        "C18b",
+        "The switches cost the other tasks less than the language head.",
+        "head",
+        ("linear_switch", "mlp_switch"),
+    ),
+    ("C18c", "The language head costs them less than direct fine-tuning.", "direct", ("head",)),
+    ("C18d", "The MLP switch costs them less than the linear one.", "linear_switch", ("mlp_switch",)),
+)
 OF_APPLICATIONS: tuple[Claim, ...] = (
     Claim(
         id="C15",
@@ -40,8 +58,7 @@ OF_APPLICATIONS: tuple[Claim, ...] = (
     Claim(
         id="C16",
         sentence="Task-id pre-training converges faster.",
-        paper="our method not only converges faster but also achieves higher task accuracy on the validation set "
-        "during the fine-tuning process than the other two settings",
+        paper=_PRETRAINING,
         experiment="pretrain",
         sizes=("small",),
         primary=applications.area_gain,
@@ -56,8 +73,7 @@ OF_APPLICATIONS: tuple[Claim, ...] = (
     Claim(
         id="C17",
         sentence="And ends higher.",
-        paper="our method not only converges faster but also achieves higher task accuracy on the validation set "
-        "during the fine-tuning process than the other two settings",
+        paper=_PRETRAINING,
         experiment="pretrain",
         sizes=("small",),
         primary=applications.final_accuracy_gain,
@@ -69,8 +85,7 @@ OF_APPLICATIONS: tuple[Claim, ...] = (
     Claim(
         id="C18a",
         sentence="Every alignment fixes the source tasks.",
-        paper="all methods achieve perfect performance for the updated source tasks on a validation set, but the "
-        "direct fine-tuning undergoes significant performance drops on other tasks",
+        paper=_ALIGNMENT,
         experiment="align",
         sizes=SIZES_OF_THE_PAPER,
         primary=applications.lowest_source_accuracy,
@@ -81,49 +96,22 @@ OF_APPLICATIONS: tuple[Claim, ...] = (
             for arm in METHODS
         },
     ),
-    Claim(
-        id="C18b",
-        sentence="The switches cost the other tasks less than the language head.",
-        paper="all methods achieve perfect performance for the updated source tasks on a validation set, but the "
-        "direct fine-tuning undergoes significant performance drops on other tasks",
-        experiment="align",
-        sizes=SIZES_OF_THE_PAPER,
-        primary=_relief("head", ("linear_switch", "mlp_switch")),
-        threshold=0.0,
-        note="The paper's drops, from one run each: direct 0.210, head 0.120, linear switch 0.087, MLP switch 0.080.",
-        beside={
-            f"accuracy_drop, {arm}": partial(applications.chosen_model, arm=arm, measure="accuracy_drop")
-            for arm in METHODS
-        },
-    ),
-    Claim(
-        id="C18c",
-        sentence="The language head costs them less than direct fine-tuning.",
-        paper="all methods achieve perfect performance for the updated source tasks on a validation set, but the "
-        "direct fine-tuning undergoes significant performance drops on other tasks",
-        experiment="align",
-        sizes=SIZES_OF_THE_PAPER,
-        primary=_relief("direct", ("head",)),
-        threshold=0.0,
-        note="The paper's drops, from one run each: direct 0.210, head 0.120, linear switch 0.087, MLP switch 0.080.",
-        beside={
-            f"accuracy_drop, {arm}": partial(applications.chosen_model, arm=arm, measure="accuracy_drop")
-            for arm in METHODS
-        },
-    ),
-    Claim(
-        id="C18d",
-        sentence="The MLP switch costs them less than the linear one.",
-        paper="all methods achieve perfect performance for the updated source tasks on a validation set, but the "
-        "direct fine-tuning undergoes significant performance drops on other tasks",
-        experiment="align",
-        sizes=SIZES_OF_THE_PAPER,
-        primary=_relief("linear_switch", ("mlp_switch",)),
-        threshold=0.0,
-        note="The paper's drops, from one run each: direct 0.210, head 0.120, linear switch 0.087, MLP switch 0.080.",
-        beside={
-            f"accuracy_drop, {arm}": partial(applications.chosen_model, arm=arm, measure="accuracy_drop")
-            for arm in METHODS
-        },
+    *(
+        Claim(
+            id=name,
+            sentence=sentence,
+            paper=_ALIGNMENT,
+            experiment="align",
+            sizes=SIZES_OF_THE_PAPER,
+            primary=_relief(worse, better),
+            threshold=0.0,
+            note="The paper's drops, from one run each: direct 0.210, head 0.120, linear switch 0.087, MLP switch "
+            "0.080.",
+            beside={
+                f"accuracy_drop, {arm}": partial(applications.chosen_model, arm=arm, measure="accuracy_drop")
+                for arm in METHODS
+            },
+        )
+        for name, sentence, worse, better in _FORGETS_LESS
     ),
 )

@@ -175,7 +175,8 @@ def _judgement(claim: Claim, group: "_RunGroup") -> Judgement:
         verdict = "undefined"
         reason = "of no seed is there a number: the network has not learnt, or the event never happens"
     elif unknown:
-        reason = f"undefined for seed{'s' * (len(undefined) > 1)} {', '.join(map(str, undefined))}"
+        lacking = "undefined" if claim.may_never_come else "not measured"
+        reason = f"{lacking} for seed{'s' * (len(undefined) > 1)} {', '.join(map(str, undefined))}"
     elif judged:
         verdict, reason = decide(claim, points, controls)
     elif not fit:

@@ -4,7 +4,7 @@ Of one run, or of several that differ in their seed alone: then a line is their 
 highest.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,47 +67,42 @@ def clustering_figure(runs: Sequence[Run], measures: Sequence[str], **of: str) -
 
 def neighbours_figure(runs: Sequence[Run]) -> Figure | None:
     """Same-task share of the nearest training instances; accuracy of answering as they do (Figures 4, 8, 10)."""
-    drawn = {
+    plots = {
         "same-task share of the K nearest": _LayerPlot(runs, measure="knn_share", split="validation", labels="task"),
         "KNN accuracy": _LayerPlot(runs, measure="knn_accuracy", split="validation", labels="task"),
     }
-    drawn = {words: panel for words, panel in drawn.items() if panel}
-    if not drawn:
-        return None
-    figure = Figure(figsize=(WIDTH, 3.7), layout="constrained")
-    axes = figure.subplots(1, len(drawn), sharey=True, squeeze=False)
-    for place, (words, panel) in enumerate(drawn.items()):
-        panel.draw(axes[0, place])
-        axes[0, place].set_title(f"({'ab'[place]}) {words}")
-        axes[0, place].set_xlabel("epoch")
-    axes[0, 0].set_ylabel("share, accuracy")
-    _limits(axes, drawn.values())
     note = "Neighbours of unseen instances (validation) among all training instances: K = 10, Euclidean, raw states."
-    _legend(figure, drawn.values(), note, spread_note(runs))
-    return figure
+    return _in_a_row(runs, plots, "share, accuracy", note, height=3.7)
 
 
 def variance_figure(runs: Sequence[Run]) -> Figure | None:
     """What the states are made of: the share of their variance between inputs, between tasks and between outputs."""
-    drawn = {
-        name: _LayerPlot(runs, measure=f"variance_{name}", split="validation", labels=None)
+    plots = {
+        f"between {name}s": _LayerPlot(runs, measure=f"variance_{name}", split="validation", labels=None)
         for name in ("input", "task", "output")
     }
-    drawn = {name: panel for name, panel in drawn.items() if panel}
-    if not drawn:
-        return None
-    figure = Figure(figsize=(WIDTH, 3.3), layout="constrained")
-    axes = figure.subplots(1, len(drawn), sharey=True, squeeze=False)
-    for place, (name, panel) in enumerate(drawn.items()):
-        panel.draw(axes[0, place])
-        axes[0, place].set_title(f"({'abc'[place]}) between {name}s")
-        axes[0, place].set_xlabel("epoch")
-    axes[0, 0].set_ylabel("share of the variance")
-    _limits(axes, drawn.values())
     note = (
         "Raw states at the input token, validation. The shares overlap, as input and task together name the output;\n"
         "they are not corrected for the number of classes, so that epochs and layers compare and panels hardly do."
     )
+    return _in_a_row(runs, plots, "share of the variance", note, height=3.3)
+
+
+def _in_a_row(
+    runs: Sequence[Run], plots: Mapping[str, "_LayerPlot"], measured: str, note: str, *, height: float
+) -> Figure | None:
+    """One plot beside the other, by their titles; None where nothing was measured."""
+    drawn = {title: plot for title, plot in plots.items() if plot}
+    if not drawn:
+        return None
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    axes = figure.subplots(1, len(drawn), sharey=True, squeeze=False)
+    for place, (title, plot) in enumerate(drawn.items()):
+        plot.draw(axes[0, place])
+        axes[0, place].set_title(f"({'abc'[place]}) {title}")
+        axes[0, place].set_xlabel("epoch")
+    axes[0, 0].set_ylabel(measured)
+    _limits(axes, drawn.values())
     _legend(figure, drawn.values(), note, spread_note(runs))
     return figure
 
