@@ -90,8 +90,12 @@ def _states(true: bool, shift: float, split: str, epoch: int, layer: int, grown:
         ]
     rows += _centred(true, shift, here, grown)
     last = grown * (layer == LAYERS) * true
-    for name, value in (("output", 0.2 + 0.5 * last + shift), ("task", 0.4 - 0.2 * last)):
-        rows.append({**here, "measure": f"variance_{name}", "space": "raw", "value": value})
+    for name, control, value in (
+        ("output", "none", 0.2 + 0.5 * last + shift),
+        ("output", "shuffled", 0.2),
+        ("task", "none", 0.4 - 0.2 * last),
+    ):
+        rows.append({**here, "measure": f"variance_{name}", "control": control, "space": "centred", "value": value})
     task = {**here, "labels": "task", "space": "raw"}
     for measure in ("knn_share", "knn_share_other_distributions"):
         rows.append({**task, "measure": measure, "value": 0.1 + 0.8 * share + shift})
@@ -118,9 +122,9 @@ def _centred(true: bool, shift: float, here: dict[str, Any], grown: float) -> li
         {**task, "measure": "f1", "value": f1 + shift},
         {**task, "measure": "f1", "control": "shuffled", "value": 0.2},
         {**task, "measure": "f1", "control": "regrouped", "value": 0.25},
-        {**task, "measure": "knn_share_other_both", "value": share + shift},
+        {**task, "measure": "knn_share_other_both_by_task", "value": share + shift},
         *(
-            {**task, "measure": "knn_share_other_both", "control": control, "value": 0.05}
+            {**task, "measure": "knn_share_other_both_by_task", "control": control, "value": 0.05}
             for control in ("shuffled", "regrouped")
         ),
     ]
@@ -133,6 +137,7 @@ def _moved(true: bool, shift: float) -> list[dict[str, Any]]:
         shared = {"experiment": "transfer", "split": split, "labels": "task", "epoch": 20, "read": "input"}
         rows.append({**shared, "measure": "transfer_kept", "value": 0.9})
         rows.append({**shared, "measure": "transfer_pairs", "value": 300.0})
+        rows.append({**shared, "measure": "transfer_instructions", "value": 60.0})
         for layer in range(LAYERS):
             for arm in ("mean", "mean_x2", "mean_x3"):
                 here = {**shared, "measure": "transfer_target", "layer": layer, "arm": arm, "space": "centred"}
@@ -160,7 +165,7 @@ def _surface(split: str) -> list[dict[str, Any]]:
             ]
         values = {"knn_share": 0.4, "knn_share_other_distributions": 0.0, "knn_accuracy": 0.5}
         rows += [{**here, "measure": measure, "space": "raw", "value": value} for measure, value in values.items()]
-        values = {"f1": 0.35, "knn_share_other_both": 0.03}
+        values = {"f1": 0.35, "knn_share_other_both_by_task": 0.03}
         rows += [{**here, "measure": measure, "space": "centred", "value": value} for measure, value in values.items()]
     return rows
 

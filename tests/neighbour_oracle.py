@@ -46,6 +46,13 @@ def share_measures(found, deals):
             means = [one[row][kept].mean() for one, kept in zip(shares, offered, strict=True) if kept.any()]
             if means:
                 measures[name + suffix(k)] = np.mean(means)
+        if search == "other_both" and offered.any():
+            each = []
+            for one, kept, tasks in zip(shares, offered, deals.query, strict=True):
+                ten, counted = one[neighbours.ks.index(10)], set(tasks[kept])
+                if counted:
+                    each.append(np.mean([ten[kept & (tasks == task)].mean() for task in counted]))
+            measures[f"{name}_by_task"] = np.mean(each)
         if offered.shape[1]:
             measures[f"{name}_kept"] = offered.mean()
     return measures

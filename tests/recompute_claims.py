@@ -122,7 +122,7 @@ def main(folders: list[str]) -> None:
     ways = {
         "C1": lambda table: point_and_controls(table, clusters),
         "C3": slope,
-        "C6": told_and_controls("knn_share_other_both"),
+        "C6": told_and_controls("knn_share_other_both_by_task"),
         "N1": lead,
         "N3": turned,
         "C12": lambda table: point_and_controls(table, neighbours),

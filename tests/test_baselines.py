@@ -15,6 +15,7 @@ from nucleate.measures.baselines import (
     LinearProbe,
     answer_features,
     averaged,
+    dealt_outputs,
     explained_variance,
     regrouped_tasks,
     shuffled_labels,
@@ -141,12 +142,42 @@ def test_surface_rows_have_length_one_unknown_text_is_zero_and_the_number_of_fea
 
 def test_answers_are_coded_side_by_side_and_as_pairs_and_the_rarest_are_zeros(monkeypatch):
     inputs, outputs = np.array([0, 0, 1, 1, 2]), np.array([7, 7, 7, 9, 9])
-    apart, pairs = answer_features(inputs, outputs)
+    tasks = np.array([3, 3, 3, 4, 5])
+    apart, pairs, users = answer_features(inputs, outputs, tasks)
+    assert users.tolist() == [[0, 0, 0], [0, 0, 0], [0, 0, 0], [0, 1, 1], [0, 1, 1]]  # 7 is of one task alone
     assert apart.tolist() == [[1, 0, 0, 1, 0], [1, 0, 0, 1, 0], [0, 1, 0, 1, 0], [0, 1, 0, 0, 1], [0, 0, 1, 0, 1]]
     assert pairs.tolist() == [[1, 0, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
     monkeypatch.setattr("nucleate.measures.baselines.MOST_FEATURES", 1)
-    apart, pairs = answer_features(inputs, outputs)
+    apart, pairs = answer_features(inputs, outputs, tasks)  # of the one task that is left no output is shared
     assert apart.tolist() == [[1, 1], [1, 1], [0, 1], [0, 0], [0, 0]] and pairs[:, 0].tolist() == [1, 1, 0, 0, 0]
+
+
+def test_outputs_are_dealt_among_the_inputs_of_a_task_and_only_the_answers_own_variance_is_lost():
+    rng = np.random.default_rng(0)
+    task, inputs = (one.reshape(-1) for one in np.mgrid[0:6, 0:12])
+    task, inputs = np.repeat(task, 8), np.repeat(inputs, 8)
+    output = np.array([rng.permutation(12) // 3 for _ in range(6)])[task, inputs]
+    dealt = dealt_outputs(task, inputs, output, seed=1, repeats=20)
+    assert (dealt == dealt_outputs(task, inputs, output, seed=1, repeats=20)).all()
+    for row in dealt:
+        for t in range(6):
+            outputs = [set(row[(task == t) & (inputs == i)].tolist()) for i in range(12)]
+            assert all(len(one) == 1 for one in outputs)  # an input has one output
+            assert sorted(one.pop() for one in outputs) == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert (dealt != output).mean() > 0.5
+    cells, answers = rng.normal(size=(6, 12, 30)), rng.normal(size=(4, 30))
+    kept = {}
+    for name, states in (("cells", cells[task, inputs]), ("answers", answers[output])):
+        own = explained_variance(states, output)
+        kept[name] = own - explained_variance(states, dealt)
+    assert abs(kept["cells"]) < 0.03 and kept["answers"] > 0.8
+
+
+def test_the_variance_of_several_deals_is_their_mean():
+    rng = np.random.default_rng(0)
+    states, deals = rng.normal(size=(40, 5)), rng.integers(4, size=(3, 40))
+    one_by_one = [explained_variance(states, dealt) for dealt in deals]
+    assert explained_variance(states, deals) == pytest.approx(np.mean(one_by_one), abs=1e-15)
 
 
 def test_surface_symbols_are_told_apart_by_case():

@@ -219,7 +219,7 @@ def test_claims_without_a_run_are_listed_as_not_run(worlds):
 def test_a_run_without_the_rows_gives_no_point_and_no_verdict(tmp_path):
     found = judge(runs(tmp_path, "learn", [True] * 5, change=lambda rows: rows[:1]))
     undefined = {one.claim for one in found if one.verdict == "undefined"}
-    assert undefined == {"C9", "C10", "C11a", "C11b", "N3"} and {one.verdict for one in found} == {
+    assert undefined == {"C6", "C9", "C10", "C11a", "C11b", "N1", "N2", "N3"} and {one.verdict for one in found} == {
         "undefined",
         "undecided",
     }
@@ -393,7 +393,11 @@ def test_a_middle_layer_is_chosen_on_validation_and_told_on_test_for_each_contro
         curve({None: value}, **{**CENTRED, "split": "test", "layer": None, "control": control})
         for control, value in (("surface_instruction", 0.2), ("surface_prompt", 0.3), ("answers", 0.38))
     ]
-    assert quantities.lead_of_centred_f1(pl.concat([table, *bare])) == pytest.approx(0.6 - 0.38)
+    whole = pl.concat([table, *bare])
+    assert quantities.lead_of_centred_f1(whole) is None  # nothing says that it has learnt
+    learnt = [curve({0: 0.0, 10: right}, measure="accuracy", split="validation") for right in (0.1, 0.9)]
+    assert quantities.lead_of_centred_f1(pl.concat([whole, learnt[0]])) is None
+    assert quantities.lead_of_centred_f1(pl.concat([whole, learnt[1]])) == pytest.approx(0.6 - 0.38)
 
 
 def test_hard_examples_are_judged_by_their_nearest_neighbour():
@@ -404,14 +408,22 @@ def test_hard_examples_are_judged_by_their_nearest_neighbour():
 
 
 def test_the_turn_to_answers_is_what_training_adds_to_the_difference_of_two_shares():
-    rows = {"split": "validation", "space": "raw", "layer": 6}
-    table = pl.concat(
-        [
-            curve({0: 0.3, 10: 0.7}, measure="variance_output", **rows),
-            curve({0: 0.2, 10: 0.4}, measure="variance_task", **rows),
-        ]
-    )
-    assert quantities.turn_to_answers(table) == pytest.approx((0.7 - 0.4) - (0.3 - 0.2))
+    rows = {"split": "validation", "space": "centred", "layer": 6}
+
+    def table(dealt, right):
+        return pl.concat(
+            [
+                curve({0: 0.3, 10: 0.7}, measure="variance_output", **rows),
+                curve({0: 0.2, 10: 0.4}, measure="variance_task", **rows),
+                curve({0: 0.3, 10: dealt}, measure="variance_output", control="shuffled", **rows),
+                curve({0: 0.0, 10: right}, measure="accuracy", split="validation"),
+            ]
+        )
+
+    assert quantities.turn_to_answers(table(0.3, 0.9)) == pytest.approx((0.7 - 0.4) - (0.3 - 0.2))
+    # A vector of its own for each pair of task and input: outputs dealt anew explain as much.
+    assert quantities.turn_to_answers(table(0.7, 0.9)) == pytest.approx(0)
+    assert quantities.turn_to_answers(table(0.3, 0.1)) is None  # it has not learnt
 
 
 def test_the_slope_over_layers_leaves_layer_0_out():

@@ -46,9 +46,11 @@ def test_the_long_table_holds_every_measure_of_the_main_experiment(micro_run):
     assert set(table["experiment"]) == {"learn", "transfer"}
     moved = table.filter(experiment="transfer")  # of so few answers that are right, none can be moved
     assert moved.select("split", "measure").rows() == [
-        (split, measure) for split in ("test", "validation") for measure in ("transfer_kept", "transfer_pairs")
+        (split, measure)
+        for split in ("test", "validation")
+        for measure in ("transfer_instructions", "transfer_kept", "transfer_pairs")
     ]
-    assert set(moved["epoch"]) == {load_run(micro_run).manifest["best_epoch"]} and moved["layer"].null_count() == 4
+    assert set(moved["epoch"]) == {load_run(micro_run).manifest["best_epoch"]} and moved["layer"].null_count() == 6
     texts = {"surface_instruction", "surface_prompt", "answers"}
     assert set(table["control"]) == {"none", "shuffled", "regrouped", *texts}
     scores = table.filter(pl.col("measure").is_in(list(SCORES)), pl.col("control") == "none")
@@ -72,7 +74,9 @@ def test_the_long_table_holds_every_measure_of_the_main_experiment(micro_run):
 
 def test_shares_and_scores_lie_in_their_range_and_shuffled_labels_score_near_nothing(micro_run):
     table = load_run(micro_run).metrics
-    unbounded = pl.col("measure").is_in(["loss", "transfer_pairs", "epochs_to_50", "epochs_to_80", "epochs_to_90"])
+    unbounded = pl.col("measure").is_in(
+        ["loss", "transfer_pairs", "transfer_instructions", "epochs_to_50", "epochs_to_80", "epochs_to_90"]
+    )
     bounded = table.filter(~unbounded)["value"]
     assert bounded.min() >= -1
     assert bounded.max() <= 1 + 1e-12

@@ -314,6 +314,18 @@ def test_queries_whose_task_offers_no_candidate_are_left_out_and_the_share_kept_
     assert measures["knn_share_kept"] == 1.0 and measures["knn_share_k1"] == 0.5
 
 
+def test_the_mean_over_tasks_counts_a_task_with_many_queries_once():
+    # Task 0 has three queries, beside ten candidates of its own; task 1 has one, at the same place, far from its own.
+    candidate = labels(12, task=[0] * 10 + [1, 1])
+    far = np.r_[np.zeros(10), 50, 51][:, None]
+    query = labels(
+        4, **{name: np.arange(4) + 90 for name in ("instruction", "input", "distribution")}, task=[0, 0, 0, 1]
+    )
+    measures = measured(np.zeros((4, 1)), far, query, candidate)
+    assert measures["knn_share_other_both"] == 3 / 4
+    assert measures["knn_share_other_both_by_task"] == 1 / 2
+
+
 def test_who_is_offered_a_candidate_equals_counting_one_by_one_under_every_deal():
     rng = np.random.default_rng(7)
     query, candidate = _crowd(rng, 30, instructions=9), _crowd(rng, 40, instructions=9)
@@ -406,7 +418,7 @@ def test_names_of_measures_are_those_of_the_contract():
     measures = measured(rng.normal(size=(20, 3)), rng.normal(size=(90, 3)), query, candidate)
     names = {f"knn_share{search}" for search in ("", "_other_inputs", "_other_distributions", "_other_both")}
     every = {f"{name}{suffix}" for name in (*names, "knn_accuracy") for suffix in ("", "_k1", "_k2", "_k5", "_k20")}
-    assert set(measures) == every | {f"{name}_kept" for name in names}
+    assert set(measures) == every | {f"{name}_kept" for name in names} | {"knn_share_other_both_by_task"}
     assert all(type(value) is float and 0 <= value <= 1 for value in measures.values())
 
 

@@ -11,7 +11,16 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from nucleate.data.dataset import Instance
 from nucleate.measures.neighbours import Labels
-from nucleate.measures.transfer import CentredStates, Pairs, is_there, other_prompts, outcomes, pairs_of, random_shift
+from nucleate.measures.transfer import (
+    CentredStates,
+    Pairs,
+    is_there,
+    no_shorter,
+    other_prompts,
+    outcomes,
+    pairs_of,
+    random_shift,
+)
 from nucleate.model.networks import word_tokenizer
 from nucleate.refusal import Refused
 from nucleate.transferring import refuse_unpaired, transfer
@@ -196,7 +205,7 @@ def test_the_same_seed_gives_the_same_rows_and_fewer_pairs_are_told():
 def test_of_fewer_than_thirty_kept_pairs_nothing_but_their_number_is_told():
     made = [replace(one, output=f"y{(int(one.output[1]) + 1) % 9}") for one in instances()]  # it answers otherwise
     found = transfer(network(), TOKENIZER, made, sides(made), untrained=network(works=False), seed=7)
-    assert {row["measure"] for row in found.rows} == {"transfer_kept", "transfer_pairs"}
+    assert {row["measure"] for row in found.rows} == {"transfer_kept", "transfer_pairs", "transfer_instructions"}
     assert all(row["value"] < 30 for row in found.rows)
 
 
@@ -219,7 +228,10 @@ def test_what_cannot_be_moved_is_refused_by_who_asks_first_and_else_told():
     with pytest.raises(Refused, match="layer 2 cannot be moved"):
         transfer(network(), TOKENIZER, made, sides(made), seed=7, layers=[2])
     found = transfer(network(), TOKENIZER, alone, sides(alone), untrained=network(works=False), seed=7)
-    assert [(row["measure"], row["value"]) for row in found.rows] == [("transfer_pairs", 0.0)] * 2
+    assert [(row["measure"], row["value"]) for row in found.rows] == [
+        ("transfer_pairs", 0.0),
+        ("transfer_instructions", 0.0),
+    ] * 2
 
 
 # --- pairs, shifts and counts against slow ones -----------------------------------------------------------------------
@@ -320,6 +332,19 @@ def test_a_random_direction_has_the_length_of_the_shift():
     cosines = (drawn * shift).sum(axis=1) / np.linalg.norm(shift, axis=1) ** 2
     assert np.abs(cosines).max() < 0.25
     assert (random_shift(shift, seed=2) != drawn).all()
+
+
+def test_a_control_is_no_shorter_than_the_shift():
+    rng = np.random.default_rng(0)
+    shift, other = rng.normal(size=(2, 5, 6))
+    shift[1], shift[2], other[3] = 0, np.nan, np.nan
+    other[0], other[4] = other[0] * 100, other[4] / 100
+    found = no_shorter(shift, other)
+    np.testing.assert_allclose(np.linalg.norm(found[0]), np.linalg.norm(other[0]))
+    np.testing.assert_allclose(found[0] / shift[0], (found[0] / shift[0])[0])  # in its own direction
+    assert found[4].tolist() == shift[4].tolist()
+    assert is_there(found).tolist() == [True, True, False, False, True]
+    assert not found[1].any()  # as it has no direction
 
 
 def test_other_prompts_are_of_neither_task(drawn):

@@ -147,7 +147,7 @@ def test_a_run_of_ours_is_asked_at_its_best_checkpoint_and_too_few_right_answers
     words = ["transfer", str(micro_run), str(micro_run / "data"), "--out", str(tmp_path / "run")]
     assert main(words) == 0
     run = load_run(tmp_path / "run")
-    assert set(run.metrics["measure"]) == {"transfer_kept", "transfer_pairs"}
+    assert set(run.metrics["measure"]) == {"transfer_kept", "transfer_pairs", "transfer_instructions"}
     assert set(run.metrics["epoch"]) == {load_run(micro_run).manifest["best_epoch"]}
     assert set(run.metrics["model"]) == {micro_run.name}
     assert "cannot be told" in capsys.readouterr().out
@@ -242,7 +242,9 @@ def test_natural_prompts_come_with_shared_inputs(model, tmp_path):
     """The words are unknown to this network: none is answered, and that is told."""
     assert transfer_into(tmp_path / "run", model, "natural-shared", TransferSettings(limit=120, layers=(1,))) is True
     run = nucleate.load_run(tmp_path / "run")
-    assert set(run.metrics["measure"]) == {"transfer_pairs"} and run.metrics["value"].sum() == 0
+    assert (
+        set(run.metrics["measure"]) == {"transfer_pairs", "transfer_instructions"} and run.metrics["value"].sum() == 0
+    )
     (sentence, *notes) = sentences_of(run)
     assert "none is answered as their own task" in sentence
     assert any("begin with the same token" in note for note in notes)

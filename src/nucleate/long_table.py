@@ -14,6 +14,11 @@ from nucleate.runs import flat
 LATE = 0.9  # "late": the measured epochs after this share of the training, averaged
 BEST_OF = ("raw", "tsne")  # the paper clusters t-SNE's points where that scores higher (§3.2)
 PAPERS_F1 = 0.9  # "over 0.9 at the late training stage" (§3.2): from here on clusters are said to match the tasks
+LEAD = 0.1  # the task's clusters in a middle layer above those of the hardest control: from here on they are said to be
+MOST = (
+    0.5  # of the neighbours with another input and another distribution: from here on they are said to share the task
+)
+TURNED = 0.3  # of the answers that follow a moved state: from here on the task's part of it is said to be used
 FIRST, LAST = 0, -1  # layers
 TIMELESS = ("surface_instruction", "surface_prompt", "answers")  # controls without a network: no layer, no epoch
 ANY = -1  # an epoch that `pick` does not look at

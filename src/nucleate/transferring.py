@@ -21,6 +21,7 @@ from nucleate.measures.transfer import (
     CentredStates,
     Pairs,
     is_there,
+    no_shorter,
     other_prompts,
     outcomes,
     pairs_of,
@@ -254,6 +255,8 @@ class _Study:
         if self.kept is not None:
             yield {**same, "measure": "transfer_kept", "value": float(self.kept.mean())}
         yield {**same, "measure": "transfer_pairs", "value": float(len(self.pairs))}
+        units = self.asked.labels.instruction[self.held[self.pairs.instance]]
+        yield {**same, "measure": "transfer_instructions", "value": float(len(np.unique(units)))}
 
     def before_by_tasks(self) -> Iterator[Row]:
         if self.kept is not None:
@@ -272,8 +275,10 @@ class _Study:
             shifts["random"] = random_shift(mean, seed=stream(self.seed, *of_layer, "random"))
             if self.deals is not None:
                 drawn = stream(self.seed, "transfer", self.split, "deals")
-                shifts["regrouped"] = centred.regrouped_shift(self.pairs, here, self.deals, seed=drawn)
-            shifts["answers"] = centred.answer_shift(self.pairs, here, there)
+                shifts["regrouped"] = no_shorter(
+                    centred.regrouped_shift(self.pairs, here, self.deals, seed=drawn), mean
+                )
+            shifts["answers"] = no_shorter(centred.answer_shift(self.pairs, here, there), mean)
         for arm, strength in STRENGTHS.items():
             for name, shift in shifts.items():
                 there_is = np.flatnonzero(is_there(shift))

@@ -133,9 +133,17 @@ def told_share_other_both(table: pl.DataFrame, control: str = "none") -> float |
     """Same-task share of neighbours with other input and distribution.
 
     Of the ten training instances of another input and another distribution that are nearest to an unseen instance, in
-    centred states: middle layer, late, chosen on validation, told on test; 0 to 1. Right answers find none of them.
+    centred states: middle layer, late, chosen on validation, told on test, the mean over tasks; 0 to 1. Right answers
+    find none of them. Undefined for a network that has not learnt.
     """
-    told = told_on_test(table, Score("knn_share_other_both", "test", "task", ("centred",)), control)
+    if not has_learnt(table):
+        return None
+    return told_level(table, control, measure="knn_share_other_both_by_task")
+
+
+def told_level(table: pl.DataFrame, control: str = "none", *, measure: str) -> float | None:
+    """Of centred states, late, in the middle layer that validation chooses, told on test."""
+    told = told_on_test(table, Score(measure, "test", "task", ("centred",)), control)
     return None if told is None else told.value
 
 
@@ -287,8 +295,7 @@ CONTROLS_OF_THE_CODE = ("untrained", "shuffled", "regrouped", *TIMELESS)
 
 def told_centred_f1(table: pl.DataFrame, control: str = "none") -> float | None:
     """F1 of centred clusters against tasks: middle layer, late, chosen on validation, told on test."""
-    told = told_on_test(table, Score("f1", "test", "task", ("centred",)), control)
-    return None if told is None else told.value
+    return told_level(table, control, measure="f1")
 
 
 def told_layer(table: pl.DataFrame) -> int | None:
@@ -302,20 +309,38 @@ def lead_of_centred_f1(table: pl.DataFrame, control: str = "none") -> float | No
 
     F1 of k-means clusters of centred states against tasks: middle layer, late, chosen on validation, told on test; less
     the same of the hardest control, each at the layer of its own that validation chooses: untrained network, shuffled
-    and regrouped labels, n-grams of instruction and of prompt, right answers alone.
+    and regrouped labels, n-grams of instruction and of prompt, right answers alone. Undefined for a network that has
+    not learnt.
     """
+    if not has_learnt(table):
+        return None
     return lowest(less(told_centred_f1(table), told_centred_f1(table, control)) for control in CONTROLS_OF_THE_CODE)
 
 
 def turn_to_answers(table: pl.DataFrame, control: str = "none") -> float | None:
-    """What training adds to the answer's share of variance over the task's.
+    """What training adds to the answer's share of variance, over the task's and over chance.
 
-    Of raw states, last layer, validation: the share between outputs less the share between tasks, late less before the
-    first step; -2 to 2.
+    Of centred states, last layer, validation: the share between outputs, less the share between tasks; and less the
+    share between outputs that are dealt anew among each task's inputs (mean of 20), which any state of its own for each
+    pair of task and input would have; late less before the first step, the lower of the two; -2 to 2. Undefined for a
+    network that has not learnt.
     """
-    output, task = (curve_of(table, Score(f"variance_{name}", "validation", None)) for name in ("output", "task"))
-    gap = {epoch: output[epoch] - task[epoch] for epoch in output if epoch in task}
+    return lowest((turn_from(table, "task", "none"), turn_from(table, "output", "shuffled")))
+
+
+def turn_from(table: pl.DataFrame, other: str, control: str) -> float | None:
+    """What training adds to the outputs' share over another."""
+    if not has_learnt(table):
+        return None
+    output = curve_of(table, centred_variance("output"))
+    against = curve_of(table, centred_variance(other), control=control)
+    gap = {epoch: output[epoch] - against[epoch] for epoch in output if epoch in against}
     return less(late_mean(gap), gap.get(0))
+
+
+def centred_variance(labels: str) -> Score:
+    """The share of the centred states' variance that lies between some labels."""
+    return Score(f"variance_{labels}", "validation", None, ("centred",))
 
 
 def turned_answers(table: pl.DataFrame, control: str = "none") -> float | None:

@@ -76,6 +76,31 @@ def regrouped_tasks(task: np.ndarray, distribution: np.ndarray, *, seed: int, re
     )
 
 
+def dealt_outputs(
+    task: np.ndarray, inputs: np.ndarray, output: np.ndarray, *, seed: int, repeats: int = 20
+) -> np.ndarray:
+    """(repeat, n) outputs after dealing each task's outputs to its inputs at random: an input of a task takes over the
+    output that another of its inputs has, in all of its instances.
+
+    Whatever tells the pairs of task and input apart, answers or none, keeps its variance under it: only what exceeds it
+    is the answer's own. Of several outputs of one input the first counts. An input may be dealt its own output again.
+    """
+    task, inputs, output = np.asarray(task), np.asarray(inputs), np.asarray(output)
+    _check_pair("dealt_outputs", task=task, inputs=inputs)
+    _check_pair("dealt_outputs", task=task, output=output)
+    cells, first, cell = np.unique(np.stack([task, inputs]), axis=1, return_index=True, return_inverse=True)
+    cell, held = cell.reshape(-1), output[first]
+    rng = np.random.default_rng(seed)
+    dealt = np.empty((repeats, len(task)), dtype=output.dtype)
+    for row in dealt:
+        moved = held.copy()
+        for one in np.unique(cells[0]):
+            members = np.flatnonzero(cells[0] == one)
+            moved[members] = held[rng.permutation(members)]
+        row[:] = moved[cell]
+    return dealt
+
+
 # --- the text without a model -----------------------------------------------------------------------------------------
 
 
@@ -116,17 +141,26 @@ def _without_blanks(text: str) -> str:
 # --- right answers without a task -------------------------------------------------------------------------------------
 
 
-def answer_features(inputs: np.ndarray, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def answer_features(inputs: np.ndarray, outputs: np.ndarray, tasks: np.ndarray) -> tuple[np.ndarray, ...]:
     """States that hold nothing but the input and the right output, (n, feature) float32 from codes (n,).
 
-    In two codings: one-hots of both side by side, and a one-hot of the pair. Whichever scores higher is the control.
+    In three codings: one-hots of both side by side, a one-hot of the pair, and for each task whether it has the output
+    at all, which lays outputs of like tasks together (zeros for an output that one task has to itself: it would be the
+    label; left out where no output is shared). Whichever scores highest is the control.
 
     Of more than `MOST_FEATURES` inputs, outputs or pairs the rarer ones are rows of zeros.
     """
-    inputs, outputs = np.asarray(inputs), np.asarray(outputs)
+    inputs, outputs, tasks = np.asarray(inputs), np.asarray(outputs), np.asarray(tasks)
     _check_pair("answer_features", inputs=inputs, outputs=outputs)
+    _check_pair("answer_features", inputs=inputs, tasks=tasks)
     pairs = np.unique(np.stack([inputs, outputs]), axis=1, return_inverse=True)[1].reshape(-1)
-    return np.concatenate([_one_hot(inputs), _one_hot(outputs)], axis=1), _one_hot(pairs)
+    names, output = np.unique(outputs, return_inverse=True)
+    of_task = _one_hot(tasks)
+    users = np.zeros((len(names), of_task.shape[1]), dtype=np.float32)
+    np.maximum.at(users, output, of_task)
+    users[users.sum(axis=1) < 2] = 0
+    codings = np.concatenate([_one_hot(inputs), _one_hot(outputs)], axis=1), _one_hot(pairs), users[output]
+    return tuple(coding for coding in codings if coding.any())
 
 
 def _one_hot(codes: np.ndarray) -> np.ndarray:
@@ -224,20 +258,25 @@ def _sparse_products(
 def explained_variance(states: np.ndarray, labels: np.ndarray) -> float | None:
     """Share of the states' total variance that lies between the means of the classes, 0..1; None where there is none.
 
-    Not corrected for the number of classes: with as many classes as points it is 1. Compare labels of like number.
+    Labels are (n,), or (deal, n) for the mean over several deals. Not corrected for the number of classes: with as many
+    classes as points it is 1. Compare labels of like number.
     """
-    states, labels = np.asarray(states), np.asarray(labels)
-    _check_states("explained_variance", states, labels)
-    code = np.unique(labels, return_inverse=True)[1]
+    states, deals = np.asarray(states), np.atleast_2d(labels)
+    for dealt in deals:
+        _check_states("explained_variance", states, dealt)
     mean = _mean(states)
     total = float(_variance(states, mean).sum())
     rounding = np.finfo(states.dtype).eps * float(np.abs(mean).max())
     if total <= states.shape[1] * rounding**2:
         return None
-    sizes = np.bincount(code)
-    means = _sums(states, code, len(sizes)) / sizes[:, None] - mean
-    between = float((sizes[:, None] * means**2).sum()) / len(states)
-    return min(max(between / total, 0.0), 1.0)
+    shares = []
+    for dealt in deals:
+        code = np.unique(dealt, return_inverse=True)[1]
+        sizes = np.bincount(code)
+        means = _sums(states, code, len(sizes)) / sizes[:, None] - mean
+        between = float((sizes[:, None] * means**2).sum()) / len(states)
+        shares.append(min(max(between / total, 0.0), 1.0))
+    return float(np.mean(shares))
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from typing import Self
 
 import numpy as np
 
-from nucleate.measures.baselines import regrouped_tasks, shuffled_labels
+from nucleate.measures.baselines import dealt_outputs, regrouped_tasks, shuffled_labels
 from nucleate.measures.neighbours import Labels
 from nucleate.measures.shares import TaskDeals
 from nucleate.streams import stream
@@ -43,12 +43,14 @@ class Placing:
     members: np.ndarray  # (point,) position of an instance that the point stands for
     point_of: np.ndarray  # (instance,) its point; -1 where it was left out
     deals: dict[str, dict[str, np.ndarray]]  # kind of labels -> control -> (deal, point)
+    outputs: np.ndarray  # (deal, point) dealt anew among each task's inputs; no deal where some are unknown
 
     @classmethod
     def of(
         cls, cohort: Cohort, members: np.ndarray, point_of: np.ndarray, kinds: Sequence[str], **dealing: int
     ) -> Self:
-        instruction, distribution = cohort.labels.instruction[members], cohort.labels.distribution[members]
+        labels = cohort.labels[members]
+        instruction, distribution = labels.instruction, labels.distribution
         deals = {}
         for kind in kinds:
             classes = cohort.classes(kind)[members]
@@ -58,7 +60,13 @@ class Placing:
             }
             if kind == "task" and "distribution" in cohort.kinds:
                 deals[kind]["regrouped"] = regrouped_tasks(classes, distribution, **dealing)
-        return cls(members, point_of, deals)
+        known = (labels.input >= 0).all() and (labels.output >= 0).all()
+        outputs = (
+            dealt_outputs(labels.task, labels.input, labels.output, **dealing)
+            if known
+            else np.empty((0, len(members)), dtype=np.int64)
+        )
+        return cls(members, point_of, deals, outputs)
 
 
 @dataclass(frozen=True)

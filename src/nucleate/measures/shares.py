@@ -23,6 +23,8 @@ from nucleate.measures.neighbours import (
 )
 from nucleate.refusal import Refused
 
+_BOTH = "other_both"  # the search of whose neighbours the mean over tasks is told too
+
 # --- what the neighbours are ------------------------------------------------------------------------------------------
 
 
@@ -72,7 +74,8 @@ def _means(search: str, shares: np.ndarray, ks: Sequence[int], deals: TaskDeals)
     queries, then over deals.
 
     Queries whose task offers no candidate are left out; `..._kept` is the share of queries that stay. A measure for
-    which none stays is missing.
+    which none stays is missing. `..._by_task`, of the ten nearest that differ in input and distribution, is the mean
+    over tasks instead, since few tasks may have most of the queries that stay.
     """
     name, offered = "_".join(("knn_share", search)).rstrip("_"), deals.offered[search]
     if not offered.shape[1]:
@@ -83,7 +86,17 @@ def _means(search: str, shares: np.ndarray, ks: Sequence[int], deals: TaskDeals)
         means = np.sum(shares[:, row], axis=1, where=offered)[kept > 0] / kept[kept > 0]
         if len(means):
             measures[name + _suffix(k)] = float(means.mean())
+    if search == _BOTH and (kept > 0).any():
+        ten = shares[:, ks.index(BARE)]
+        by_task = [_mean_by_class(ten[deal], deals.query[deal], offered[deal]) for deal in np.flatnonzero(kept)]
+        measures[f"{name}_by_task"] = float(np.mean(by_task))
     return measures | {f"{name}_kept": float(offered.mean())}
+
+
+def _mean_by_class(values: np.ndarray, classes: np.ndarray, counted: np.ndarray) -> float:
+    """The mean over classes of the means of those of their values that are counted."""
+    code = np.unique(classes[counted], return_inverse=True)[1]
+    return float(np.mean(np.bincount(code, values[counted]) / np.bincount(code)))
 
 
 def share(neighbours: Neighbours, query_labels: np.ndarray, candidate_labels: np.ndarray) -> np.ndarray:

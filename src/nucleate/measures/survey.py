@@ -119,9 +119,9 @@ def survey(
 
 def answer_rows(labelling: Labelling, effort: Effort) -> list[Row]:
     """What states give that hold nothing but the input and the right output: control `answers`, without a layer, of
-    each score the higher of two codings. Without t-SNE, where points that coincide lie anywhere."""
+    each score the highest of three codings. Without t-SNE, where points that coincide lie anywhere."""
     sides = {cohort.split: cohort.labels for cohort in (*labelling.cohorts, labelling.reference)}
-    columns = [np.concatenate([getattr(one, name) for one in sides.values()]) for name in ("input", "output")]
+    columns = [np.concatenate([getattr(one, name) for one in sides.values()]) for name in ("input", "output", "task")]
     if (np.concatenate(columns) < 0).any():
         return []
     ends = np.cumsum([len(one) for one in sides.values()])[:-1]
@@ -172,7 +172,7 @@ def _look_at_raw(labelling: Labelling, layer: int, states: Mapping[str, np.ndarr
     probe = LinearProbe.fit(states[known.split], known.labels.task) if labelling.probed else None
     looked = {}
     for cloud, (rows, found) in zip(clouds, neighbours, strict=True):
-        rows = _variance_rows(cloud) + rows
+        rows = _variance_rows(labelling, cloud) + rows
         if probe is not None and cloud.cohort.split in labelling.probed:
             accuracy = probe.accuracy(cloud.points, cloud.cohort.labels.task)
             rows.append(cloud.row("task", "none", "linear_accuracy", accuracy))
@@ -202,7 +202,7 @@ def _look_at_centred(labelling: Labelling, layer: int, states: Mapping[str, np.n
     for cloud, average, (rows, found) in zip(clouds, averages, neighbours, strict=True):
         split = cloud.cohort.split
         kept = float((labelling.places[split, "centred"].point_of >= 0).mean())
-        rows = [cloud.row(None, "none", "centred_kept", kept), *rows]
+        rows = [cloud.row(None, "none", "centred_kept", kept), *_variance_rows(labelling, cloud), *rows]
         here = [one for one in (cloud, average) if (split, one.space) in labelling.places]
         looked[split] = _Unclustered(here, rows, {"centred": found})
     return looked
@@ -294,11 +294,16 @@ def _neighbour_rows(
     ]
 
 
-def _variance_rows(cloud: _PointCloud) -> list[Row]:
-    labels = cloud.cohort.labels
+def _variance_rows(labelling: Labelling, cloud: _PointCloud) -> list[Row]:
+    place = labelling.places[cloud.cohort.split, cloud.space]
+    labels = cloud.cohort.labels[place.members]
+    codes = {("none", name): getattr(labels, name) for name in ("input", "task", "output")}
+    codes["shuffled", "output"] = place.outputs
     shares = {
-        name: explained_variance(cloud.points, codes)
-        for name, codes in {"input": labels.input, "task": labels.task, "output": labels.output}.items()
-        if (codes >= 0).all()
+        key: explained_variance(cloud.points, some) for key, some in codes.items() if some.size and (some >= 0).all()
     }
-    return [cloud.row(None, "none", f"variance_{name}", share) for name, share in shares.items() if share is not None]
+    return [
+        cloud.row(None, control, f"variance_{name}", share)
+        for (control, name), share in shares.items()
+        if share is not None
+    ]

@@ -132,6 +132,14 @@ def random_shift(shift: np.ndarray, *, seed: int) -> np.ndarray:
     return drawn * (np.linalg.norm(shift, axis=1) / np.linalg.norm(drawn, axis=1))[:, None]
 
 
+def no_shorter(shift: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Each row of `shift`, made as long as that of `other` where it is shorter, so that a control is no weaker than
+    what it is a control of; NaN where either is missing, and as it is where it has no direction."""
+    length, wanted = np.linalg.norm(shift, axis=1), np.linalg.norm(other, axis=1)
+    scale = np.divide(wanted, length, out=np.where(np.isnan(wanted), np.nan, 1.0), where=length > 0)
+    return shift * np.maximum(scale, 1.0)[:, None]
+
+
 def is_there(shift: np.ndarray) -> np.ndarray:
     """(pair,) bool: the shifts that there are."""
     return ~np.isnan(shift).any(axis=1)

@@ -248,13 +248,13 @@ def surface_of(study: ProbeStudy, run: RunWriter, work: Workload, progress: Prog
 
 
 def _answers(design: Design) -> Rows:
-    """What states give that hold nothing but the input and the right output, of each score the higher of two codings;
-    nothing where some prompt lacks either."""
+    """What states give that hold nothing but the input and the right output, of each score the highest of three
+    codings; nothing where some prompt lacks either."""
     labels = design.labels
     if (labels.input < 0).any() or (labels.output < 0).any():
         return []
     highest: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for features in answer_features(labels.input, labels.output):
+    for features in answer_features(labels.input, labels.output, labels.task):
         found = measure_layers(design, features[np.newaxis], [0], lambda what, done, of: None)
         for row in _with([{**row, "layer": None} for row in found.rows], control="answers"):
             key = tuple((name, value) for name, value in sorted(row.items(), key=str) if name != "value")

@@ -4,13 +4,25 @@ Each is made from the tables of the run (`tables.py`, `application_tables.py`) a
 do: what was seen beyond which controls, and as plainly what was not.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import polars as pl
 
-from nucleate.long_table import HEADS, METHODS, PAPERS_F1, Score, best_epoch, shares_of, told_move, told_on_test
+from nucleate.long_table import (
+    HEADS,
+    LEAD,
+    METHODS,
+    MOST,
+    PAPERS_F1,
+    TURNED,
+    Score,
+    best_epoch,
+    shares_of,
+    told_move,
+    told_on_test,
+)
 from nucleate.report.application_tables import ARMS, PAPER, SIDES, alignment_table, pretraining_table
 from nucleate.report.tables import CONTROLS, Table, summary_split, summary_table
 from nucleate.report.transfer_table import CONTROLS as MOVED_CONTROLS
@@ -75,8 +87,8 @@ def _learnt(run: Run) -> list[str]:
     if spaces:  # as in the paper, the better of the two
         space = max(spaces, key=lambda one: found["f1", one][-1]["value"])
         sentences.append(_clusters(found["f1", space], space))
-    for score, nothing, words in _IN_THE_MIDDLE:
-        if (said := _told(run, score, nothing, words)) is not None:
+    for measure, bar_of, nothing, words in _IN_THE_MIDDLE:
+        if (said := _told(run, measure, bar_of, nothing, words)) is not None:
             sentences.append(said)
     best = best_epoch(run.metrics)
     if best is not None:
@@ -100,23 +112,27 @@ _NEIGHBOURS = (  # measure, what is not seen where a control does as well, what 
 )
 
 
-_IN_THE_MIDDLE = (  # score, what is not seen where a control does as well, what the number is
+_IN_THE_MIDDLE = (  # measure, the bar it has to reach, what is not seen where a control does as well, what it is
     (
-        Score("f1", "validation", "task", ("centred",)),
+        "f1",
+        lambda hardest: (hardest + LEAD, f"{percent(LEAD)} above the hardest control"),
         "clusters by task in a middle layer, once what the input says is taken off",
         "is the F1 of k-means clusters of centred states",
     ),
     (
-        Score("knn_share_other_both", "validation", "task", ("centred",)),
+        "knn_share_other_both_by_task",
+        lambda hardest: (MOST, percent(MOST)),
         "neighbours of the same task that have another input and another distribution",
-        "of the ten nearest with another input and another distribution share the task, in centred states",
+        "of the ten nearest with another input and another distribution share the task, in centred states (mean over "
+        "tasks)",
     ),
 )
 
 
-def _told(run: Run, score: Score, nothing: str, words: str) -> str | None:
-    """Late in training; a middle layer is chosen on validation and told on test, for each control one of its own."""
-    score = score._replace(experiment="learn")
+def _told(run: Run, measure: str, bar_of: Callable[[float], tuple[float, str]], nothing: str, words: str) -> str | None:
+    """Late in training; a middle layer is chosen on validation and told on test, for each control one of its own. Seen
+    is what is beyond the ledger's bar too."""
+    score = Score(measure, "validation", "task", ("centred",), experiment="learn")
     told = told_on_test(run.metrics, score)
     if told is None:
         return None
@@ -128,8 +144,14 @@ def _told(run: Run, score: Score, nothing: str, words: str) -> str | None:
     number = f"{percent(told.value, digits)} {words}, late: layer {told.layer}, chosen on validation and told on test"
     if not controls:
         return f"{number}; no control was measured."
-    verdict = "Seen" if _is_above(row) else f"Not seen beyond the controls: {nothing}"
-    return f"{verdict}{':' if verdict == 'Seen' else '.'} {number}. {_listed(controls, digits)}."
+    bar, bar_in_words = bar_of(next(iter(controls.values())))
+    if not _is_above(row):
+        verdict = f"Not seen beyond the controls: {nothing}."
+    elif round(told.value - bar, 3) < 0:
+        verdict = f"Seen in part, short of the ledger's {bar_in_words}:"
+    else:
+        verdict = "Seen:"
+    return f"{verdict} {number}. {_listed(controls, digits)}."
 
 
 def _seen_or_not(layers: Sequence[Mapping[str, Any]], nothing: str, words: str) -> str:
@@ -297,7 +319,9 @@ def _measures(table: Table) -> dict[str, dict[str, float]]:
 def _moved(run: Run) -> list[str]:
     """Strength and layer chosen on validation among the layers above the embedding, told on test beside every control
     at the same place."""
-    rows = run.metrics.filter(pl.col("measure").is_in(["transfer_kept", "transfer_pairs"]), control="none")
+    rows = run.metrics.filter(
+        pl.col("measure").is_in(["transfer_kept", "transfer_pairs", "transfer_instructions"]), control="none"
+    )
     if rows.is_empty():
         return []
     split, shares = told_split(run), rows.filter(measure="transfer_kept")
@@ -318,10 +342,16 @@ def _moved(run: Run) -> list[str]:
     number += f" place in layer {best.layer} (chosen on validation)"
     sentences = [f"{number}; {kept}."]
     if hardest is not None:
-        pairs = rows.filter(measure="transfer_pairs", split="test")["value"].item()
-        spread = sum(share * (1 - share) / pairs for share in (best.share, controls[hardest])) ** 0.5
-        above = best.share - controls[hardest] > 2 * spread  # as if the pairs were independent
-        sentences[0] = ("Seen" if above else "Not seen beyond the controls") + f": {sentences[0]}"
+        # Pairs of one instruction count as one: they share its state but for the input.
+        units = rows.filter(measure="transfer_instructions", split="test")["value"].item()
+        spread = sum(share * (1 - share) / units for share in (best.share, controls[hardest])) ** 0.5
+        if best.share - controls[hardest] <= 2 * spread:
+            verdict = "Not seen beyond the controls"
+        elif round(best.share - TURNED, 3) < 0:
+            verdict = f"Seen in part, short of the ledger's {percent(TURNED)}"
+        else:
+            verdict = "Seen"
+        sentences[0] = f"{verdict}: {sentences[0]}"
         sentences[0] += (
             f" The hardest control at that place, {MOVED_CONTROLS[hardest]}, gives {percent(controls[hardest])}"
         )
