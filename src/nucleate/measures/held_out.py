@@ -111,7 +111,9 @@ class _Features:
             spread = np.sqrt(np.maximum(square - self._mean**2, 0))
         else:
             self._mean = np.mean(states[known], axis=0, dtype=np.float64)
-            square = sum(((states[rows] - self._mean) ** 2).sum(axis=0) for rows in _blocks(known, states.shape[1]))
+            square = np.zeros(states.shape[1])
+            for rows in _blocks(known, states.shape[1]):
+                square += ((states[rows] - self._mean) ** 2).sum(axis=0)
             spread = np.sqrt(square / len(known))
         varies = spread > _LEAST_SPREAD * np.abs(self._mean)
         self._scale = np.divide(1.0, spread, out=np.zeros(len(spread)), where=varies)

@@ -185,6 +185,7 @@ class NeighbourShares:
 
     measures: dict[str, dict[str, float]]  # control -> measure -> value; accuracy and hard examples under `none`
     own: dict[str, np.ndarray]  # search -> (query,) share of the K = 10 nearest that have the query's true task
+    chance: dict[str, np.ndarray]  # the same under shuffled labels, the mean over the deals
     mixed: dict[str, np.ndarray]  # search -> (task, other) whose the neighbours of a task are, summed over queries
 
 
@@ -247,17 +248,19 @@ class _Collected:
 
     def whole(self, query: Labels, deals: Mapping[str, TaskDeals], origin: np.ndarray) -> NeighbourShares:
         measures: dict[str, dict[str, float]] = {control: {} for control in deals}
-        own = {}
+        by_query: dict[str, dict[str, np.ndarray]] = {"none": {}, "shuffled": {}}
         for (control, search), parts in self._shares.items():
-            shares = np.concatenate(parts, axis=2)
+            shares, offered = np.concatenate(parts, axis=2), deals[control].offered[search]
             measures[control] |= _means(search, shares, KS, deals[control])
-            if control == "none":
-                own[search] = np.where(deals[control].offered[search][0], shares[0, KS.index(BARE)], np.nan)
+            if control in by_query:
+                total = np.sum(shares[:, KS.index(BARE)], axis=0, where=offered)
+                count = offered.sum(axis=0)
+                by_query[control][search] = np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
         if self._votes:
             measures["none"] |= _right(list(np.concatenate(self._votes, axis=1)), KS, query.output)
         for control, parts in self._hard.items():
             measures[control] |= _hard(np.concatenate(parts, axis=-1), origin >= 0, KS)
-        return NeighbourShares(measures, own, self._mixed)
+        return NeighbourShares(measures, by_query["none"], by_query["shuffled"], self._mixed)
 
 
 def mixture(found: Neighbours, query_task: np.ndarray, candidate_task: np.ndarray, *, tasks: int) -> np.ndarray:

@@ -23,24 +23,24 @@ from nucleate.model.networks import untrained
 from nucleate.model.prompts import PromptReading
 from nucleate.model.subjects import Subject
 from nucleate.probing.costs import costs_of, costs_of_text, spread
-from nucleate.probing.findings import difference, mislabelled
+from nucleate.probing.design import Design
+from nucleate.probing.findings import difference
 from nucleate.probing.layers import (
     MOST_SHOWN,
-    Design,
     LayerMeasures,
     Rows,
     Tell,
-    confusion_frame,
+    best_layers_of,
     interval_rows,
     look_closer,
-    margins,
     measure_layers,
-    task_frame,
+    read_labels,
 )
+from nucleate.probing.margins import Controls, margins
 from nucleate.probing.result import TABLES, load_probe
-from nucleate.probing.separation import MISLABELLED, doubts
+from nucleate.probing.separation import MISLABELLED, doubts, mean_known
 from nucleate.probing.study import ProbeStudy
-from nucleate.probing.tables import coordinate_frame, layout_frame, suspicious_frame
+from nucleate.probing.tables import confusion_frame, coordinate_frame, layout_frame, suspicious_frame, task_frame
 from nucleate.progress import Progress, Workload
 from nucleate.runs import RunWriter
 from nucleate.streams import stream
@@ -53,7 +53,7 @@ def probe_one(
     study: ProbeStudy,
     subject: Subject,
     run: RunWriter,
-    surface: Mapping[str, np.ndarray],
+    surface: Controls,
     work: Workload,
     progress: Progress,
 ) -> None:
@@ -70,36 +70,44 @@ def probe_one(
     design, states = study.design.only(reading.kept), reading.states[main]
 
     measured = measure_layers(design, states, layers, _telling(work, costs, progress))
-    best = measured.best_layer
-    at_best = np.array(states[layers.index(best)])
-    closer = sorted({*deep, best})
+    best, readable = measured.best_layer, measured.best_readable_layer
+    closer = sorted({*deep, best, readable})
     near = look_closer(
         design, states[[layers.index(layer) for layer in closer]], closer, _telling(work, costs, progress)
     )
-    rows = _with(measured.rows + interval_rows(design, measured, at_best) + near.rows, read=main)
+    sure = interval_rows(design, measured, np.array(states[layers.index(best)]))
+    rows = _with(measured.rows + sure + near.rows, read=main)
     for read in study.other_reads:
         rows += _with(
             measure_layers(design, reading.states[read], deep, _telling(work, costs, progress)).rows, read=read
         )
+    others = {}
     if study.prompts.has_inputs:
-        neutral = _named(progress, "neutral instruction")
-        rows += _with(
-            _neutral(study, design, network, tokenizer, deep, work, costs, neutral), read=main, control="neutral"
-        )
-    fresh = _untrained(study, design, network, tokenizer, deep, work, costs, _named(progress, "untrained"))
-    rows += _with([*fresh.rows, _best_row(fresh)], read=main, control="untrained")
+        told = _named(progress, "neutral instruction")
+        others["neutral"] = _neutral(study, design, network, tokenizer, deep, work, costs, told)
+    told = _named(progress, "untrained")
+    others["untrained"] = _untrained(study, design, network, tokenizer, deep, work, costs, told)
+    for control, one in others.items():
+        rows += _with([*one.rows, *_best_rows(one)], read=main, control=control)
     rows += _with(_answer_rows(design, reading))
 
-    controls = {"untrained": fresh.shares["test", fresh.best_layer], **surface}
+    controls = {
+        reading_of: {**some, **{control: _at_best(one)[reading_of] for control, one in others.items()}}
+        for reading_of, some in surface.items()
+    }
     found = {layer: margins(design, measured, layer, controls) for layer in layers}
     rows += _with([row for one in found.values() for row in one.rows], read=main)
     texts = _texts(study, reading.kept)
+    at_best = np.array(states[layers.index(readable)])
     doubted = doubts(at_best, design.labels.task, texts["prompt"].to_numpy(), seed=design.seed_of("doubts"))
+    clustered = any(row["measure"] == "clustered" and row["value"] == 1 for row in found[best].rows)
+    told_layer = best if clustered else readable
+    at_told = np.array(states[layers.index(told_layer)])
     frames = {
         "tasks": task_frame(design, measured, found, _right(reading)),
         "confusion": confusion_frame(design, measured, closer),
-        "suspicious": suspicious_frame(design, texts, doubted, best),
-        "coordinates": coordinate_frame(design, texts, measured, at_best, near, doubted),
+        "suspicious": suspicious_frame(design, texts, doubted, readable),
+        "coordinates": coordinate_frame(design, texts, measured, told_layer, at_told, near, doubted),
         "dropped": _dropped_frame([(study.prompts.places[place], why) for place, why in reading.dropped]),
     }
     facts = (pl.lit(subject.name).alias("model"), *(pl.lit(v, pl.Int32).alias(n) for n, v in subject.age.items()))
@@ -186,14 +194,14 @@ def _neutral(
     work: Workload,
     costs: Mapping[str, float],
     progress: Progress,
-) -> Rows:
+) -> LayerMeasures:
     """The same inputs after an instruction that says nothing: what is left is the input's own doing."""
     asked = _kept(study.prompts, design.kept)
     asked = replace(asked, instances=tuple(replace(one, instruction=NEUTRAL) for one in asked.instances))
     told = work.part("reading", progress, costs["reading"] / 2)
     reading = study.read(network, tokenizer, asked, {study.main: layers}, told)
     telling = _telling(work, costs, progress, "the neutral instruction")
-    return measure_layers(design.only(reading.kept), reading.states[study.main], layers, telling).rows
+    return measure_layers(design.only(reading.kept), reading.states[study.main], layers, telling)
 
 
 def _untrained(
@@ -222,45 +230,73 @@ def _untrained(
     return study.known[key]
 
 
-def surface_of(study: ProbeStudy, run: RunWriter, work: Workload, progress: Progress) -> dict[str, np.ndarray]:
-    """What the text alone gives, as if its n-grams were states: control -> (prompt,) the deciding share on test."""
+def surface_of(study: ProbeStudy, run: RunWriter, work: Workload, progress: Progress) -> Controls:
+    """What the text alone gives, as if its n-grams were states, and right answers alone: reading -> control ->
+    (prompt,) on test."""
     texts = {"surface_prompt": [f"{one.instruction} {one.input}".strip() for one in study.prompts.instances]}
     if study.prompts.has_inputs:
         texts["surface_instruction"] = [one.instruction for one in study.prompts.instances]
-    rows, shares = [], {}
+    rows, found = [], dict[str, LayerMeasures]()
     costs, warm = costs_of_text(study.prompts), False
     for control, column in texts.items():
         for side in study.design.sides:  # the n-grams are those of the other half
-            features = surface_features([column[place] for place in side.against], column)
+            features = surface_features([column[place] for place in side.against], column)[np.newaxis]
             design = replace(study.design, sides=(side,))
-            found = measure_layers(design, features[np.newaxis], [0], lambda what, done, of: None)
-            rows += _with([{**row, "layer": None} for row in found.rows], control=control)
+            one = measure_layers(design, features, [0], _untold, linearly=False)
             if side.split == "test":
-                shares[control] = found.shares["test", 0]
+                read_labels(one, study.design, features, [0])
+                found[control] = one
+            rows += _with([{**row, "layer": None} for row in one.rows], control=control)
             done = work.did("n-grams", costs[control])
             if warm:  # the first one waits for kernels and promises nothing
                 progress("n-grams of the text", done)
             warm = True
-    rows += _answers(study.design)
+    shares: dict[str, dict[str, np.ndarray]] = {
+        "clustered": {control: one.shares["test", 0] for control, one in found.items()},
+        "readable": {control: one.named[0] for control, one in found.items()},
+    }
+    codings = _codings(study.design)
+    if codings:
+        rows += _highest(codings)
+        nearest = max(codings, key=lambda one: mean_known(one.shares["validation", 0]))
+        named = max(codings, key=lambda one: one.chosen[0])
+        shares["clustered"]["answers"], shares["readable"]["answers"] = nearest.shares["test", 0], named.named[0]
     work.did("n-grams", costs["answers"])
     run.write_part("surface", [study.complete(row) for row in rows])
     return shares
 
 
-def _answers(design: Design) -> Rows:
-    """What states give that hold nothing but the input and the right output, of each score the highest of three
-    codings; nothing where some prompt lacks either."""
+def _untold(what: str, done: int, of: int) -> None:
+    """Progress that nobody hears of."""
+
+
+def _codings(design: Design) -> list[LayerMeasures]:
+    """What states give that hold nothing but the input and the right output, in each coding; none where some prompt
+    lacks either."""
     labels = design.labels
     if (labels.input < 0).any() or (labels.output < 0).any():
         return []
+    codings = answer_features(labels.input, labels.output, labels.task)
+    return [measure_layers(design, features[np.newaxis], [0], _untold) for features in codings]
+
+
+def _highest(codings: Sequence[LayerMeasures]) -> Rows:
+    """Of each score the highest."""
     highest: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for features in answer_features(labels.input, labels.output, labels.task):
-        found = measure_layers(design, features[np.newaxis], [0], lambda what, done, of: None)
+    for found in codings:
         for row in _with([{**row, "layer": None} for row in found.rows], control="answers"):
             key = tuple((name, value) for name, value in sorted(row.items(), key=str) if name != "value")
             if key not in highest or row["value"] > highest[key]["value"]:
                 highest[key] = row
     return list(highest.values())
+
+
+def _at_best(measured: LayerMeasures) -> dict[str, np.ndarray]:
+    """reading -> (prompt,) on test, each at the layer that was chosen for it."""
+    return {
+        "clustered": measured.shares["test", measured.best_layer],
+        "readable": measured.named[measured.best_readable_layer],
+    }
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
@@ -274,9 +310,9 @@ def _with(rows: Sequence[Mapping[str, Any]], *, read: str | None = None, control
     ]
 
 
-def _best_row(measured: LayerMeasures) -> dict[str, Any]:
+def _best_rows(measured: LayerMeasures) -> Rows:
     place = {"split": "validation", "labels": "task", "space": "raw", "layer": None}
-    return {**place, "measure": "best_layer", "value": float(measured.best_layer)}
+    return [{**place, "measure": measure, "value": layer} for measure, layer in best_layers_of(measured).items()]
 
 
 def _right(reading: PromptReading) -> dict[str, np.ndarray]:
@@ -315,9 +351,8 @@ def join(run: RunWriter, study: ProbeStudy, subjects: Sequence[Subject], compare
     run.finish(["surface", *(part_of(subject) for subject in subjects)])
     tables = {n: pl.concat([pl.read_parquet(pieces / f"{part_of(s)}-{n}.parquet") for s in subjects]) for n in TABLES}
     metrics = pl.read_parquet(run.folder / "metrics.parquet")
-    doubted = [one.name for one in subjects if mislabelled(metrics, tables["coordinates"], one.name)]
-    counted = pl.col("model").is_in(doubted) & (pl.col("margin") > MISLABELLED)
-    tables["suspicious"] = tables["suspicious"].with_columns(counted.alias("counted"))
+    counted = (pl.col("margin") > MISLABELLED).alias("counted")
+    tables["suspicious"] = tables["suspicious"].with_columns(counted)
     own = _dropped_frame(study.prompts.dropped)
     tables["dropped"] = pl.concat([own, tables["dropped"]], how="diagonal").select(tables["dropped"].columns)
     if compared is not None:

@@ -19,8 +19,9 @@ from nucleate.memory import total_memory
 from nucleate.model.prompts import PromptReading, read_prompts_states
 from nucleate.model.subjects import Subject
 from nucleate.model.texts import PLAIN_CHATS, prompts_of
+from nucleate.probing.design import Design
 from nucleate.probing.halves import held_out_units, sides_of
-from nucleate.probing.layers import Design, LayerMeasures
+from nucleate.probing.layers import LayerMeasures
 from nucleate.probing.separation import FEWEST
 from nucleate.probing.settings import ProbeSettings
 from nucleate.progress import Progress

@@ -65,14 +65,21 @@ def table_1(run: Run) -> Table:
 
 
 def per_task(run: Run) -> Table:
-    """A row per model and task, a column per measure, at the model's best layer."""
+    """A row per model and task, a column per measure, what is read at the layer for it and what is clustered at its
+    own; the least readable first."""
     frame = _read(run, "tasks")
     if frame is None:
         return Table((), [])
-    best = run.metrics.filter(measure="best_layer", control="none").select("model", pl.col("value").cast(pl.Int32))
-    here = frame.join(best, on="model").filter(pl.col("layer") == pl.col("value_right"))
-    wide = here.pivot("measure", index=["model", "layer", "task"], values="value", aggregate_function="first")
-    return Table(tuple(wide.columns), wide.sort("model", "task").rows())
+    linear = pl.col("measure").str.starts_with("linear_") | (pl.col("measure") == "readable")
+    parts = []
+    for name, rows in (("best_readable_layer", linear), ("best_layer", ~linear)):
+        best = run.metrics.filter(measure=name, control="none").select(
+            "model", pl.col("value").cast(pl.Int32).alias("at")
+        )
+        parts.append(frame.filter(rows).join(best, on="model").filter(pl.col("layer") == pl.col("at")))
+    wide = pl.concat(parts).pivot("measure", index=["model", "task"], values="value", aggregate_function="first")
+    order = [name for name in ("linear_margin", "task") if name in wide.columns]
+    return Table(tuple(wide.columns), wide.sort("model", *order, nulls_last=False).rows())
 
 
 def doubted(run: Run) -> Table:
