@@ -18,6 +18,7 @@ from nucleate.data.prompts import read_prompts
 from nucleate.model.networks import gpt2, save_network, word_tokenizer
 from nucleate.probing import probe as door
 from nucleate.probing import study
+from nucleate.probing.findings import summary_lines
 from nucleate.probing.settings import ProbeSettings
 from nucleate.refusal import Refused
 from nucleate.runs import METRICS
@@ -87,9 +88,10 @@ def result(folder) -> nucleate.probing.result.ProbeResult:
 
 
 def test_the_command_answers_in_words_and_leaves_every_table_and_figure(folder, result, capsys):
-    assert "4 of 4 tasks are separate" in result.verdict and "3 prompts look mislabelled" in result.verdict
-    assert "compared with base, the model separated" in result.verdict and "→" in result.verdict
-    assert "no more than the words" in result.verdicts["base"] or "1 of 4" in result.verdicts["base"]
+    assert result.verdict.startswith("clustered: at layer ") and "3 prompts look mislabelled" in result.verdict
+    assert "all 4 tasks are clustered" in result.verdict and "labels are read off layer " in result.verdict
+    assert "compared with base, the model made 't" in result.verdict and "→" in result.verdict
+    assert "1 clustered ('t0')" in result.verdicts["base"] and "hardly to be trusted" in result.verdicts["base"]
     run = folder / "run"
     for name in ("metrics", "tasks", "confusion", "suspicious", "coordinates", "layouts/tuned", "data/dataset"):
         assert (run / f"{name}.parquet").is_file()
@@ -98,7 +100,8 @@ def test_the_command_answers_in_words_and_leaves_every_table_and_figure(folder, 
     assert manifest["verdict"]["tuned"] == result.verdict and set(manifest["checkpoints"]) == {"tuned", "base"}
     seconds = manifest["seconds"]
     assert 0 < seconds["read"] < seconds["total"] == pytest.approx(seconds["read"] + seconds["measure"], abs=0.01)
-    assert "0 is the embedding" in (run / "figures" / "figure_probe_layers.svg").read_text(encoding="utf-8")
+    drawn = (run / "figures" / "figure_probe_layers.svg").read_text(encoding="utf-8")
+    assert "labels read" in drawn and "neighbours that share the label" in drawn
     asked = [str(folder / "tuned"), str(folder / "prompts.jsonl"), "--columns", "task=label"]
     before = (run / "metrics.parquet").read_bytes()
     assert main(["probe", *asked, "--base", str(folder / "base"), "--out", str(run), "--resume"]) == 0
@@ -138,7 +141,9 @@ def test_tables_tell_task_by_task_what_is_separate_what_changed_and_which_prompt
     tasks = result.tasks.filter(pl.col("model") == "tuned", pl.col("layer") == best)
     value = {(row["task"], row["measure"]): row["value"] for row in tasks.iter_rows(named=True)}
     for task in ("t0", "t1", "t2", "t3"):
-        assert value[task, "separated"] == 1 and value[task, "knn_share_low"] <= value[task, "knn_share"]
+        assert value[task, "clustered"] == value[task, "held"] == 1
+        assert value[task, "knn_share_low"] <= value[task, "knn_share"]
+        assert value[task, "linear_accuracy_low"] <= value[task, "linear_accuracy"] > 0.8
         assert 0 <= value[task, "f1"] <= 1
     assert value["t1", "knn_share_over_base"] > 0.3 > value["t0", "knn_share_over_base"]
     assert value["t1", "knn_share_over_base_low"] > 0
@@ -164,7 +169,7 @@ def test_the_answer_lists_tasks_and_doubtful_prompts_with_their_lines(result, fo
     listed = [line.split() for line in said.splitlines()]
     for task in ("t0", "t1", "t2", "t3"):
         (line,) = [words for words in listed if words[:1] == [task]]
-        assert line[1] == "yes" and int(line[2]) <= result.best_layer
+        assert line[1] == "clustered" and 0.8 < float(line[2]) <= 1 and line[4].startswith("+")
     doubted = result.suspicious.filter(pl.col("model") == "tuned", pl.col("counted"))
     assert set(doubted["row"]) == {number + 1 for number in WRONG}  # lines of a file count from 1
     for number, given in WRONG.items():
@@ -200,7 +205,7 @@ def test_tasks_with_too_few_prompts_are_named_before_anything_is_read(folder):
     seen = nucleate.probe(folder / "tuned", few, progress=lambda text, fraction: told.append(text), **QUICK)
     (place,) = [n for n, text in enumerate(told) if "too few prompts to tell of 1 of 4 tasks: 't0' 3" in text]
     assert not any("reading" in text and "parameters" not in text for text in told[:place])
-    assert "too few to tell" in str(seen)
+    assert "too few prompts to tell about 't0'" in seen.verdict and "too few" in str(seen).split("Task by task")[1]
 
 
 def test_a_wrong_template_layer_or_tokenizer_is_refused_before_a_folder_is_made(folder, tmp_path):
@@ -304,10 +309,12 @@ def test_prompts_with_inputs_are_judged_among_other_inputs_and_get_their_control
     )
     assert (neutral["value"] < 0.35).all()  # the input alone tells no task
     lines = str(seen).splitlines()
-    title = next(number for number, line in enumerate(lines) if "with other inputs" in line)
-    table = lines[title : lines.index("", title)]
-    assert table[-1].startswith(seen.models[0])
-    assert len(seen.plot().axes) == 2
+    assert any(line.startswith("On held-out prompts") and "with other inputs" in line for line in lines)
+    header, *table = summary_lines(metrics)
+    assert [line[1] for line in table] == ["labels read", "neighbours", "F1 of k-means", "F1 by t-SNE", "answers right"]
+    for control in ("untrained", "n-grams: prompt", "neutral instruction", "answers alone", "shuffled"):
+        assert table[0][header.index(control)] and table[1][header.index(control)]
+    assert len(seen.plot().axes) == 3
     kept = seen.save(tmp_path / "kept")
     assert door.load_probe(kept).verdict == seen.verdict
     with pytest.raises(Refused, match="exists; name a new folder"):

@@ -110,11 +110,11 @@ class _Features:
             square = np.asarray(some.multiply(some).mean(axis=0)).reshape(-1)
             spread = np.sqrt(np.maximum(square - self._mean**2, 0))
         else:
-            self._mean = np.mean(states[known], axis=0, dtype=np.float64)
-            square = np.zeros(states.shape[1])
+            self._mean = np.asarray(np.mean(states[known], axis=0, dtype=np.float64)).reshape(-1)
+            total: Any = 0.0
             for rows in _blocks(known, states.shape[1]):
-                square += ((states[rows] - self._mean) ** 2).sum(axis=0)
-            spread = np.sqrt(square / len(known))
+                total += ((states[rows] - self._mean) ** 2).sum(axis=0)
+            spread = np.sqrt(total / len(known))
         varies = spread > _LEAST_SPREAD * np.abs(self._mean)
         self._scale = np.divide(1.0, spread, out=np.zeros(len(spread)), where=varies)
         self.width = states.shape[1]

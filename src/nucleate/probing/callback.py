@@ -44,8 +44,8 @@ class ProbeCallback(TrainerCallback):
     that holds something is refused before the first step, unless `overwrite` is set. `tokenizer` is the Trainer's
     unless given. Under several processes the first one looks, and the others wait for it at their next step.
 
-    Afterwards `result` holds what was found. Each look adds `probe/readable`, `probe/clustered` and `probe/best_layer` to
-    the `log_history` of the Trainer's state.
+    Afterwards `result` holds what was found. Each look adds `probe/readable`, `probe/clustered` and `probe/best_layer`
+    to the `log_history` of the Trainer's state.
     """
 
     def __init__(

@@ -134,13 +134,13 @@ def headline(metrics: pl.DataFrame, tasks: pl.DataFrame, coordinates: pl.DataFra
     if read.value is not None:
         parts.append(f"labels are read off layer {read.layer} for {_beside(read, f'of held-out {unit}')}")
     if near.value is not None:
-        told = f"at layer {near.layer} {_beside(near, 'of the neighbours share the label')}"
+        told = f"at layer {near.layer}, {_beside(near, 'of the neighbours share the label')}"
         parts.append(told if verdict == CLUSTERED else f"not clustered, {told}")
     if verdict == CLUSTERED:
         parts.reverse()
     parts[0] = f"{verdict or 'too few prompts to tell'}: {parts[0]}" if parts else verdict or "too few prompts to tell"
     parts += _counted(each)
-    parts.append(_doubted(int((prompts["margin"] > MISLABELLED).sum()), read))
+    parts.append(doubted_in_words(int((prompts["margin"] > MISLABELLED).sum()), read))
     return "; ".join(parts)
 
 
@@ -151,7 +151,7 @@ def _beside(reading: Reading, of_what: str) -> str:
         return f"{percent(value)} {of_what}"
     level = reading.controls[hardest]
     digits = 1 if percent(value) == percent(level) else 0
-    told = f"{_WORDS_OF[hardest]} {'give' if hardest.startswith('surface') else 'gives'} {percent(level, digits)}"
+    told = f"{_WORDS_OF[hardest]} {'gives' if hardest == 'untrained' else 'give'} {percent(level, digits)}"
     return f"{percent(value, digits)} {of_what} ({told})"
 
 
@@ -168,12 +168,12 @@ def _counted(verdicts: Mapping[str, str | None]) -> list[str]:
             f"{len(tasks)} {verdict}" + (f" ({_named(tasks)})" if len(tasks) <= _MOST_NAMED else "")
             for verdict, tasks in zip(told, groups, strict=True)
         ]
-        parts.append(f"of {len(counted)} tasks {', '.join(listed[:-1])} and {listed[-1]}")
+        parts.append(f"of {len(counted)} tasks: {', '.join(listed[:-1])} and {listed[-1]}")
     untold = sorted(task for task, verdict in verdicts.items() if verdict is None)
     return parts + ([f"too few prompts to tell about {_named(untold)}"] if untold else [])
 
 
-def _doubted(count: int, read: Reading) -> str:
+def doubted_in_words(count: int, read: Reading) -> str:
     """How many prompts look mislabelled, and how far that is to be trusted: a probe that cannot read the labels of what
     it has not met errs more often than whoever labelled."""
     looks = f"{count or 'no'} prompt{' looks' if count == 1 else 's look'} mislabelled"
@@ -250,14 +250,14 @@ def summary_lines(metrics: pl.DataFrame) -> list[tuple[str, ...]]:
     line names the columns."""
     lines = []
     for model in best_layers(main_read(metrics)):
-        for reading, words in ((READABLE, "labels read"), (CLUSTERED, f"neighbours {_WHO[deciding_measure(metrics)]}")):
+        for reading, words in ((READABLE, "labels read"), (CLUSTERED, "neighbours")):
             one = reading_of(metrics, model, reading)
             controls = (_number(one.controls.get(control)) for control in _CONTROLS)
             sure = _between(one.low, one.high)
             lines.append((model, words, str(one.layer), _number(one.value), sure, *controls))
         whole = pl.col("measure").eq("f1") & pl.col("labels").eq("task") & pl.col("control").eq("none")
         whole &= pl.col("split").eq("all") & pl.col("model").eq(model)
-        for space, words in (("raw", "F1 of clusters"), ("tsne", "F1 of clusters, by t-SNE")):
+        for space, words in (("raw", "F1 of k-means"), ("tsne", "F1 by t-SNE")):
             best = main_read(metrics).filter(whole, pl.col("space") == space).sort("value", "layer").tail(1)
             if len(best):
                 lines.append((model, words, str(best["layer"].item()), _number(best["value"].item()), *[""] * 7))
@@ -285,7 +285,7 @@ def task_lines(
         lines.append(
             (
                 task,
-                verdicts[task] or "too few to tell",
+                verdicts[task] or "too few",
                 _number(read.get((task, "linear_accuracy"))),
                 _between(*(read.get((task, f"linear_accuracy_{end}")) for end in ("low", "high"))),
                 _signed(read.get((task, "linear_margin"))),
@@ -352,7 +352,8 @@ def in_full(
 
 def models_title(metrics: pl.DataFrame) -> str:
     """What stands above `summary_lines`."""
-    return "What is read of each model, on held-out prompts, at its best layer and beside its controls"
+    who = _WHO[deciding_measure(metrics)]
+    return f"On held-out prompts, each at its best layer and beside its controls (neighbours: {who})"
 
 
 def doubts_told(suspicious: pl.DataFrame, model: str) -> list[str]:
