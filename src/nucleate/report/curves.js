@@ -213,14 +213,15 @@ function progress(book, dark) {
 function matrix({ width, tasks, shares, label }) {
   const ink = theme();
   const count = tasks.length;
-  const left = count > 45 ? 8 : 96;
+  const longest = Math.max(...tasks.map((task) => short(task, 22).length));
+  const left = count > 45 ? 8 : Math.min(width / 2, 14 + 6.6 * longest);
   const cell = Math.min(24, (width - left - 4) / count);
   const svg = picture(width, Math.ceil(cell * count + 8), label);
   const deep = ink.dark ? "#8ab8f5" : "#17509e";
   const rows = [["task", "other", "share"]];
   tasks.forEach((task, a) => {
     const y = 4 + a * cell;
-    if (left > 8 && cell > 8) draw(svg, "text", { x: left - 5, y: y + cell / 2 + 4, "text-anchor": "end", fill: ink.quiet, "font-size": Math.min(11, cell) }, short(task, 14));
+    if (left > 8 && cell > 8) draw(svg, "text", { x: left - 5, y: y + cell / 2 + 4, "text-anchor": "end", fill: ink.quiet, "font-size": Math.min(11, cell) }, short(task, 22));
     tasks.forEach((other, b) => {
       const share = shares[a * count + b] / 1000;
       rows.push([task, other, share]);

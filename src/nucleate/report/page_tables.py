@@ -21,11 +21,15 @@ def run_tables(run: Run) -> Iterator[tuple[str, str, Table]]:
     """Name, what it shows, content; nothing of what the run lacks."""
     if run.config.get("verb") == "probe":
         yield (
+            "The tasks",
+            "Held-out prompts: labels read (linear) and neighbours, each at its best layer; the least readable first",
+            per_task(run),
+        )
+        yield (
             "Table 1",
             "Each model at the layer where its tasks cluster best, all prompts, better of raw and t-SNE",
             table_1(run),
         )
-        yield "The tasks", "Every task at the best layer of its model, held-out prompts", per_task(run)
         yield (
             "Suspicious prompts",
             f"Labels that a linear probe contradicts, at most {_MOST}; the row, or line, is that of the data given",
