@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nucleate.cli import main
-from nucleate.data.prompts import NAMES
+from nucleate.data.columns import NAMES
 from nucleate.probing.settings import ProbeSettings
 from nucleate.runs import load_run
 from nucleate.settings import fields_of

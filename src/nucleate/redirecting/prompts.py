@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from nucleate.data.columns import there_are
 from nucleate.data.dataset import Dataset, Instance
 from nucleate.data.prompts import Prompts
 from nucleate.data.sources import as_text, frame_table, open_source
@@ -144,7 +145,7 @@ def _pairs_of(source: str, column: str) -> list[tuple[str, str]]:
     table = frame_table(opened.frame(), name) if isinstance(opened, Dataset) else opened
     for one in (column, "output"):
         if one not in table.columns:
-            raise Refused(f"{table.title}: column {one!r} is missing{nearest(one, table.columns)}")
+            raise Refused(f"{table.title}: column {one!r} is missing; {there_are(table)}; rename the one that is meant")
     pairs = []
     for place, *row in zip(table.places, table.cells(column), table.cells("output"), strict=True):
         key, output = (as_text(cell, table.at(place)) for cell in row)
