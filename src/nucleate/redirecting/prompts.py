@@ -11,8 +11,9 @@ from typing import Any
 
 from nucleate.data.columns import there_are
 from nucleate.data.dataset import Dataset, Instance
-from nucleate.data.prompts import Prompts
-from nucleate.data.sources import as_text, frame_table, open_source
+from nucleate.data.prompts import Prompts, read_prompts
+from nucleate.data.sources import Source, as_text, frame_table, open_source
+from nucleate.redirecting.settings import RedirectSettings
 from nucleate.refusal import Refused, nearest
 
 SIDES = ("lesson", "validation", "test", "new_inputs")
@@ -81,6 +82,19 @@ def redirection(
     sides = _dealt(own, source, random.Random(f"{seed} sides {source}"))
     of_target = frozenset(one.instance for one in aimed)
     return Redirection(prompts, source, wished, sides, others, frozenset(drawn), frozenset(asked), of_target)
+
+
+def redirection_of(data: Source, settings: RedirectSettings) -> Redirection:
+    """The prompts read and dealt out; refused where they do not do."""
+    return redirection(
+        read_prompts(data, columns=settings.columns),
+        settings.source,
+        target=settings.target,
+        outputs=settings.outputs,
+        limit=settings.limit,
+        examples=settings.examples,
+        seed=settings.seed,
+    )
 
 
 def name_of(one: Instance) -> str:

@@ -26,6 +26,7 @@ from nucleate.data.sources import Source
 from nucleate.devices import device_for
 from nucleate.files import write_whole
 from nucleate.long_table import HEADS, METHODS
+from nucleate.model.converted import conversion_told
 from nucleate.model.estimate import estimate
 from nucleate.model.networks import load_network, tokenizer_of
 from nucleate.model.series import located
@@ -70,6 +71,8 @@ def redirect_into(
     `model` is a path or a hub id, `data` whatever `read_prompts` reads."""
     study = study_of(data, settings)
     place = located(model)
+    if told := conversion_told(place):
+        progress(told, None)
     tokenizer = tokenizer_of(place, trust_remote_code=settings.trust_remote_code)
     lessons = source_prompts(study, tokenizer)
     everything = study.dealt.prompts.dataset.content_hash()
