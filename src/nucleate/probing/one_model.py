@@ -58,10 +58,12 @@ def probe_one(
     progress: Progress,
 ) -> None:
     """One model, from its weights to its tables."""
+    main, costs, progress = study.main, costs_of(study, subject), _named(progress, subject.name)
+    progress("loading the weights", work.fraction)
     network, tokenizer = subject.load()
+    work.did("loading")
     layers = subject.layers(study.settings.layers)
     deep = layers if study.settings.thorough else spread(layers)
-    main, costs, progress = study.main, costs_of(study, subject), _named(progress, subject.name)
     spill = run.folder / "spill"
     reads = {main: layers, **{read: deep for read in study.other_reads}}
     reading = study.read(
@@ -76,6 +78,7 @@ def probe_one(
     near = look_closer(
         design, states[[layers.index(layer) for layer in closer]], closer, _telling(work, costs, progress)
     )
+    progress("intervals", work.fraction)
     rows = _with(measured.rows + interval_rows(design, measured, at_best) + near.rows, read=main)
     for read in study.other_reads:
         rows += _with(
@@ -90,6 +93,7 @@ def probe_one(
     rows += _with([*fresh.rows, _best_row(fresh)], read=main, control="untrained")
     rows += _with(_answer_rows(design, reading))
 
+    progress("margins and doubtful prompts", work.fraction)
     controls = {"untrained": fresh.shares["test", fresh.best_layer], **surface}
     found = {layer: margins(design, measured, layer, controls) for layer in layers}
     rows += _with([row for one in found.values() for row in one.rows], read=main)
@@ -212,6 +216,7 @@ def _untrained(
     words = sorted(tokenizer.get_vocab().items())
     key = json.dumps([settings, list(layers), design.kept.tolist(), chat, words], sort_keys=True, default=str)
     if key not in study.known:
+        progress("drawing fresh weights", work.fraction)
         fresh = untrained(network, stream(study.settings.seed, "untrained"))
         prompts, told = _kept(study.prompts, design.kept), work.part("reading", progress, costs["reading"])
         reading = study.read(fresh, tokenizer, prompts, {study.main: layers}, told)
@@ -241,6 +246,7 @@ def surface_of(study: ProbeStudy, run: RunWriter, work: Workload, progress: Prog
             if warm:  # the first one waits for kernels and promises nothing
                 progress("n-grams of the text", done)
             warm = True
+    progress("right answers as a control", work.fraction)
     rows += _answers(study.design)
     work.did("n-grams", costs["answers"])
     run.write_part("surface", [study.complete(row) for row in rows])

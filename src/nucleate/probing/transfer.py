@@ -107,6 +107,7 @@ def _transfer(
     write_whole(run.folder / "data" / "dataset.parquet", prompts.dataset.frame().write_parquet)
     for sentence in prompts.warnings:
         progress(sentence, None)
+    progress("loading the weights", 0.0)
     network, tokenizer = subject.load()
     layers = (
         settings.layers if settings.layers is not None else range(network.config.get_text_config().num_hidden_layers)
