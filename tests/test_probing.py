@@ -4,6 +4,7 @@ Every prompt has words of its own, random letters, so that n-grams say nothing: 
 can tell them apart.
 """
 
+import itertools
 import json
 from pathlib import Path
 
@@ -15,9 +16,10 @@ import torch
 import nucleate
 from nucleate.cli import main
 from nucleate.data.prompts import read_prompts
+from nucleate.model import prompts as model_prompts
 from nucleate.model.networks import gpt2, save_network, word_tokenizer
+from nucleate.probing import layers, one_model, study
 from nucleate.probing import probe as door
-from nucleate.probing import study
 from nucleate.probing.findings import summary_lines
 from nucleate.probing.settings import ProbeSettings
 from nucleate.refusal import Refused
@@ -257,6 +259,59 @@ def test_a_probe_killed_after_its_first_model_and_resumed_gives_the_same_bytes(f
     assert (tmp_path / "whole" / "metrics.parquet").read_bytes() == (
         tmp_path / "killed" / "metrics.parquet"
     ).read_bytes()
+
+
+def test_the_stage_that_is_shown_is_the_one_that_runs(folder, monkeypatch):
+    shown, seen = [""], set()
+
+    def watched(room, name, *labels):
+        own = getattr(room, name)
+
+        def call(*arguments, **named):
+            found = [label for label in labels if shown[0].endswith(label)]
+            assert found, f"{name} runs while {shown[0]!r} is shown"
+            seen.update(found)
+            return own(*arguments, **named)
+
+        monkeypatch.setattr(room, name, call)
+
+    watched(door.Subject, "load", "tuned: loading the weights")
+    watched(model_prompts, "evaluate", "tuned: reading the prompts", "untrained: reading the prompts")
+    watched(one_model, "surface_features", "n-grams of the text")
+    watched(one_model, "interval_rows", "tuned: intervals")
+    watched(one_model, "untrained", "untrained: drawing fresh weights")
+    watched(one_model, "doubts", "tuned: margins and doubtful prompts")
+    survey = layers.survey
+
+    def surveyed(labelling, *arguments, **named):
+        tsne = any(space == "tsne" for _, space in labelling.places)
+        labels = ["t-SNE"] if tsne else ["measuring the layers", "n-grams of the text"]
+        found = [label for label in labels if shown[0].endswith(label)]
+        assert found, f"layers are measured while {shown[0]!r} is shown"
+        seen.update(found)
+        return survey(labelling, *arguments, **named)
+
+    monkeypatch.setattr(layers, "survey", surveyed)
+    fractions = []
+
+    def progress(text, fraction):
+        if fraction is not None:
+            shown[0] = text
+            fractions.append(fraction)
+
+    asked = {"columns": {"task": "label"}, **QUICK}
+    nucleate.probe(folder / "tuned", folder / "prompts.jsonl", progress=progress, **asked)
+    assert len(seen) == 10 and fractions[-1] == 1
+    assert all(after >= before - 0.05 for before, after in itertools.pairwise(fractions))
+
+
+def test_two_models_of_which_none_is_the_base_are_lines_of_one_table(folder, tmp_path, capsys):
+    asked = [str(folder / "tuned"), str(folder / "base"), str(folder / "prompts.jsonl"), "--columns", "task=label"]
+    assert main(["probe", *asked, "--layers", "0,1", "--out", str(tmp_path / "run")]) == 0
+    printed = capsys.readouterr().out
+    table = printed.partition("Each model at its best layer")[2].splitlines()
+    assert {line.split()[0] for line in table if line.startswith(("tuned", "base"))} == {"tuned", "base"}
+    assert "Task by task" not in printed
 
 
 def test_a_folder_of_checkpoints_is_a_series_and_its_curve_rises(folder, tmp_path):

@@ -147,6 +147,32 @@ def test_the_same_command_gives_the_same_bytes_and_a_finished_run_stays_as_it_is
     assert not redirect_into(again, network, prompts(), QUICK, resume=True)
 
 
+def test_the_stage_that_is_shown_is_the_one_that_runs(network, tmp_path, monkeypatch):
+    shown, seen = [""], []
+
+    def watched(room, name, label):
+        own = getattr(room, name)
+
+        def call(*arguments, **named):
+            assert label in shown[0], f"{name} runs while {shown[0]!r} is shown"
+            seen.append(name)
+            return own(*arguments, **named)
+
+        monkeypatch.setattr(room, name, call)
+
+    watched(redirect, "load_network", "loading the weights")
+    watched(study, "remember", "reading the source: ")
+    watched(redirect, "learn_switch", "teaching: ")
+    watched(redirect, "learn_head", "teaching: ")
+    watched(redirect, "_after", "judging")
+
+    def progress(text, fraction):
+        shown[0] = text
+
+    assert redirect_into(tmp_path / "run", network, prompts(), replace(QUICK, rates=(1e-2,)), progress=progress)
+    assert set(seen) == {"load_network", "remember", "learn_switch", "learn_head", "_after"}
+
+
 def test_a_run_stopped_again_and_again_has_the_bytes_of_an_unbroken_one_and_makes_no_part_twice(
     run, network, tmp_path, monkeypatch
 ):

@@ -68,7 +68,7 @@ def add_probe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "data",
         metavar="DATA",
-        help="JSONL, CSV, Parquet, a dataset's folder; or natural, natural-shared, natural-sentences",
+        help="JSONL, CSV, TSV, Parquet, a dataset's folder; or natural, natural-shared, natural-sentences",
     )
     parser.add_argument("--base", metavar="M", help="the model before its fine-tuning, to compare with")
     add_fields(parser, ProbeSettings)

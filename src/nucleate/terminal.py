@@ -48,11 +48,11 @@ def _table_of(run: Any) -> tuple[str, Sequence[str], Sequence[Sequence[object]]]
 
 
 def _of_a_probe(run: Any) -> tuple[str, Sequence[str], Sequence[Sequence[object]]]:
-    """Task by task for one model and its base; of more, each model at its best layer."""
+    """Task by task for one model, with its base or alone; of more, each model at its best layer."""
     from nucleate.probing import findings
 
-    models = run.config["models"]
-    if len(models) <= 2 and _is_whole(run):
+    models, base = run.config["models"], run.config.get("base")
+    if sum(one != base for one in models) <= 1 and _is_whole(run):
         tasks, confusion = (_read(run, name) for name in ("tasks", "confusion"))
         main = findings.main_model(run.metrics, models)
         header, *rows = findings.task_lines(run.metrics, tasks, confusion, main)

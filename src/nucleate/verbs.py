@@ -57,11 +57,11 @@ def pretrain(asked: argparse.Namespace) -> None:
 
 
 def align(asked: argparse.Namespace) -> None:
-    from nucleate.paper.alignment import align
-
     if asked.model is not None:
         _redirect(asked)
         return
+    from nucleate.paper.alignment import align
+
     _check_redirect(asked)
     if asked.out is None:
         raise Refused("nucleate align needs --out RUN, the folder to write to")
@@ -77,7 +77,7 @@ def _check_redirect(asked: argparse.Namespace) -> None:
 
 def _redirect(asked: argparse.Namespace) -> None:
     """The same on a ready-made model (--model)."""
-    from nucleate.redirecting.redirect import budget, redirect_into
+    from nucleate.redirecting.prompts import redirection_of
 
     barred = next((name for name in ("size", *SHORT, "fast", "set") if getattr(asked, name)), None)
     if barred is not None:
@@ -87,6 +87,11 @@ def _redirect(asked: argparse.Namespace) -> None:
     if asked.out is None and not asked.estimate:
         raise Refused("nucleate align needs --out RUN, the folder to write to (or --estimate, which writes nothing)")
     settings = RedirectSettings(**given_of(asked, RedirectSettings))
+    _at_the_door([asked.model], weights=not asked.estimate)
+    redirection_of(asked.data, settings)
+
+    from nucleate.redirecting.redirect import budget, redirect_into
+
     for sentence in budget(asked.model, asked.data, settings):
         print(sentence, file=sys.stdout if asked.estimate else sys.stderr)
     if asked.estimate:
@@ -96,11 +101,14 @@ def _redirect(asked: argparse.Namespace) -> None:
 
 
 def probe(asked: argparse.Namespace) -> None:
-    from nucleate.probing.probe import budget, probe_into
-
     settings = ProbeSettings(**given_of(asked, ProbeSettings))
     if asked.out is None and not asked.estimate:
         raise Refused("nucleate probe needs --out RUN, the folder to write to (or --estimate, which writes nothing)")
+    models = [*asked.models, *([] if asked.base is None else [asked.base])]
+    _at_the_door(models, settings.revisions, asked.data, settings, weights=not asked.estimate)
+
+    from nucleate.probing.probe import budget, probe_into
+
     if asked.estimate:
         print("\n".join(budget(asked.models, asked.data, settings, base=asked.base)))
         return
@@ -108,10 +116,31 @@ def probe(asked: argparse.Namespace) -> None:
 
 
 def transfer(asked: argparse.Namespace) -> None:
+    settings = TransferSettings(**given_of(asked, TransferSettings))
+    revisions = [settings.revision] if settings.revision else []
+    _at_the_door([asked.model], revisions, asked.data, settings)
+
     from nucleate.probing.transfer import transfer_into
 
-    settings = TransferSettings(**given_of(asked, TransferSettings))
     _run(asked, partial(transfer_into, Path(asked.out), asked.model, asked.data, settings))
+
+
+def _at_the_door(
+    models: Sequence[str],
+    revisions: Sequence[str] = (),
+    data: str | None = None,
+    settings: ProbeSettings | TransferSettings | None = None,
+    *,
+    weights: bool = True,
+) -> None:
+    """Refuse models that are not there and prompts that cannot be read before torch loads, which takes longer than
+    reading them twice."""
+    from nucleate.data.prompts import read_prompts
+    from nucleate.model.places import refuse_absent, run_checkpoint
+
+    refuse_absent([run_checkpoint(one) for one in models], revisions, weights=weights)
+    if data is not None and settings is not None:
+        read_prompts(data, columns=settings.columns, limit=settings.limit)
 
 
 def _run(asked: argparse.Namespace, experiment: Callable[..., bool]) -> None:
@@ -137,13 +166,16 @@ _PROBE = 60.0  # about what a probe of a small model takes, in epochs of the mai
 
 def reproduce(asked: argparse.Namespace) -> None:
     """A run folder per experiment, then one ledger and one page; what is newer than the page is drawn again."""
+    config, out = config_of(asked), Path(asked.out)
+    if asked.model is not None:
+        _at_the_door([asked.model])
+
     from nucleate.paper.lengths import lengths_of
     from nucleate.probing import probe
     from nucleate.progress import Workload
     from nucleate.report.figures import draw_figures
     from nucleate.runs import clear_runs, load_run
 
-    config, out = config_of(asked), Path(asked.out)
     rooms = _experiments()
     experiments: dict[str, Callable[..., bool]] = {
         verb: partial(getattr(room, verb), config) for verb, room in rooms.items()

@@ -10,18 +10,16 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from nucleate.data.columns import FORMS, choose_columns
 from nucleate.data.dataset import SPLITS, Dataset, Instance
 from nucleate.data.sources import NamedColumns, Source, as_text, frame_table, open_source
 from nucleate.refusal import Refused, nearest
 
-FORMS = ("instruction", "prompt", "text", "messages")  # which column holds the prompt; only `instruction` has inputs
-NAMES = (*FORMS, "input", "task", "output", "distribution", "mapping", "split")
 _HALF_A_CHARACTER = re.compile("[\ud800-\udfff]")  # what a JSON text cut inside an emoji leaves
 Chat = tuple[Mapping[str, str], ...]
 
@@ -61,7 +59,7 @@ def read_prompts(
     table = frame_table(opened.frame(), name) if isinstance(opened, Dataset) else opened
     if not table.places:
         raise Refused(f"{table.title} has no rows; give it labelled prompts")
-    names = _choose_columns(table, columns or {})
+    names = choose_columns(table, columns or {})
     kept, chats, dropped = _read_rows(table, names)
     tasks = _check_tasks(kept, table, names["task"], dropped)
     warnings = list(_warnings(kept, table, dropped))
@@ -86,36 +84,6 @@ def read_prompts(
         warnings=tuple(warnings),
         name=name,
     )
-
-
-# --- columns ------------------------------------------------------------------------------------------------------
-
-
-def _choose_columns(table: NamedColumns, columns: Mapping[str, str]) -> dict[str, str]:
-    """{our name: theirs} of the columns to read. A column asked for under another name is not read under its own."""
-    for ours, theirs in columns.items():
-        if ours not in NAMES:
-            raise Refused(f"--columns {ours}={theirs}: there is no {ours!r} to name{nearest(ours, NAMES)}")
-        if theirs not in table.columns:
-            raise Refused(f"{table.title} has no column {theirs!r}{nearest(theirs, table.columns)}")
-    found = {one: one for one in NAMES if one in table.columns and one not in columns.values()} | dict(columns)
-    forms = [form for form in FORMS if form in columns] or [form for form in FORMS if form in found]
-    if len(forms) > 1:
-        raise Refused(
-            f"{table.title} has its prompts twice, in {' and '.join(repr(found[one]) for one in forms)}; "
-            f"name the one to read, as in --columns {forms[-1]}={found[forms[-1]]}"
-        )
-    others = [column for column in table.columns if column not in found.values()]
-    meant = [form for form in FORMS if get_close_matches(form, others)]
-    form = (*forms, *meant, "instruction")[0]
-    needed = (form, "input", "task") if form == "instruction" else (form, "task")
-    for one in needed:
-        if one not in found:
-            close = nearest(one, others) if others else ""
-            alone = f", or read the instruction alone with --columns prompt={found[form]}" if one == "input" else ""
-            raise Refused(f"{table.title}: column {one!r} is missing{close}; name it with --columns {one}=…{alone}")
-    optional = [one for one in ("output", "distribution", "mapping", "split") if one in found]
-    return {one: found[one] for one in (*needed, *optional)}
 
 
 # --- rows ---------------------------------------------------------------------------------------------------------

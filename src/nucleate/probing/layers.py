@@ -66,6 +66,7 @@ def measure_layers(
     """Raw clusters and neighbours of every layer, on every side, and linear probes. `states` is (layer, instance,
     width)."""
     found = LayerMeasures()
+    tell("measuring the layers", 0, len(layers))
     if linearly:
         read_labels(found, design, states, layers)
     for side, some, one in _surveys(design, design.labellings, design.sides, states, layers):
@@ -133,6 +134,7 @@ def look_closer(design: Design, states: np.ndarray, layers: Sequence[int], tell:
     if design.has_inputs:
         halves = [side for side in design.sides if not np.isin(side.members, side.against).any()]
         labellings = {side.split: design.labelling(side, "centred", "averaged") for side in halves}
+        tell("centring", 0, len(layers))
         for _, some, one in _surveys(design, labellings, halves, states, layers):
             tell("centring", list(layers).index(some[-1]) + 1, len(layers))
             rows += [row._asdict() for row in one.rows]
@@ -141,6 +143,7 @@ def look_closer(design: Design, states: np.ndarray, layers: Sequence[int], tell:
     if len(shown) <= 3 * design.effort.perplexity:
         return found
     side = Side("all", shown, shown)
+    tell("t-SNE", 0, len(layers))
     for _, some, one in _surveys(design, {"all": design.labelling(side, "tsne")}, [side], states, layers):
         tell("t-SNE", list(layers).index(some[-1]) + 1, len(layers))
         rows += [row._asdict() for row in one.rows]

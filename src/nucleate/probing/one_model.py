@@ -58,10 +58,12 @@ def probe_one(
     progress: Progress,
 ) -> None:
     """One model, from its weights to its tables."""
+    main, costs, progress = study.main, costs_of(study, subject), _named(progress, subject.name)
+    progress("loading the weights", work.fraction)
     network, tokenizer = subject.load()
+    work.did("loading")
     layers = subject.layers(study.settings.layers)
     deep = layers if study.settings.thorough else spread(layers)
-    main, costs, progress = study.main, costs_of(study, subject), _named(progress, subject.name)
     spill = run.folder / "spill"
     reads = {main: layers, **{read: deep for read in study.other_reads}}
     reading = study.read(
@@ -75,6 +77,7 @@ def probe_one(
     near = look_closer(
         design, states[[layers.index(layer) for layer in closer]], closer, _telling(work, costs, progress)
     )
+    progress("intervals", work.fraction)
     sure = interval_rows(design, measured, np.array(states[layers.index(best)]))
     rows = _with(measured.rows + sure + near.rows, read=main)
     for read in study.other_reads:
@@ -91,6 +94,7 @@ def probe_one(
         rows += _with([*one.rows, *_best_rows(one)], read=main, control=control)
     rows += _with(_answer_rows(design, reading))
 
+    progress("margins and doubtful prompts", work.fraction)
     controls = {
         reading_of: {**some, **{control: _at_best(one)[reading_of] for control, one in others.items()}}
         for reading_of, some in surface.items()
@@ -220,6 +224,7 @@ def _untrained(
     words = sorted(tokenizer.get_vocab().items())
     key = json.dumps([settings, list(layers), design.kept.tolist(), chat, words], sort_keys=True, default=str)
     if key not in study.known:
+        progress("drawing fresh weights", work.fraction)
         fresh = untrained(network, stream(study.settings.seed, "untrained"))
         prompts, told = _kept(study.prompts, design.kept), work.part("reading", progress, costs["reading"])
         reading = study.read(fresh, tokenizer, prompts, {study.main: layers}, told)
@@ -255,6 +260,7 @@ def surface_of(study: ProbeStudy, run: RunWriter, work: Workload, progress: Prog
         "clustered": {control: one.shares["test", 0] for control, one in found.items()},
         "readable": {control: one.named[0] for control, one in found.items()},
     }
+    progress("right answers as a control", work.fraction)
     codings = _codings(study.design)
     if codings:
         rows += _highest(codings)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nucleate.devices import DEVICES, PRECISIONS
 from nucleate.settings import check_all, setting
 
 
@@ -24,8 +25,8 @@ class ProbeSettings:
     chat: bool = setting(False, "as the user's turn of the model's chat template")
     layers: Sequence[int] | None = setting(None, "only these layers", form="0,8,…")
     revisions: Sequence[str] = setting((), "of a hub id; several make a series", form="R", option="revision")
-    dtype: str = setting("float32", "precision of the weights, or auto", form="DTYPE")
-    device: str = setting("auto", "where to compute: auto (cuda if there is one), cpu or cuda", form="auto|cpu|cuda")
+    dtype: str = setting("float32", "precision of the weights; auto: as they are stored", choices=PRECISIONS)
+    device: str = setting("auto", "where to compute: auto (cuda if there is one), cpu or cuda", choices=DEVICES)
     trust_remote_code: bool = setting(False, "run code that comes with the model")
     loading: Mapping[str, Any] | None = setting(
         None, "of from_pretrained of transformers, as device_map=auto", form="name=value"
@@ -56,8 +57,8 @@ class TransferSettings:
     layers: Sequence[int] | None = setting(None, "only these layers", form="0,8,…")
     pairs: int = setting(2000, "pairs of prompt and task that are moved in each half, at most", least=30, form="N")
     revision: str | None = setting(None, "of a hub id", form="R")
-    dtype: str = setting("float32", "precision of the weights, or auto", form="DTYPE")
-    device: str = setting("auto", "where to compute: auto (cuda if there is one), cpu or cuda", form="auto|cpu|cuda")
+    dtype: str = setting("float32", "precision of the weights; auto: as they are stored", choices=PRECISIONS)
+    device: str = setting("auto", "where to compute: auto (cuda if there is one), cpu or cuda", choices=DEVICES)
     trust_remote_code: bool = setting(False, "run code that comes with the model")
     loading: Mapping[str, Any] | None = setting(
         None, "of from_pretrained of transformers, as device_map=auto", form="name=value"

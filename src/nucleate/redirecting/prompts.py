@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from nucleate.data.columns import there_are
 from nucleate.data.dataset import Dataset, Instance
-from nucleate.data.prompts import Prompts
-from nucleate.data.sources import as_text, frame_table, open_source
+from nucleate.data.prompts import Prompts, read_prompts
+from nucleate.data.sources import Source, as_text, frame_table, open_source
+from nucleate.redirecting.settings import RedirectSettings
 from nucleate.refusal import Refused, nearest
 
 SIDES = ("lesson", "validation", "test", "new_inputs")
@@ -82,6 +84,19 @@ def redirection(
     return Redirection(prompts, source, wished, sides, others, frozenset(drawn), frozenset(asked), of_target)
 
 
+def redirection_of(data: Source, settings: RedirectSettings) -> Redirection:
+    """The prompts read and dealt out; refused where they do not do."""
+    return redirection(
+        read_prompts(data, columns=settings.columns),
+        settings.source,
+        target=settings.target,
+        outputs=settings.outputs,
+        limit=settings.limit,
+        examples=settings.examples,
+        seed=settings.seed,
+    )
+
+
 def name_of(one: Instance) -> str:
     """What the data call it: its distribution, or else its task."""
     return one.distribution or one.task
@@ -144,7 +159,7 @@ def _pairs_of(source: str, column: str) -> list[tuple[str, str]]:
     table = frame_table(opened.frame(), name) if isinstance(opened, Dataset) else opened
     for one in (column, "output"):
         if one not in table.columns:
-            raise Refused(f"{table.title}: column {one!r} is missing{nearest(one, table.columns)}")
+            raise Refused(f"{table.title}: column {one!r} is missing; {there_are(table)}; rename the one that is meant")
     pairs = []
     for place, *row in zip(table.places, table.cells(column), table.cells("output"), strict=True):
         key, output = (as_text(cell, table.at(place)) for cell in row)

@@ -26,6 +26,7 @@ from nucleate.data.sources import Source
 from nucleate.devices import device_for
 from nucleate.files import write_whole
 from nucleate.long_table import HEADS, METHODS
+from nucleate.model.converted import conversion_told
 from nucleate.model.estimate import estimate
 from nucleate.model.networks import load_network, tokenizer_of
 from nucleate.model.series import located
@@ -70,6 +71,8 @@ def redirect_into(
     `model` is a path or a hub id, `data` whatever `read_prompts` reads."""
     study = study_of(data, settings)
     place = located(model)
+    if told := conversion_told(place):
+        progress(told, None)
     tokenizer = tokenizer_of(place, trust_remote_code=settings.trust_remote_code)
     lessons = source_prompts(study, tokenizer)
     everything = study.dealt.prompts.dataset.content_hash()
@@ -91,6 +94,7 @@ def redirect_into(
         plain = prompts.messages is not None and not settings.chat
         for sentence in (*prompts.warnings, *([PLAIN_CHATS] if plain else [])):
             progress(sentence, None)
+        progress("loading the weights", None if resume else 0.0)  # what is behind a resumed one is not known yet
         network, _ = load_network(
             place,
             tokenizer=tokenizer,
@@ -139,17 +143,18 @@ def _redirect(
     progress(study.dealt.describe(), None)
     saved, sides = SavedParts(run.folder / "states" / mark_of(network, study, tokenizer, lessons)), {}
     work = _workload(study, lessons, saved)
-    progress("reading the source", work.fraction)
     for name, own in lessons.items():
         if own:
             begun = saved.holds(f"source-{name}")
+            progress(f"reading the source: {name.replace('_', ' ')}", work.fraction)
             sides[name] = read_source(network, lessons, name, closing_of(tokenizer), saved)
-            progress(f"reading the source: {name.replace('_', ' ')}", work.did("source", 0 if begun else len(own)))
+            work.did("source", 0 if begun else len(own))
     others = read_others(study, network, tokenizer, saved, work.part("others", progress))
     chosen = _teach(study, sides, others, saved, work, progress)
     if "direct" not in chosen:
         progress("the whole head was left out: it has too many weights to be taught here", None)
 
+    progress("judging", work.fraction)
     rows: list[dict[str, Any]] = [{"arm": "main", **row} for row in _before(sides, others)]
     told: list[pl.DataFrame] = []
     for arm, attempt in chosen.items():
@@ -226,11 +231,11 @@ def _teach(
     pieces = 1 / len(ranks) / len(settings.rates)
     for arm, rank, rate in ((a, k, r) for a, k in ranks.items() for r in settings.rates):
         lesson, begun = partial(_lesson, study, sides, others, arm, rank, rate), saved.holds(f"{arm}-{rate:g}")
+        progress(f"teaching: {_NAMES[arm]} at {rate:g}", work.fraction)
         tensors, told = saved.part(f"{arm}-{rate:g}", "train", lesson)
         if begun:
             work.skip({"teaching": pieces})
-        done = work.did("teaching", 0 if begun else pieces)
-        progress(f"teaching: {_NAMES[arm]} at {rate:g}", done)
+        work.did("teaching", 0 if begun else pieces)
         for name, (epoch, curve) in told.items():
             level = (curve[epoch - 1], -epoch, -rate)
             if name not in best or level > best[name][0]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from nucleate.devices import DEVICES, PRECISIONS
 from nucleate.refusal import Refused
 from nucleate.settings import REQUIRED, check_all, setting
 
@@ -25,10 +26,8 @@ class RedirectSettings:
     examples: int = setting(1, "prompts of each other one, from which the switch learns", least=1, form="N")
     switch: str = setting("mlp", "which one is saved: linear or mlp", choices=("linear", "mlp"))
     copy: bool = setting(False, "save the original weights with the switch, not where they lie")
-    dtype: str = setting("float32", "precision of the weights, or auto", form="DTYPE")
-    device: str = setting(
-        "auto", "where to compute: auto (cuda if there is one), cpu or cuda", choices=("auto", "cpu", "cuda")
-    )
+    dtype: str = setting("float32", "precision of the weights; auto: as they are stored", choices=PRECISIONS)
+    device: str = setting("auto", "where to compute: auto (cuda if there is one), cpu or cuda", choices=DEVICES)
     trust_remote_code: bool = setting(False, "run code that comes with the model")
     seed: int = setting(100, "root of every random stream", least=0)
     rank: int = setting(16, "of the second head", least=1, option=None)

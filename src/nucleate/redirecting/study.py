@@ -19,7 +19,6 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nucleate.data.dataset import Instance
-from nucleate.data.prompts import read_prompts
 from nucleate.data.sources import Source
 from nucleate.files import write_whole
 from nucleate.model.batches import share_prefixes
@@ -27,7 +26,7 @@ from nucleate.model.prompts import read_prompts_states
 from nucleate.model.switch import AT_ONCE, TargetStates, TeachingSet, remember
 from nucleate.model.texts import Prompt, prompts_of
 from nucleate.progress import Progress, silent
-from nucleate.redirecting.prompts import Redirection, redirection
+from nucleate.redirecting.prompts import Redirection, redirection_of
 from nucleate.redirecting.settings import RedirectSettings
 from nucleate.redirecting.switched import head_logits
 from nucleate.refusal import Refused
@@ -43,16 +42,7 @@ class RedirectStudy:
 
 def study_of(data: Source, settings: RedirectSettings) -> RedirectStudy:
     """The prompts read and dealt out; refused where they do not do."""
-    dealt = redirection(
-        read_prompts(data, columns=settings.columns),
-        settings.source,
-        target=settings.target,
-        outputs=settings.outputs,
-        limit=settings.limit,
-        examples=settings.examples,
-        seed=settings.seed,
-    )
-    return RedirectStudy(settings, dealt)
+    return RedirectStudy(settings, redirection_of(data, settings))
 
 
 def source_prompts(study: RedirectStudy, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Prompt]]:

@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from nucleate.model.networks import finish_replacement, load_network, looks_local, replacing, save_network
+from nucleate.model.networks import load_network, save_network
+from nucleate.model.places import finish_replacement, looks_local, replacing
 from nucleate.model.series import located, place_of
 from nucleate.model.switch import Head, Switch
 from nucleate.refusal import Refused
