@@ -309,7 +309,7 @@ def test_two_models_of_which_none_is_the_base_are_lines_of_one_table(folder, tmp
     asked = [str(folder / "tuned"), str(folder / "base"), str(folder / "prompts.jsonl"), "--columns", "task=label"]
     assert main(["probe", *asked, "--layers", "0,1", "--out", str(tmp_path / "run")]) == 0
     printed = capsys.readouterr().out
-    table = printed.partition("Each model at its best layer")[2].splitlines()
+    table = printed.partition("On held-out prompts")[2].splitlines()
     assert {line.split()[0] for line in table if line.startswith(("tuned", "base"))} == {"tuned", "base"}
     assert "Task by task" not in printed
 
