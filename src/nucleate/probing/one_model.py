@@ -24,6 +24,7 @@ from nucleate.model.prompts import PromptReading
 from nucleate.model.subjects import Subject
 from nucleate.probing.costs import costs_of, costs_of_text, spread
 from nucleate.probing.findings import difference, mislabelled
+from nucleate.probing.geometry import geometry_rows
 from nucleate.probing.layers import (
     MOST_SHOWN,
     Design,
@@ -77,6 +78,7 @@ def probe_one(
         design, states[[layers.index(layer) for layer in closer]], closer, _telling(work, costs, progress)
     )
     rows = _with(measured.rows + interval_rows(design, measured, at_best) + near.rows, read=main)
+    rows += _with(geometry_rows(design, states, layers), read=main)
     for read in study.other_reads:
         rows += _with(
             measure_layers(design, reading.states[read], deep, _telling(work, costs, progress)).rows, read=read
@@ -216,6 +218,7 @@ def _untrained(
         prompts, told = _kept(study.prompts, design.kept), work.part("reading", progress, costs["reading"])
         reading = study.read(fresh, tokenizer, prompts, {study.main: layers}, told)
         study.known[key] = measure_layers(design, reading.states[study.main], layers, _telling(work, costs, progress))
+        study.known[key].rows.extend(geometry_rows(design, reading.states[study.main], layers))
     else:
         measuring = len(layers) * costs["measuring the layers"]
         work.skip({"reading": costs["reading"], "measuring the layers": measuring})
