@@ -21,7 +21,7 @@ def effective_rank(states: np.ndarray) -> float | None:
     centred = states - states.mean(axis=0, dtype=np.float64)
     products = centred.T @ centred if centred.shape[0] > centred.shape[1] else centred @ centred.T
     squares = np.linalg.eigvalsh(products)
-    # A product's rounding leaves squares of this size where nothing varies; the floor is theirs, less than RankMe's own.
+    # Rounding leaves squares of this size where nothing varies; RankMe adds 1e-7 to every share instead.
     squares[squares <= squares[-1] * len(squares) * np.finfo(float).eps] = 0
     length = float(np.sqrt(np.square(states, dtype=np.float64).sum()))
     if np.sqrt(squares[-1]) <= TIE * length:
@@ -67,8 +67,8 @@ def _two_nearest(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def parent_cosine(states: np.ndarray, child: np.ndarray, parent: np.ndarray) -> float | None:
-    """How far children differ along their parent's direction: the size of a cosine, 0..1, mean over children. None where
-    no parent has two children that lie apart, or there is one parent only.
+    """How far children differ along their parent's direction: the size of a cosine, 0..1, mean over children. None
+    where no parent has two children that lie apart, or there is one parent only.
 
     `child` and `parent` (point,) are codes, each child of one parent. A child's difference is its mean state less its
     siblings'; the parent's direction is the siblings' mean less the mean of the other parents. The child has no part in
@@ -76,9 +76,10 @@ def parent_cosine(states: np.ndarray, child: np.ndarray, parent: np.ndarray) -> 
     construction, whatever the states. Without a sign, since children of which each has the more or the less of one and
     the same direction would cancel out.
 
-    Park et al. (2024): a child's difference is at right angles to its parent, 0. Children that differ in nothing but how
-    much they have of their parent give 1. Where parents have no direction of their own, siblings are strangers: 1 over
-    the root of the number of children that a parent has.
+    Park et al. (2024): a child's difference is at right angles to its parent, 0. Children that differ in nothing but
+    how much they have of their parent give 1. Where parents have no direction of their own, siblings are strangers:
+    about 1 over the root of the number of children that a parent has. Of two children the one is all that is known of
+    the parent, so that 0 needs parents far further apart than siblings; what dealt labels give stands beside it.
     """
     names, first, code = np.unique(child, return_index=True, return_inverse=True)
     means = np.zeros((len(names), states.shape[1]))

@@ -1,4 +1,4 @@
-"""The shape of a network's layers as rows of the long table, over all prompts: cheap beside all else that is measured."""
+"""The shape of a network's layers as rows of the long table, over all prompts: cheap beside all that is measured."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +14,9 @@ MOST_POINTS = 2000  # prompts of which rank and dimension are told, drawn at ran
 
 
 def geometry_rows(design: Design, states: np.ndarray, layers: Sequence[int]) -> Rows:
-    """Effective rank and intrinsic dimension of each layer; of labels in two levels the parent's cosine too, beside what
-    shuffled and regrouped labels give. `states` is (layer, instance, width). The same rows for any number of threads."""
+    """Effective rank and intrinsic dimension of each layer; of labels in two levels the parent's cosine too, beside
+    what shuffled and regrouped labels give. `states` is (layer, instance, width). The same rows for any number of
+    threads."""
     count = len(design.kept)
     drawn = np.random.default_rng(design.seed_of("geometry")).permutation(count)[:MOST_POINTS]
     drawn.sort()
