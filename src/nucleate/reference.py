@@ -62,8 +62,8 @@ def reference() -> str:
         "those of another.",
         _table(("setting", "value", "meaning"), [(f"`{key}`", f"`{value}`", told) for key, value, told in _settings()]),
         "## Claims that a probe can be held against",
-        "A probe measures these at every layer, with the untrained network beside where that is read: "
-        "[tables.md](tables.md) says how, and a claim is held where the trained network differs from what stands beside.",
+        "A probe measures these at every layer, with the untrained network beside where that is read; "
+        "[tables.md](tables.md) says how.",
         _table(("measure", "claimed", "by", "here"), [(f"`{one}`", *told) for one, told in _CLAIMED.items()]),
         "## From Python",
         "`import nucleate` loads nothing heavy; each name brings what it needs when it is first used.",
