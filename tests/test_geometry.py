@@ -224,6 +224,15 @@ def test_rows_of_a_probe_are_what_the_measures_say_of_each_layer_for_any_number_
     }
 
 
+def test_where_the_distributions_of_a_task_coincide_dealt_labels_have_no_row_either():
+    labels = a_design().labels
+    words = np.random.default_rng(10).normal(size=(10, 12))[labels.input + 5 * (labels.task // 2)]
+    rows = geometry_rows(a_design(), words[np.newaxis].astype(np.float32), [0])
+    assert [row["measure"] for row in rows] == ["effective_rank"]  # ten states in all
+    assert parent_cosine(words, labels.distribution, labels.task) is None
+    assert parent_cosine(words, labels.distribution, labels.distribution % 4) is not None  # as dealt labels might
+
+
 def test_of_more_prompts_than_are_looked_at_the_same_ones_are_drawn_in_every_layer(monkeypatch):
     monkeypatch.setattr(room, "MOST_POINTS", 100)
     states = some_states()

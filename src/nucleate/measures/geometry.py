@@ -4,10 +4,11 @@ lie to each other. Three numbers that recent work makes claims about; `reference
 
 import numpy as np
 
+from nucleate.measures.baselines import sums_by_class
 from nucleate.measures.neighbour_kernels import TIE, distinct_states
 from nucleate.measures.neighbours import Labels, neighbour_blocks
 
-FEWEST_POINTS = 20  # different ones, for a dimension: its error is about one part in the root of their number
+FEWEST_POINTS = 50  # different ones, for a dimension: its error is about one part in the root of their number
 _KEPT = 0.9  # of the ratios of distances; Facco et al. leave out the largest tenth
 
 
@@ -82,14 +83,12 @@ def parent_cosine(states: np.ndarray, child: np.ndarray, parent: np.ndarray) -> 
     the parent, so that 0 needs parents far further apart than siblings; what dealt labels give stands beside it.
     """
     names, first, code = np.unique(child, return_index=True, return_inverse=True)
-    means = np.zeros((len(names), states.shape[1]))
-    np.add.at(means, code, states)
-    means /= np.bincount(code)[:, None]
+    means = sums_by_class(states, code, len(names)) / np.bincount(code)[:, None]
     owner = np.unique(parent[first], return_inverse=True)[1]  # (child,)
     size = np.bincount(owner)
     if len(size) < 2:
         return None
-    totals = np.stack([means[owner == one].sum(axis=0) for one in range(len(size))])
+    totals = sums_by_class(means, owner, len(size))
     middles = totals / size[:, None]
     others = (middles.sum(axis=0) - middles) / (len(size) - 1)
     kept = size[owner] >= 2

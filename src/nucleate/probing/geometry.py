@@ -32,7 +32,9 @@ def geometry_rows(design: Design, states: np.ndarray, layers: Sequence[int]) -> 
             points = averaged(here, unit)[0]
             for control, deals in dealt.items():
                 told = [one for deal in deals if (one := parent_cosine(points, *deal)) is not None]
-                found.append(("distribution", control, "parent_cosine", float(np.mean(told)) if told else None))
+                if not told:
+                    break  # `none` comes first: what dealt labels give stands beside it, or nowhere
+                found.append(("distribution", control, "parent_cosine", float(np.mean(told))))
         where = {"split": "all", "layer": layers[place], "space": "raw"}
         return [
             {**where, "labels": labels, "control": control, "measure": measure, "value": value}
