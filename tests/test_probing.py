@@ -328,13 +328,14 @@ def test_a_folder_of_checkpoints_is_a_series_and_its_curve_rises(folder, tmp_pat
 
 
 def test_prompts_with_inputs_are_judged_among_other_inputs_and_get_their_controls(tmp_path):
-    """A loaded network, and a list of dicts with instruction, input, output, distribution and mapping."""
+    """A loaded network, and a list of dicts with instruction, input, output, distribution, mapping and format."""
     listed = []
     for number, (first, second, _) in enumerate(words()):
         for given in (words()[k][2] for k in range(3)):  # the same inputs under every instruction
             task = f"t{number // PROMPTS}"
             rows = {"instruction": f"{first} {second}", "input": given, "output": words()[0][0], "task": task}
-            listed.append({**rows, "distribution": f"{task}-{number % 2}", "mapping": given})
+            form = f"form {number // 2 % 2}"
+            listed.append({**rows, "distribution": f"{task}-{number % 2}", "mapping": given, "format": form})
     seen = nucleate.probe(network(strength=6), listed, tokenizer=tokenizer(), **QUICK)
     metrics = seen.metrics
     assert set(metrics["control"]) == {
@@ -354,6 +355,7 @@ def test_prompts_with_inputs_are_judged_among_other_inputs_and_get_their_control
     assert set(metrics["read"]) == {None, "input", "instruction_end"}
     assert set(metrics["space"]) == {None, "raw", "tsne", "centred", "averaged"}
     assert set(metrics["labels"]) == {None, "task", "distribution", "distribution_mapping"}
+    assert_shape_of_layers(metrics)
     answers = metrics.filter(pl.col("measure").str.starts_with("accuracy"), pl.col("control") == "none")
     assert set(answers["measure"]) == {"accuracy", "accuracy_whole", "accuracy_restricted"}
     assert set(answers.filter(pl.col("measure") == "accuracy_restricted")["value"]) == {1.0}  # one output, one choice
@@ -374,6 +376,25 @@ def test_prompts_with_inputs_are_judged_among_other_inputs_and_get_their_control
     assert door.load_probe(kept).verdict == seen.verdict
     with pytest.raises(Refused, match="exists; name a new folder"):
         seen.save(tmp_path / "kept")
+
+
+def assert_shape_of_layers(metrics):
+    """Of every layer its rank, its dimension and the parent's cosine, with the untrained network beside; in the
+    embedding there are three states in all, one for each input, and neither dimension nor cosine."""
+    for measure, at, labels, dealt in (
+        ("effective_rank", {0, 1, 2}, None, set()),
+        ("intrinsic_dimension", {1, 2}, None, set()),
+        ("parent_cosine", {1, 2}, "distribution", {"shuffled", "regrouped"}),
+    ):
+        found = metrics.filter(pl.col("measure") == measure)
+        assert set(found.select("split", "space", "read", "labels").rows()) == {("all", "raw", "input", labels)}
+        assert set(found["control"]) == {"none", "untrained"} | dealt
+        assert all(set(found.filter(control=control)["layer"]) == at for control in found["control"])
+        assert (found["value"] >= 0).all() and (not dealt or (found["value"] <= 1).all())
+    of_form = metrics.filter(pl.col("measure") == "knn_share_other_format", pl.col("split") == "test", space="raw")
+    assert {"none", "untrained", "neutral", "shuffled", "surface_prompt"} <= set(of_form["control"])
+    reached = {control: of_form.filter(control=control)["value"].max() for control in ("none", "untrained", "shuffled")}
+    assert reached["none"] > 0.8 > 0.5 > max(reached["untrained"], reached["shuffled"])
 
 
 def test_the_estimate_needs_no_weights_and_writes_nothing(folder, tmp_path, capsys):

@@ -356,6 +356,23 @@ def test_warnings_name_what_makes_numbers_misleading() -> None:
     assert warned([*texts(), texts()[0] | {"task": "greet"}]) == "1 prompts appear under more than one task"
 
 
+def test_the_format_stays_with_its_prompt_and_counts_only_where_every_row_tells_one_of_several() -> None:
+    rows = [row | {"way": f"form {place % 2}"} for place, row in enumerate(texts(8))]
+    rows[5]["text"] = None
+    read = read_prompts(rows, columns={"format": "way"}, limit=12)
+    assert len(read.instances) == 12
+    assert read.formats == tuple(f"form {place % 2}" for place in read.places)
+    assert not any("format" in warning for warning in read.warnings)
+    assert read_prompts(rows).formats is None
+    for changed_rows, why in (
+        (changed(rows, 3, 4, way=""), "2 prompts have none (column 'way')"),
+        (changed(rows, *range(24), way="plain"), "all are one (column 'way')"),
+    ):
+        without = read_prompts(changed_rows, columns={"format": "way"})
+        assert without.formats is None and len(without.instances) == 23
+        assert any(warning.endswith(why) for warning in without.warnings)
+
+
 def test_a_distribution_under_several_tasks_gets_a_name_of_its_own_under_each() -> None:
     rows = [row | {"distribution": "short"} if row["split"] == "test" else row for row in some_rows()]
     rows[0]["distribution"] = "refund/short"  # taken already
@@ -527,7 +544,11 @@ REFUSALS: dict[str, tuple[Callable[[Path], Any] | list[Any], Mapping[str, str], 
         ("prompts twice, in 'instruction' and 'text'; name the one to read, as in --columns text=text",),
     ),
     "two named forms": (texts(), {"text": "text", "prompt": "text"}, ("prompts twice, in 'text' and 'text'",)),
-    "unknown name": (texts(), {"lable": "task"}, ("there is no 'lable' to name", "there are: distribution, input")),
+    "unknown name": (
+        texts(),
+        {"lable": "task"},
+        ("there is no 'lable' to name", "there are: distribution, format, input"),
+    ),
     "unknown column": (texts(), {"task": "txet"}, ("has no column 'txet'; did you mean 'text'?",)),
     "list in a cell": (changed(texts(), 2, task=["a"]), {}, ("row 2, column 'task' holds a list, not text",)),
     "chat of text": (

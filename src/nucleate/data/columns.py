@@ -15,7 +15,8 @@ from nucleate.data.sources import NamedColumns, as_text
 from nucleate.refusal import Refused, nearest
 
 FORMS = ("instruction", "prompt", "text", "messages")  # which column holds the prompt; only `instruction` has inputs
-NAMES = (*FORMS, "input", "task", "output", "distribution", "mapping", "split")
+OPTIONAL = ("output", "distribution", "mapping", "format")  # what a row may lack
+NAMES = (*FORMS, "input", "task", *OPTIONAL, "split")
 
 _SEEN = 20_000  # rows that are looked at, spread over the table
 _LISTED = 12  # columns that a refusal names
@@ -48,7 +49,7 @@ def choose_columns(table: NamedColumns, columns: Mapping[str, str]) -> dict[str,
     needed = _needed(forms[0]) if forms else ()
     if not needed or any(one not in found for one in needed):
         raise Refused(f"{table.title}: {_what_is_missing(table, found, columns, *forms)}")
-    optional = [one for one in ("output", "distribution", "mapping", "split") if one in found]
+    optional = [one for one in (*OPTIONAL, "split") if one in found]
     return {one: found[one] for one in (*needed, *optional)}
 
 

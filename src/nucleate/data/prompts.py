@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from nucleate.data.columns import FORMS, choose_columns
+from nucleate.data.columns import FORMS, OPTIONAL, choose_columns
 from nucleate.data.dataset import SPLITS, Dataset, Instance
 from nucleate.data.sources import NamedColumns, Source, as_text, frame_table, open_source
 from nucleate.refusal import Refused, nearest
@@ -30,6 +30,9 @@ class Prompts:
 
     instances: tuple[Instance, ...]  # `instance` counts from 0 in the order of the kept rows
     messages: tuple[Chat | None, ...] | None  # (instance,) the chat, up to the assistant's turn; None without chats
+    formats: (
+        tuple[str, ...] | None
+    )  # (instance,) which way to ask it is; None where some row does not tell, or all are one
     has_inputs: bool  # False: the whole prompt is the instruction, and the input is empty
     places: tuple[int, ...]  # (instance,) line of a text file (`unit` says which), or row of a table
     unit: str
@@ -60,7 +63,7 @@ def read_prompts(
     if not table.places:
         raise Refused(f"{table.title} has no rows; give it labelled prompts")
     names = choose_columns(table, columns or {})
-    kept, chats, dropped = _read_rows(table, names)
+    kept, chats, ways, dropped = _read_rows(table, names)
     tasks = _check_tasks(kept, table, names["task"], dropped)
     warnings = list(_warnings(kept, table, dropped))
     answered = sum(one.output is not None for one in kept)
@@ -74,9 +77,15 @@ def read_prompts(
     if limit is not None and limit < len(kept):
         everything, kept = len(kept), _spread(kept, limit)
         warnings.append(f"{len(kept)} of {everything} prompts are read: the limit is {limit}")
+    formats = tuple(way for one in kept if (way := ways[one.instance]) is not None)
+    told = len(formats) == len(kept) and len(set(formats)) > 1
+    if "format" in names and not told:
+        lack = "all are one" if len(formats) == len(kept) else f"{len(kept) - len(formats)} prompts have none"
+        warnings.append(f"no neighbours of another format are sought: {lack} (column {names['format']!r})")
     return Prompts(
         instances=_number(kept, opened if isinstance(opened, Dataset) else None),
         messages=tuple(chats[one.instance] for one in kept) if "messages" in names else None,
+        formats=formats if told else None,
         has_inputs="instruction" in names,
         places=tuple(one.instance for one in kept),
         unit=table.unit,
@@ -91,10 +100,11 @@ def read_prompts(
 
 def _read_rows(
     table: NamedColumns, names: Mapping[str, str]
-) -> tuple[list[Instance], dict[int, Chat], list[tuple[int, str]]]:
-    """The whole rows (for now `instance` is the row's place), the chats by place, and the rows left out."""
+) -> tuple[list[Instance], dict[int, Chat], dict[int, str | None], list[tuple[int, str]]]:
+    """The whole rows (for now `instance` is the row's place), chats and formats by place, and the rows left out."""
     kept: list[Instance] = []
     chats: dict[int, Chat] = {}
+    formats: dict[int, str | None] = {}
     dropped: list[tuple[int, str]] = []
     values = [table.cells(column) for column in names.values()]
     for place, *cells in zip(table.places, *values, strict=True):
@@ -112,7 +122,8 @@ def _read_rows(
             dropped.append((place, why))
         else:
             kept.append(_as_instance(place, texts, table))
-    return kept, chats, dropped
+            formats[place] = texts.get("format")
+    return kept, chats, formats, dropped
 
 
 def _as_instance(place: int, texts: Mapping[str, str | None], table: NamedColumns) -> Instance:
@@ -137,7 +148,7 @@ def _as_instance(place: int, texts: Mapping[str, str | None], table: NamedColumn
 def _lack(column: str, text: str | None) -> str | None:
     """Why a row cannot be used because of this cell."""
     if text is None:
-        return None if column in ("output", "distribution", "mapping") else f"{column} is empty"
+        return None if column in OPTIONAL else f"{column} is empty"
     return f"{column} holds half a character" if _HALF_A_CHARACTER.search(text) else None
 
 

@@ -25,6 +25,7 @@ from nucleate.model.subjects import Subject
 from nucleate.probing.costs import costs_of, costs_of_text, spread
 from nucleate.probing.design import Design
 from nucleate.probing.findings import difference
+from nucleate.probing.geometry import geometry_rows
 from nucleate.probing.layers import (
     MOST_SHOWN,
     LayerMeasures,
@@ -80,6 +81,7 @@ def probe_one(
     progress("intervals", work.fraction)
     sure = interval_rows(design, measured, np.array(states[layers.index(best)]))
     rows = _with(measured.rows + sure + near.rows, read=main)
+    rows += _with(geometry_rows(design, states, layers), read=main)
     for read in study.other_reads:
         rows += _with(
             measure_layers(design, reading.states[read], deep, _telling(work, costs, progress)).rows, read=read
@@ -229,6 +231,7 @@ def _untrained(
         prompts, told = _kept(study.prompts, design.kept), work.part("reading", progress, costs["reading"])
         reading = study.read(fresh, tokenizer, prompts, {study.main: layers}, told)
         study.known[key] = measure_layers(design, reading.states[study.main], layers, _telling(work, costs, progress))
+        study.known[key].rows.extend(geometry_rows(design, reading.states[study.main], layers))
     else:
         measuring = len(layers) * costs["measuring the layers"]
         work.skip({"reading": costs["reading"], "measuring the layers": measuring})

@@ -15,7 +15,7 @@ class ProbeSettings:
     columns: Mapping[str, str] | None = setting(
         None,
         "names of columns, as task=label; ours are instruction, prompt, text, messages, input, task, output, "
-        "distribution, mapping, split",
+        "distribution, mapping, format, split",
         form="ours=theirs,…",
     )
     limit: int | None = setting(None, "read so many prompts, spread over the tasks", form="N")
