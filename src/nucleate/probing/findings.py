@@ -10,7 +10,8 @@ import polars as pl
 
 from nucleate.long_table import best_layer_of, best_layers, deciding_measure, main_read, value_of
 from nucleate.probing.separation import MISLABELLED, by_task, mean_interval
-from nucleate.report.sentences import CONTROL_WORDS, percent
+from nucleate.report.sentences import CONTROL_WORDS
+from nucleate.report.tables import percent
 from nucleate.text_table import text_table
 
 _MOST_NAMED = 4  # tasks in a sentence
