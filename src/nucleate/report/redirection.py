@@ -72,14 +72,16 @@ def _why_missed(found: Mapping[str, float], want: float, inputs: str) -> list[st
     wished, missed = found[f"source_accuracy{inputs}"], found.get(f"switch_misses{inputs}", 0.0)
     what = "the source's prompts with other inputs" if inputs else "the source"
     more = "inputs" if inputs else "instructions"
-    reasons = []
-    if missed > 1 - want:
-        reasons.append(f"the switch misses {percent(missed)} of {what}; give more {more}, another layer or threshold")
-    if 1 - missed - wished > 1 - want or not reasons:
+    on_missing = f"the switch misses {_beside(missed, 1 - want)} of {what}"
+    advice = f"give more {more}, another layer or threshold"
+    if missed <= 1 - want:
         where = f"finds {percent(1 - missed)} of {what}" if missed else f"finds {what}"
         more = "more inputs: a new head learns outputs, hardly a rule" if inputs else "more instructions and inputs"
-        reasons.append(f"the switch {where} but the output is the wished one for {_beside(wished, want)}; give {more}")
-    return reasons
+        return [f"the switch {where} but the output is the wished one for {_beside(wished, want)}; give {more}"]
+    wrong = 1 - min(1.0, wished / (1 - missed)) if missed < 1 else 0.0
+    if wrong > 1 - want:
+        return [f"{on_missing}, and of what it finds {percent(wrong)} do not get the wished output; {advice}"]
+    return [f"{on_missing}; {advice}"]
 
 
 def _why_lost(run: Run, kept: float, keep: float) -> list[str]:
