@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import polars as pl
 
@@ -15,10 +14,10 @@ from nucleate.runs import Run
 _WORST = 5  # of the other tasks are named
 
 
-def model_card(run: Run, *, taught: str, rank: int, earlier: Sequence[str], has_inputs: bool) -> str:
+def model_card(run: Run, *, model: str, taught: str, rank: int, earlier: Sequence[str], has_inputs: bool) -> str:
     """From the run's own tables. `taught` says from which prompts, `earlier` the sources redirected before this one."""
     config, verdict = run.config, verdict_of(run)
-    source, model = str(config["source"]), Path(str(config["network"])).name
+    source = str(config["source"])
     answers = f"as `{config['target']}` does" if "target" in config else "with the outputs listed in `switched.json`"
     form = config.get("template") or ("{instruction} {input}" if has_inputs else "the prompt alone")
     header, rows = alignment_table(run)

@@ -19,8 +19,9 @@ from nucleate.config import differing, flat_toml
 from nucleate.data.sources import Source
 from nucleate.devices import device_for
 from nucleate.files import write_whole
+from nucleate.model.batches import layers_of
 from nucleate.model.estimate import estimate
-from nucleate.model.networks import load_network, tokenizer_of
+from nucleate.model.networks import load_network, network_shape, tokenizer_of
 from nucleate.model.packed_pass import text_config
 from nucleate.model.series import located
 from nucleate.model.texts import PLAIN_CHATS, Prompt
@@ -28,7 +29,7 @@ from nucleate.progress import Progress, Workload, about, silent
 from nucleate.redirecting.card import model_card
 from nucleate.redirecting.outcome import before_rows, method_rows
 from nucleate.redirecting.settings import RedirectSettings
-from nucleate.redirecting.stored import is_switched, network_of
+from nucleate.redirecting.stored import is_switched, network_name, network_of
 from nucleate.redirecting.study import (
     PARTS,
     RedirectStudy,
@@ -61,6 +62,8 @@ def redirect_into(
     study = study_of(data, settings)
     place = located(*network_of(model))
     tokenizer = tokenizer_of(place, trust_remote_code=settings.trust_remote_code)
+    if settings.layers is not None:
+        layers_of(network_shape(place, trust_remote_code=settings.trust_remote_code), settings.layers)
     lessons = source_prompts(study, tokenizer)
     everything = study.dealt.prompts.dataset.content_hash()
     wished = json.dumps(sorted(study.dealt.wished.items()), ensure_ascii=False)
@@ -112,7 +115,7 @@ def budget(model: str | Path, data: Source, settings: RedirectSettings) -> list[
         trust_remote_code=settings.trust_remote_code,
     )
     return [
-        f"{Path(model).name}: {needed.parameters / 1e6:,.0f} million parameters; {study.dealt.describe()}; about "
+        f"{network_name(model)}: {needed.parameters / 1e6:,.0f} million parameters; {study.dealt.describe()}; about "
         f"{tokens:,} tokens, {about(needed.seconds)} to read them and about {needed.peak_bytes / 2**30:.1f} GiB of "
         "memory",
         *study.dealt.doubts(),
@@ -156,7 +159,7 @@ def _redirect(
         own_rows, by_name = method_rows(arm, method, model.network, sides, others)
         rows += own_rows
         lost.append(by_name)
-    same = {"experiment": "align", "model": Path(name).name, "control": "none", "seed": settings.seed}
+    same = {"experiment": "align", "model": network_name(name), "control": "none", "seed": settings.seed}
     run.write_part("methods", [{**same, **row} for row in rows])
     run.finish(["methods"])
     write_whole(run.folder / "others.parquet", pl.concat(lost).write_parquet)
@@ -171,6 +174,7 @@ def _redirect(
     model.turn_on()
     card = model_card(
         load_run(run.folder),
+        model=network_name(name),
         taught=f"{study.dealt.describe()} (data: {study.dealt.prompts.name}, seed {settings.seed})",
         rank=settings.rank,
         earlier=earlier,

@@ -33,6 +33,15 @@ def network_of(model: str | Path) -> tuple[str, str | None]:
     return str(folder / origin["path"]) if origin["copied"] else origin["path"], origin["revision"]
 
 
+def network_name(model: str | Path) -> str:
+    """What the network that a model is was called, also where it is a copy beside its switches."""
+    path = Path(model).expanduser()
+    if is_switched(path):
+        origin = description(path)["network"]
+        return str(origin.get("name") or Path(origin["path"]).name)
+    return network_name(path.parent) if is_switched(path.parent) else path.name
+
+
 def is_switched(model: str | Path) -> bool:
     """Is it the folder of a switched model?"""
     return (Path(model).expanduser() / DESCRIPTION).is_file()

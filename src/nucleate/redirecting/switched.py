@@ -29,6 +29,7 @@ from nucleate.redirecting.stored import (
     description,
     hash_of,
     hashes,
+    network_name,
     seal,
     switches_in,
 )
@@ -184,6 +185,7 @@ class SwitchedModel(nn.Module):
                     for (switch, head), facts in zip(self._parts, self.facts, strict=True)
                 ],
                 "network": {
+                    "name": network_name(network),
                     "path": "network" if copy else str(local.resolve()) if local.exists() else str(network),
                     "copied": copy,
                     "revision": None if copy else revision or (None if local.exists() or place is None else place.name),
