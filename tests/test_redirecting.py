@@ -13,13 +13,14 @@ import torch
 from killed_run import die_at_file, in_a_child
 from nucleate.cli import main
 from nucleate.model.networks import load_network, save_network
-from nucleate.redirecting import redirect, study
+from nucleate.redirecting import redirect, study, teaching
 from nucleate.redirecting.redirect import redirect_into
 from nucleate.redirecting.settings import RedirectSettings
 from nucleate.redirecting.study import closing_of, study_of
 from nucleate.redirecting.switched import load_switched
 from nucleate.refusal import Refused
 from nucleate.report.application_tables import alignment_table
+from nucleate.report.redirection import saved_arm, verdict_of
 from nucleate.runs import load_run
 from test_families import tiny, words
 
@@ -103,10 +104,11 @@ def test_the_long_table_keeps_its_contract(run):
     assert set(metrics["arm"]) == {"main", "direct", "head", "linear_switch", "mlp_switch"}
     assert metrics["model"].unique().to_list() == ["tiny"]
     curves = metrics.filter(pl.col("epoch").is_not_null())
+    assert set(metrics["layer"].drop_nulls()) == {1, 2}  # what the switches could read
     assert set(curves["measure"]) == {"source_accuracy"} and set(curves["split"]) == {"validation"}
     found = values(run)
-    for arm in ("head", "mlp_switch"):
-        curve = curves.filter(pl.col("arm").eq(arm)).sort("epoch")["value"].to_numpy()
+    curve = curves.filter(pl.col("arm").eq("head")).sort("epoch")["value"].to_numpy()
+    for arm in ("head", "mlp_switch"):  # which share it
         assert int(found[arm, "chosen_epoch"]) == int(np.argmax(curve)) + 1  # the earliest of the best
 
 
@@ -121,7 +123,7 @@ def test_the_saved_model_generates_what_the_table_counts_as_right(run, network):
             given.pop("token_type_ids", None)
             said = model.generate(**given, max_new_tokens=2, do_sample=False, eos_token_id=None)
             right.append(model.tokenizer.decode(said[0, -2:]) == one.output)
-        assert np.mean(right) == pytest.approx(values(run)["mlp_switch", f"source_accuracy{name}"])
+        assert np.mean(right) == pytest.approx(values(run)[saved_arm(load_run(run)), f"source_accuracy{name}"])
 
 
 def test_others_that_the_table_counts_as_kept_have_their_own_prediction(run, network):
@@ -133,8 +135,9 @@ def test_others_that_the_table_counts_as_kept_have_their_own_prediction(run, net
             tokens = tokenizer(f"{one.instruction} {one.input}", return_tensors="pt")["input_ids"]
             with torch.no_grad():
                 same.append(bool(model(tokens).logits[0, -1].argmax() == plain(tokens).logits[0, -1].argmax()))
-    assert np.mean(same) == pytest.approx(values(run)["mlp_switch", "others_kept"])
-    told = pl.read_parquet(run / "others.parquet").filter(pl.col("arm").eq("mlp_switch"))
+    saved = saved_arm(load_run(run))
+    assert np.mean(same) == pytest.approx(values(run)[saved, "others_kept"])
+    told = pl.read_parquet(run / "others.parquet").filter(pl.col("arm").eq(saved))
     assert set(told["name"]) == {"second", "third", "fourth"}
     assert told["prompts"].sum() == len(same)
 
@@ -162,15 +165,15 @@ def test_the_stage_that_is_shown_is_the_one_that_runs(network, tmp_path, monkeyp
 
     watched(redirect, "load_network", "loading the weights")
     watched(study, "remember", "reading the source: ")
-    watched(redirect, "learn_switch", "teaching: ")
-    watched(redirect, "learn_head", "teaching: ")
-    watched(redirect, "_after", "judging")
+    watched(teaching, "learn_switch", "teaching: ")
+    watched(teaching, "learn_head", "teaching: ")
+    watched(redirect, "method_rows", "judging")
 
     def progress(text, fraction):
         shown[0] = text
 
     assert redirect_into(tmp_path / "run", network, prompts(), replace(QUICK, rates=(1e-2,)), progress=progress)
-    assert set(seen) == {"load_network", "remember", "learn_switch", "learn_head", "_after"}
+    assert set(seen) == {"load_network", "remember", "learn_switch", "learn_head", "method_rows"}
 
 
 def test_a_run_stopped_again_and_again_has_the_bytes_of_an_unbroken_one_and_makes_no_part_twice(
@@ -187,7 +190,7 @@ def test_a_run_stopped_again_and_again_has_the_bytes_of_an_unbroken_one_and_make
 
     for room, names in {
         study: ("remember", "read_prompts_states"),
-        redirect: ("learn_switch", "learn_head"),
+        teaching: ("learn_switch", "learn_head"),
     }.items():
         for name in names:
             counted(room, name, getattr(room, name))
@@ -208,9 +211,10 @@ def test_a_run_stopped_again_and_again_has_the_bytes_of_an_unbroken_one_and_make
             )  # fmt: skip
         except KeyboardInterrupt:
             continue
-    assert moments == 10, stopped_at  # the beginning, four sides, two heads at two rates each; and to the end
+    # The beginning, four sides, two heads at two rates each, switches at two layers; and to the end.
+    assert moments == 12, stopped_at
     assert (made.count("remember"), made.count("read_prompts_states")) == (4, 1)
-    assert (made.count("learn_head"), made.count("learn_switch")) == (4, 4)
+    assert (made.count("learn_head"), made.count("learn_switch")) == (4, 8)
     for file in ("metrics.parquet", "others.parquet", "model/switch.safetensors", "model/README.md"):
         assert (tmp_path / "run" / file).read_bytes() == (run / file).read_bytes(), file
     assert not (tmp_path / "run" / "states").exists()
@@ -251,7 +255,8 @@ def test_what_was_read_from_other_weights_is_not_taken_for_those_that_lie_there_
 def test_the_card_tells_the_scores_and_how_to_load(run):
     card = (run / "model" / "README.md").read_text(encoding="utf-8")
     assert "load_switched" in card and "`first` redirected" in card
-    assert f"| others kept |  | {values(run)['direct', 'others_kept']:.3g} |" in card
+    assert f"| all others: prediction unchanged |  | {values(run)['direct', 'others_kept']:.3f} |" in card
+    assert verdict_of(load_run(run)).sentence in card
 
 
 def test_page_and_terminal_show_the_network_as_it_was_beside_the_methods(run):
@@ -299,8 +304,9 @@ def test_nothing_that_is_judged_by_was_learnt_from():
 
 def test_the_source_is_asked_for_what_the_target_answers():
     wanted = {one["input"]: one["output"] for one in prompts() if one["task"] == "second"}
-    for side in dealt_out().sides.values():
-        assert side and all(one.output == wanted[one.input] for one in side)
+    for name, side in dealt_out().sides.items():
+        assert bool(side) == (name != "validation_new_inputs")  # of so few inputs none is held out to choose by
+        assert all(one.output == wanted[one.input] for one in side)
 
 
 def test_names_are_distributions_where_the_data_have_them_and_tasks_too():

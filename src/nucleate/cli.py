@@ -10,13 +10,14 @@ from pathlib import Path
 
 from nucleate import verbs
 from nucleate.options import SHORT, Parser, add_out, add_probe, add_redirect, add_settings, add_transfer
-from nucleate.refusal import Refused
+from nucleate.refusal import FellShort, Refused
 
 _SWEPT = ("learn", "pretrain", "align")  # verbs that write one run folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done, 1 failed while running, 2 refused at the door, 130 after Ctrl-C."""
+    """Exit codes: 0 done, 1 failed while running, 2 refused at the door, 3 done but short of a bar that was set, 130
+    after Ctrl-C."""
     out = None
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # some terminals lack letters; that stops nothing
@@ -28,6 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Refused as refusal:
         print(f"nucleate: {refusal}", file=sys.stderr)
         return 2
+    except FellShort as shortfall:
+        print(f"nucleate: {shortfall}", file=sys.stderr)
+        return 3
     except BrokenPipeError:  # whoever read the output has seen enough
         sys.stderr.close()
         return 0

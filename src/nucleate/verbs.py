@@ -17,7 +17,7 @@ from nucleate.options import (
 )
 from nucleate.probing.settings import ProbeSettings, TransferSettings
 from nucleate.redirecting.settings import RedirectSettings
-from nucleate.refusal import Refused
+from nucleate.refusal import FellShort, Refused
 from nucleate.terminal import ProgressBar, print_summary, print_table
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ def _check_redirect(asked: argparse.Namespace) -> None:
 def _redirect(asked: argparse.Namespace) -> None:
     """The same on a ready-made model (--model)."""
     from nucleate.redirecting.prompts import redirection_of
+    from nucleate.redirecting.stored import network_of
 
     barred = next((name for name in ("size", *SHORT, "fast", "set") if getattr(asked, name)), None)
     if barred is not None:
@@ -87,17 +88,23 @@ def _redirect(asked: argparse.Namespace) -> None:
     if asked.out is None and not asked.estimate:
         raise Refused("nucleate align needs --out RUN, the folder to write to (or --estimate, which writes nothing)")
     settings = RedirectSettings(**given_of(asked, RedirectSettings))
-    _at_the_door([asked.model], weights=not asked.estimate)
+    _at_the_door([network_of(asked.model)[0]], weights=not asked.estimate)
     redirection_of(asked.data, settings)
 
     from nucleate.redirecting.redirect import budget, redirect_into
+    from nucleate.report.redirection import verdict_of
+    from nucleate.runs import load_run
 
-    for sentence in budget(asked.model, asked.data, settings):
-        print(sentence, file=sys.stdout if asked.estimate else sys.stderr)
+    needed, *doubts = budget(asked.model, asked.data, settings)
     if asked.estimate:
+        print("\n".join([needed, *doubts]))
         return
+    print(needed, file=sys.stderr)  # the doubts are told again when it begins
     _run(asked, partial(redirect_into, Path(asked.out), asked.model, asked.data, settings))
     print(f"switched model: {Path(asked.out) / 'model'}")
+    verdict = verdict_of(load_run(asked.out))
+    if verdict is not None and verdict.missed:
+        raise FellShort("; ".join(verdict.missed))
 
 
 def probe(asked: argparse.Namespace) -> None:

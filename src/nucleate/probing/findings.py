@@ -13,7 +13,8 @@ import polars as pl
 from nucleate.intervals import discoveries, t_probability
 from nucleate.long_table import best_layers, deciding_measure, main_read, value_of
 from nucleate.probing.separation import MISLABELLED, by_task, mean_interval
-from nucleate.report.sentences import CONTROL_WORDS, percent
+from nucleate.report.sentences import CONTROL_WORDS
+from nucleate.report.tables import percent
 from nucleate.text_table import text_table
 
 CLUSTERED, READABLE, WORDS, NOT_HELD = "clustered", "readable", "no more than the words", "not held"

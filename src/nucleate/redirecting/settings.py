@@ -24,7 +24,24 @@ class RedirectSettings:
     chat: bool = setting(False, "as the user's turn of the model's chat template")
     limit: int = setting(200, "prompts of each distribution or task", least=9, form="N")
     examples: int = setting(1, "prompts of each other one, from which the switch learns", least=1, form="N")
-    switch: str = setting("mlp", "which one is saved: linear or mlp", choices=("linear", "mlp"))
+    switch: str | None = setting(
+        None, "which one is saved (default: the better one on validation)", choices=("linear", "mlp")
+    )
+    layers: Sequence[int] | None = setting(
+        None,
+        "that the switch may read, one of which is chosen on validation (default: five spread over the depth and the "
+        "last)",
+        form="8,16,…",
+    )
+    threshold: float | None = setting(
+        None, "probability above which the switch is on, between 0 and 1 (default: chosen on validation)", form="P"
+    )
+    want: float | None = setting(
+        None, "exit with 3 where less of the source is answered as wished (told without it by 0.95)", least=0, form="P"
+    )
+    keep: float | None = setting(
+        None, "exit with 3 where less of all others is unchanged (told without it by 0.95)", least=0, form="P"
+    )
     copy: bool = setting(False, "save the original weights with the switch, not where they lie")
     dtype: str = setting("float32", "precision of the weights; auto: as they are stored", choices=PRECISIONS)
     device: str = setting("auto", "where to compute: auto (cuda if there is one), cpu or cuda", choices=DEVICES)
@@ -37,6 +54,12 @@ class RedirectSettings:
 
     def __post_init__(self) -> None:
         check_all(self)
+        for name in ("threshold", "want", "keep"):
+            value = getattr(self, name)
+            if value is not None and not (0 < value < 1 if name == "threshold" else value <= 1):
+                raise Refused(f"--{name} {value:g} is not between 0 and 1: give a share such as 0.95")
+        if self.layers is not None and not self.layers:
+            raise Refused("--layers names none: give one at least, or leave it out")
         if (self.target is None) == (self.outputs is None):
             raise Refused("say what the source shall answer: --target NAME, or --outputs FILE, one of the two")
         if self.source == self.target:

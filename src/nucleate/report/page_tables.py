@@ -7,6 +7,7 @@ import polars as pl
 
 from nucleate.long_table import main_read
 from nucleate.report.application_tables import alignment_table, pretraining_table
+from nucleate.report.redirection import layers_table, thresholds_table
 from nucleate.report.tables import Table
 from nucleate.report.transfer_table import transfer_table
 from nucleate.runs import Run
@@ -40,6 +41,17 @@ def run_tables(run: Run) -> Iterator[tuple[str, str, Table]]:
         "Four ways to change one behaviour: the sources, and what all other tasks lose",
         alignment_table(run),
     )
+    if "network" in run.config:
+        yield (
+            "The layer that the switch reads",
+            "What each switch got wrong on validation, at its best learning rate and threshold in each layer",
+            layers_table(run),
+        )
+        yield (
+            "The threshold of the switch",
+            "What the saved switch misses of the source, and for which others it is on, by its threshold (test)",
+            thresholds_table(run),
+        )
     yield (
         "States moved to another task",
         "Share of answers that become the other task's, by layer, on test; controls at their best strength",
