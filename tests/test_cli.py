@@ -177,6 +177,7 @@ REFUSED_AT_ONCE = {
     "probe {tmp}/pickled natural --out {tmp}/x": "only as a pickle",
     "probe {prompts} {prompts} --out {tmp}/x": "models come first, the prompts last",
     "probe gpt2 {prompts} --base ./nowhere --out {tmp}/x": "model ./nowhere: does not exist",
+    "probe gpt2 natural-shared --out {tmp}/x": "gpt2: is no folder here, and the hub does not give it",
     "probe gpt2 {tmp}/no.csv --out {tmp}/x": "no.csv does not exist",
     "probe gpt2 {prompts} --out {tmp}/x": "try --columns task=kind,prompt=said",
     "probe gpt2 {prompts} --columns task=knd,prompt=said --out {tmp}/x": "did you mean 'kind'?",
@@ -211,7 +212,8 @@ def test_data_and_names_are_refused_before_torch_is_loaded(tmp_path):
         "    assert not {'torch', 'transformers', 'numba'} & set(sys.modules), words\n"
     )
     command = [sys.executable, "-c", script, json.dumps(asked)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    nothing = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "nothing")}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=nothing)
     assert done.returncode == 0, done.stderr
     said = done.stderr.splitlines()
     assert len(said) == len(asked)

@@ -144,6 +144,6 @@ def test_a_conversion_is_told_beforehand_with_its_place_and_not_again(file, cach
     subjects, _ = subjects_of(str(file), None, None, {})
     told: list[str] = []
     all_ready(subjects, lambda text, fraction: told.append(text))
-    assert told == [f"tiny.gguf is converted, which takes a minute or more; next time it lies in {cache}"]
+    assert told == [f"tiny.gguf is converted, which takes a while; next time it lies in {cache}"]
     all_ready(subjects, lambda text, fraction: told.append(text))
     assert len(told) == 1

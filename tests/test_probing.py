@@ -301,7 +301,7 @@ def test_the_stage_that_is_shown_is_the_one_that_runs(folder, monkeypatch):
 
     asked = {"columns": {"task": "label"}, **QUICK}
     nucleate.probe(folder / "tuned", folder / "prompts.jsonl", progress=progress, **asked)
-    assert len(seen) == 10 and fractions[-1] == 1
+    assert len(seen) == 9 and fractions[-1] == 1
     assert all(after >= before - 0.05 for before, after in itertools.pairwise(fractions))
 
 

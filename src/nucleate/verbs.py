@@ -77,6 +77,7 @@ def _check_redirect(asked: argparse.Namespace) -> None:
 
 def _redirect(asked: argparse.Namespace) -> None:
     """The same on a ready-made model (--model)."""
+    from nucleate.model.places import at_the_door
     from nucleate.redirecting.prompts import redirection_of
     from nucleate.redirecting.stored import network_of
 
@@ -88,8 +89,8 @@ def _redirect(asked: argparse.Namespace) -> None:
     if asked.out is None and not asked.estimate:
         raise Refused("nucleate align needs --out RUN, the folder to write to (or --estimate, which writes nothing)")
     settings = RedirectSettings(**given_of(asked, RedirectSettings))
-    _at_the_door([network_of(asked.model)[0]], weights=not asked.estimate)
-    redirection_of(asked.data, settings)
+    read = partial(redirection_of, asked.data, settings)
+    at_the_door([network_of(asked.model)[0]], read=read, weights=not asked.estimate)
 
     from nucleate.redirecting.redirect import budget, redirect_into
     from nucleate.report.redirection import verdict_of
@@ -108,11 +109,15 @@ def _redirect(asked: argparse.Namespace) -> None:
 
 
 def probe(asked: argparse.Namespace) -> None:
+    from nucleate.data.prompts import read_prompts
+    from nucleate.model.places import at_the_door
+
     settings = ProbeSettings(**given_of(asked, ProbeSettings))
     if asked.out is None and not asked.estimate:
         raise Refused("nucleate probe needs --out RUN, the folder to write to (or --estimate, which writes nothing)")
     models = [*asked.models, *([] if asked.base is None else [asked.base])]
-    _at_the_door(models, settings.revisions, asked.data, settings, weights=not asked.estimate)
+    read = partial(read_prompts, asked.data, columns=settings.columns, limit=settings.limit)
+    at_the_door(models, settings.revisions, read, weights=not asked.estimate)
 
     from nucleate.probing.probe import budget, probe_into
 
@@ -123,31 +128,18 @@ def probe(asked: argparse.Namespace) -> None:
 
 
 def transfer(asked: argparse.Namespace) -> None:
+    from nucleate.data.prompts import read_prompts
+    from nucleate.model.places import at_the_door
+
     settings = TransferSettings(**given_of(asked, TransferSettings))
     revisions = [settings.revision] if settings.revision else []
-    _at_the_door([asked.model], revisions, asked.data, settings)
+    at_the_door(
+        [asked.model], revisions, partial(read_prompts, asked.data, columns=settings.columns, limit=settings.limit)
+    )
 
     from nucleate.probing.transfer import transfer_into
 
     _run(asked, partial(transfer_into, Path(asked.out), asked.model, asked.data, settings))
-
-
-def _at_the_door(
-    models: Sequence[str],
-    revisions: Sequence[str] = (),
-    data: str | None = None,
-    settings: ProbeSettings | TransferSettings | None = None,
-    *,
-    weights: bool = True,
-) -> None:
-    """Refuse models that are not there and prompts that cannot be read before torch loads, which takes longer than
-    reading them twice."""
-    from nucleate.data.prompts import read_prompts
-    from nucleate.model.places import refuse_absent, run_checkpoint
-
-    refuse_absent([run_checkpoint(one) for one in models], revisions, weights=weights)
-    if data is not None and settings is not None:
-        read_prompts(data, columns=settings.columns, limit=settings.limit)
 
 
 def _run(asked: argparse.Namespace, experiment: Callable[..., bool]) -> None:
@@ -175,7 +167,9 @@ def reproduce(asked: argparse.Namespace) -> None:
     """A run folder per experiment, then one ledger and one page; what is newer than the page is drawn again."""
     config, out = config_of(asked), Path(asked.out)
     if asked.model is not None:
-        _at_the_door([asked.model])
+        from nucleate.model.places import at_the_door
+
+        at_the_door([asked.model])
 
     from nucleate.paper.lengths import lengths_of
     from nucleate.probing import probe

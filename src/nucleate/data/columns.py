@@ -36,8 +36,7 @@ def choose_columns(table: NamedColumns, columns: Mapping[str, str]) -> dict[str,
             meant = {ours: close[0]} if close else {}
             known = _found(table, {one: name for one, name in columns.items() if name in table.columns})
             raise Refused(
-                f"{table.title} has no column {theirs!r}{_meant(close)}; "
-                f"{there_are(table)}{_mended(table, known | meant)}"
+                f"{table.title} has no column {theirs!r}; {there_are(table, theirs)}{_mended(table, known | meant)}"
             )
     found = _found(table, columns)
     forms = [form for form in FORMS if form in columns] or [form for form in FORMS if form in found]
@@ -87,12 +86,14 @@ def _near(table: NamedColumns, found: Mapping[str, str]) -> dict[str, str]:
     return near
 
 
-def there_are(table: NamedColumns) -> str:
-    """The columns of a table and what they look like, in words."""
+def there_are(table: NamedColumns, missing: str = "") -> str:
+    """The columns of a table and what they look like, in words; first the one whose name is nearly that of the
+    `missing` one."""
     looks = _look_at(table)
     first = sorted(looks, key=lambda one: not one.kind) if len(looks) > _LISTED else looks
     more = f" and {len(looks) - _LISTED} more" if len(looks) > _LISTED else ""
-    return f"there are: {', '.join(map(str, first[:_LISTED]))}{more}"
+    meant = _meant(get_close_matches(missing, table.columns, n=1)).removeprefix("; ")
+    return f"{meant}{meant and '; '}there are: {', '.join(map(str, first[:_LISTED]))}{more}"
 
 
 # --- what a column looks like -----------------------------------------------------------------------------------------

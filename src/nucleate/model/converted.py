@@ -1,6 +1,6 @@
 """GGUF files as ordinary folders: converted once, kept in a cache, checked by their bytes whenever they are used.
 
-Converting takes most of a minute for 135 million parameters, and loading what was converted a few seconds. An entry is
+Converting 135 million parameters takes most of a minute, loading what was converted a few seconds. An entry is
 known by the bytes of its GGUF file and by what converted it; it is there whole or not at all, as safetensors.
 """
 
@@ -73,7 +73,7 @@ def conversion_told(model: object) -> str | None:
     """What to say before a model is loaded that has to be converted first."""
     if not isinstance(model, str | Path) or not is_gguf(file := Path(model).expanduser()) or kept_of(file):
         return None
-    return f"{file.name} is converted, which takes a minute or more; next time it lies in {_entry_of(file).parent}"
+    return f"{file.name} is converted, which takes a while; next time it lies in {_entry_of(file).parent}"
 
 
 def _entry_of(file: Path) -> Path:

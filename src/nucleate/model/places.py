@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -85,6 +85,26 @@ def base_of(folder: Path) -> str | None:
 
 
 # --- which ones are meant ---------------------------------------------------------------------------------------------
+
+
+def at_the_door(
+    models: Sequence[str | Path],
+    revisions: Sequence[str] = (),
+    read: Callable[[], object] | None = None,
+    *,
+    weights: bool = True,
+) -> None:
+    """Refuse models that are not there and what cannot be `read` before torch loads, which takes longer than reading
+    the data twice; only then is a model of the hub fetched."""
+    meant = [run_checkpoint(one) for one in models]
+    refuse_absent(meant, revisions, weights=weights)
+    if read is not None:
+        read()
+    if weights:
+        from nucleate.model.series import located  # whose client of the hub takes its time
+
+        for path, revision in listed(meant, revisions):
+            located(path, revision)
 
 
 def refuse_absent(arguments: Sequence[str | Path], revisions: Sequence[str] = (), *, weights: bool = True) -> None:

@@ -202,7 +202,9 @@ def _pairs_of(source: str, column: str) -> list[tuple[str, str]]:
     table = frame_table(opened.frame(), name) if isinstance(opened, Dataset) else opened
     for one in (column, "output"):
         if one not in table.columns:
-            raise Refused(f"{table.title}: column {one!r} is missing; {there_are(table)}; rename the one that is meant")
+            raise Refused(
+                f"{table.title}: column {one!r} is missing; {there_are(table, one)}; rename the one that is meant"
+            )
     pairs = []
     for place, *row in zip(table.places, table.cells(column), table.cells("output"), strict=True):
         key, output = (as_text(cell, table.at(place)) for cell in row)
