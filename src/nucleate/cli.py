@@ -1,10 +1,12 @@
 """The command line: its verbs with their options, and its exit codes. What the verbs do stands in `verbs.py`."""
 
 import argparse
+import json
 import shlex
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from io import TextIOWrapper
 from pathlib import Path
 
@@ -25,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         asked = _parser().parse_args(words)
         out = asked.out if hasattr(asked, "resume") else None
-        return asked.run(asked) or 0
+        return (_in_json(asked) if asked.json else asked.run(asked)) or 0
     except Refused as refusal:
         print(f"nucleate: {refusal}", file=sys.stderr)
         return 2
@@ -51,6 +53,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _in_json(asked: argparse.Namespace) -> int:
+    """One object on standard output and nothing else there: what a verb says otherwise goes to standard error."""
+    short = None
+    with redirect_stdout(sys.stderr):
+        try:
+            code = int(asked.run(asked) or 0)
+        except FellShort as shortfall:
+            code, short = 3, shortfall
+        from nucleate.answers import answer_of
+
+        answer = answer_of(asked)
+    print(json.dumps(answer, ensure_ascii=False, allow_nan=False))
+    if short is not None:
+        raise short
+    return code
+
+
 def _going_on(words: Sequence[str]) -> str:
     """The command that goes on with what these words began, by the name that the program was called by."""
     program = sys.argv[0] if Path(sys.argv[0]).name == "nucleate" else "nucleate"
@@ -71,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     def verb(name: str, help: str) -> Parser:
         made = found.add_parser(name, help=help, description=help, allow_abbrev=False)
         made.set_defaults(run=getattr(verbs, name))
+        made.add_argument("--json", action="store_true", help="print one object instead of text")
         return made
 
     data = verb("data", "make the synthetic dataset: dataset.parquet, dataset.json and Figure 1")

@@ -17,7 +17,7 @@ def print_summary(run: Any) -> None:
     """What a run has come to: sentences, then one small table."""
     from nucleate.report.sentences import sentences_of
 
-    title, header, rows = _table_of(run)
+    title, header, rows = table_of(run)
     print(f"\n{run.folder}")
     for sentence in [*sentences_of(run), *_doubts(run)]:
         print(sentence)
@@ -25,7 +25,7 @@ def print_summary(run: Any) -> None:
         print_table(title, header, rows)
 
 
-def _table_of(run: Any) -> tuple[str, Sequence[str], Sequence[Sequence[object]]]:
+def table_of(run: Any) -> tuple[str, Sequence[str], Sequence[Sequence[object]]]:
     """The one table that a verb ends with; without rows where the run is not far enough for it."""
     from nucleate.report import application_tables, tables
 

@@ -15,7 +15,7 @@ from nucleate.options import (
     given_of,
     key_and_value,
 )
-from nucleate.probing.settings import ProbeSettings, TransferSettings
+from nucleate.probing.settings import ProbeSettings, TransferSettings, bar
 from nucleate.redirecting.settings import RedirectSettings
 from nucleate.refusal import FellShort, Refused
 from nucleate.terminal import ProgressBar, print_summary, print_table
@@ -112,19 +112,26 @@ def probe(asked: argparse.Namespace) -> None:
     from nucleate.data.prompts import read_prompts
     from nucleate.model.places import at_the_door
 
-    settings = ProbeSettings(**given_of(asked, ProbeSettings))
+    settings, bars = ProbeSettings(**given_of(asked, ProbeSettings)), [bar(text) for text in asked.require]
     if asked.out is None and not asked.estimate:
         raise Refused("nucleate probe needs --out RUN, the folder to write to (or --estimate, which writes nothing)")
     models = [*asked.models, *([] if asked.base is None else [asked.base])]
     read = partial(read_prompts, asked.data, columns=settings.columns, limit=settings.limit)
     at_the_door(models, settings.revisions, read, weights=not asked.estimate)
 
+    from nucleate.probing.bars import missed
     from nucleate.probing.probe import budget, probe_into
+    from nucleate.probing.result import load_probe
 
     if asked.estimate:
         print("\n".join(budget(asked.models, asked.data, settings, base=asked.base)))
         return
     _run(asked, partial(probe_into, Path(asked.out), asked.models, asked.data, settings, base=asked.base))
+    if bars:
+        found = load_probe(asked.out)
+        short = missed(bars, found.metrics, found.tasks, found.coordinates, found.main)
+        if short:
+            raise FellShort("; ".join(short))
 
 
 def transfer(asked: argparse.Namespace) -> None:
@@ -272,7 +279,21 @@ def _planned(
     config = config_of(one)
     device_for(config.device)
     _experiments()[asked.swept].dataset_for(config)
-    own = {"verb", "run", "size", *SHORT, "seed", "device", "dtype", "fast", "set", "out", "resume", "overwrite"}
+    own = {
+        "verb",
+        "run",
+        "size",
+        *SHORT,
+        "seed",
+        "device",
+        "dtype",
+        "fast",
+        "set",
+        "out",
+        "resume",
+        "overwrite",
+        "json",
+    }
     others = {f"option_{key}": str(value) for key, value in vars(one).items() if key not in own and value is not None}
     varied = {key: value for key, value, _ in describe(config) if key in varying}
     return Planned(name, arguments, to_toml(config, verb=asked.swept, **others), varied), config

@@ -1,8 +1,7 @@
 """What scripts ask of a probe: one object with the answer of each model, and bars that it has to reach."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import polars as pl
 
@@ -16,33 +15,7 @@ from nucleate.probing.findings import (
     verdicts_of,
 )
 from nucleate.probing.separation import MISLABELLED
-from nucleate.refusal import Refused, nearest
-
-BARS = ("readable", "clustered", "readable_tasks", "clustered_tasks", "doubtful")
-_FORM = re.compile(r"\s*([a-z_]+)\s*(>=|<=)\s*(\d+(?:\.\d+)?)\s*")
-
-
-class Bar(NamedTuple):
-    """A number that a probe has to reach, or to stay under."""
-
-    name: str  # of BARS
-    at_least: bool
-    value: float
-
-    def is_met(self, found: float | None) -> bool:
-        """What is unknown meets no bar."""
-        return found is not None and (found >= self.value if self.at_least else found <= self.value)
-
-
-def bar(text: str) -> Bar:
-    """`readable>=0.9`; refused where it is not of this form."""
-    found = _FORM.fullmatch(text)
-    if found is None:
-        raise Refused(f"--require {text!r} is not of the form readable>=0.9: a name, >= or <=, a number")
-    name, sign, value = found.groups()
-    if name not in BARS:
-        raise Refused(f"--require {text!r}: {name!r} is none of {', '.join(BARS)}{nearest(name, BARS)}")
-    return Bar(name, sign == ">=", float(value))
+from nucleate.probing.settings import Bar
 
 
 def missed(

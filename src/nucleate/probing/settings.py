@@ -1,10 +1,12 @@
 """How to probe: every option with its meaning, for Python, the command line and the reference alike."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from nucleate.devices import DEVICES, PRECISIONS
+from nucleate.refusal import Refused, nearest
 from nucleate.settings import check_all, setting
 
 
@@ -67,3 +69,30 @@ class TransferSettings:
 
     def __post_init__(self) -> None:
         check_all(self)
+
+
+BARS = ("readable", "clustered", "readable_tasks", "clustered_tasks", "doubtful")
+_FORM = re.compile(r"\s*([a-z_]+)\s*(>=|<=)\s*(\d+(?:\.\d+)?)\s*")
+
+
+class Bar(NamedTuple):
+    """A number that a probe has to reach, or to stay under."""
+
+    name: str  # of BARS
+    at_least: bool
+    value: float
+
+    def is_met(self, found: float | None) -> bool:
+        """What is unknown meets no bar."""
+        return found is not None and (found >= self.value if self.at_least else found <= self.value)
+
+
+def bar(text: str) -> Bar:
+    """`readable>=0.9`; refused where it is not of this form."""
+    found = _FORM.fullmatch(text)
+    if found is None:
+        raise Refused(f"--require {text!r} is not of the form readable>=0.9: a name, >= or <=, a number")
+    name, sign, value = found.groups()
+    if name not in BARS:
+        raise Refused(f"--require {text!r}: {name!r} is none of {', '.join(BARS)}{nearest(name, BARS)}")
+    return Bar(name, sign == ">=", float(value))
