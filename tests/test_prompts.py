@@ -633,6 +633,8 @@ def test_what_a_refusal_of_columns_advises_is_read_when_it_is_followed() -> None
         "--columns prompt=what"
     )
     assert "try" not in advice([{"a": 1, "b": 2}, {"a": 3, "b": 4}]), "nothing looks like a prompt"
+    listed = [{"instruction": ["a", "b"], "word": f"w{n}", "kind": "ab"[n % 2]} for n in range(8)]
+    assert "there are: 'instruction', 'word', 'kind' (labels: 2 values in 8 rows)" in advice(listed)
 
 
 def test_a_refusal_of_columns_names_so_many_and_those_that_look_like_something() -> None:

@@ -169,7 +169,7 @@ def test_plenty_of_data_raises_no_doubt():
 
 def test_the_switch_that_errs_less_on_validation_is_saved_and_another_one_where_it_is_asked_for(run, tmp_path):
     def method(*errors: Errors) -> Method:
-        return Method(0.01, 1, None, [], by_layer=dict(enumerate(errors)))
+        return Method(0.01, 1, None, [], [], errors=dict(enumerate(errors)))
 
     worse, better = Errors(0.5, 0.0, 0.1), Errors(0.1, 0.1, 0.5)
     assert (

@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -300,6 +301,45 @@ def test_nothing_that_is_judged_by_was_learnt_from():
     assert sorted(one.task for one in drawn) == ["fourth", "second", "third"]
     asked = {one.instruction for one in found.others if one.instance in found.asked}
     assert not asked & {one.instruction for one in drawn}
+
+
+def test_nothing_that_is_judged_by_was_chosen_by_either():
+    inputs = [f"x{n}" for n in range(20)]
+    rows = [
+        {"instruction": f"{word} w{10 + n}", "input": one, "output": "x1", "task": task}
+        for task, word in TASKS.items()
+        for n in range(9)
+        for one in inputs
+    ]
+    found = dealt_out(rows, limit=400)
+    units = {
+        name: {(one.task, one.instruction) for one in found.others if one.instance in numbers}
+        for name, numbers in (("examples", found.examples), ("choosing", found.choosing), ("asked", found.asked))
+    }
+    assert not units["examples"] & units["choosing"] and not (units["examples"] | units["choosing"]) & units["asked"]
+    assert {task for task, _ in units["choosing"]} == {task for task, _ in units["asked"]} == set(TASKS) - {"first"}
+    given = {name: {one.input for one in side} for name, side in found.sides.items()}
+    assert (len(given["validation_new_inputs"]), len(given["new_inputs"])) == (2, 4)
+    assert given["lesson"] == given["validation"] == given["test"]
+    assert sum(map(len, (given["lesson"], given["validation_new_inputs"], given["new_inputs"]))) == 20
+    chosen_by, judged = ({one.instruction for one in found.sides[name]} for name in ("validation_new_inputs", "test"))
+    assert chosen_by == {one.instruction for one in found.sides["validation"]} and not chosen_by & judged
+
+
+@pytest.mark.parametrize(
+    ("depth", "layers"), [(30, (5, 10, 15, 20, 25, 30)), (6, (1, 2, 3, 4, 5, 6)), (2, (1, 2)), (1, (1,))]
+)
+def test_five_layers_spread_over_the_depth_and_the_last_may_be_read(depth, layers, monkeypatch):
+    asked = study_of(prompts(), QUICK)
+    monkeypatch.setattr(study, "text_config", lambda network: SimpleNamespace(num_hidden_layers=depth))
+    monkeypatch.setattr(study, "blocks_of", lambda network: None)
+    assert asked.layers(None) == layers
+
+    def refused(network):
+        raise Refused("no blocks")
+
+    monkeypatch.setattr(study, "blocks_of", refused)
+    assert asked.layers(None) == (depth,), "what lies between blocks that are not found cannot be read"
 
 
 def test_the_source_is_asked_for_what_the_target_answers():

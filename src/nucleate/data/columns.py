@@ -191,7 +191,7 @@ def _as_prompt(look: _Look, others: Iterable[_Look]) -> dict[str, str]:
 
 def _input_of(instruction: _Look, others: Iterable[_Look]) -> str:
     """The column that tells the rows of an instruction apart; nothing where there is none."""
-    for one in others:
+    for one in others if instruction.texts else ():
         if one.texts and len(set(zip(instruction.texts, one.texts, strict=True))) > 0.9 * instruction.filled:
             return one.name
     return ""

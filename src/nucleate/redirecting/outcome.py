@@ -46,7 +46,7 @@ def method_rows(
         for epoch, value in enumerate(method.curve, 1)
     ]
     if method.switch is not None:
-        for layer, errors in method.by_layer.items():
+        for layer, errors in method.errors.items():
             rows += [{**row, "layer": layer, "split": "validation"} for row in _of_errors(errors)]
         rows += _over_thresholds(method, sides, others)
     told = _by_name(others, after, on).select(pl.lit(arm).alias("arm"), pl.all())

@@ -108,7 +108,9 @@ class SwitchedModel(nn.Module):
     def decide(self, ends: Mapping[int, Tensor]) -> Tensor:
         """(row,) the number of the switch that each row's prompt is answered behind, -1 for none, from the states of
         its last token by layer."""
-        said = {number: one.says_yes(ends[self._layer(one)]) for number, (one, _) in enumerate(self._parts)}
+        said = {
+            number: one.says_yes(ends[self._layer(one)].to(self._device)) for number, (one, _) in enumerate(self._parts)
+        }
         return _last_yes(said, len(next(iter(ends.values()))))
 
     def added(self, states: Tensor, by: Tensor, logits: Tensor) -> Tensor:

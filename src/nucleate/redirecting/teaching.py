@@ -35,7 +35,6 @@ SWITCHED = {f"{kind}_switch": kind for kind in KINDS}  # method -> the kind of i
 THRESHOLDS = (0.01, 0.05, *(n / 10 for n in range(1, 10)), 0.95, 0.99)
 _NAMES = METHODS | HEADS  # of a real model the head alone is tuned
 _AFFORDABLE = 40_000_000  # weights of a whole head: above that, teaching it takes longer than all the rest
-_CHOSEN_BY = ("validation", "validation_new_inputs")
 
 
 class Errors(NamedTuple):
@@ -61,9 +60,10 @@ class Method:
     epoch: int
     head: Head
     curve: list[float]  # source accuracy on validation, epoch by epoch, at that rate
+    right: list[list[list[int]]]  # the same by epoch, set of prompts and prompt, of the head alone
     switch: Switch | None = None
     switch_rate: float | None = None
-    by_layer: Mapping[int, Errors] = field(default_factory=dict)  # on validation, at the best rate and threshold there
+    errors: Mapping[int, Errors] = field(default_factory=dict)  # by layer, at the best rate and threshold there
 
     def on(self, ends: Ends) -> np.ndarray:
         """(instance,) bool: where the second head answers."""
@@ -111,44 +111,51 @@ def teach(
         told(f"teaching: {words}", piece, begun)
         return made
 
-    best: dict[str, tuple[tuple[float, int, float], Method, list[list[np.ndarray]]]] = {}
-    for arm, rank, rate in ((arm, rank, rate) for arm, rank in ranks.items() for rate in settings.rates):
-        lesson = partial(_head_lesson, settings, sides, rank, rate)
-        tensors, found = part(f"{arm}-{rate:g}", f"{_NAMES[arm]} at {rate:g}", lesson)
-        curve, right = found["curve"], [[np.array(one, dtype=bool) for one in side] for side in found["right"]]
-        epoch = curve.index(max(curve)) + 1
-        if arm not in best or (max(curve), -epoch, -rate) > best[arm][0]:
-            head = _filled(Head(width, vocabulary, rank=rank), tensors, "head/")
-            best[arm] = (max(curve), -epoch, -rate), Method(rate, epoch, head, curve), right
-    methods = {arm: method for arm, (_, method, _) in best.items()}
-    chosen_by = [sides[name] for name in _CHOSEN_BY if name in sides]
-    found_by_layer = {
+    methods: dict[str, Method] = {}
+    for arm, rank in ranks.items():
+        tried = []
+        for rate in settings.rates:
+            lesson = partial(_head_lesson, settings, sides, rank, rate)
+            tensors, found = part(f"{arm}-{rate:g}", f"{_NAMES[arm]} at {rate:g}", lesson)
+            curve = [float(np.mean([np.mean(side) for side in right])) for right in found]
+            tried.append((max(curve), -curve.index(max(curve)), -rate, curve, found, tensors))
+        _, place, less, curve, right, tensors = max(tried, key=lambda one: one[:3])
+        head = _filled(Head(width, vocabulary, rank=rank), tensors, "head/")
+        methods[arm] = Method(-less, 1 - place, head, curve, right)
+    by_layer = {
         layer: part(
             f"switches-{layer}", f"switches at layer {layer}", partial(_switches, settings, sides, others, layer)
         )
         for layer in layers
     }
     for name, kind in SWITCHED.items():
-        by_layer, chosen = {}, None
-        for layer, (tensors, found) in found_by_layer.items():
-            rate, threshold, *errors = found[kind]
-            by_layer[layer] = Errors(*errors)
-            if chosen is None or by_layer[layer].order > by_layer[chosen.layer or 0].order:
-                chosen, chosen_rate = _filled(Switch(width, kind, layer=layer), tensors, f"{kind}/"), rate
-                chosen.threshold = threshold
-        assert chosen is not None
-        method = replace(methods["head"], switch=chosen, switch_rate=chosen_rate, by_layer=by_layer)
-        behind: list[list[float]] = []
-        for side, rights in zip(chosen_by, best["head"][2], strict=True):
-            on, before = method.on(side.ends), side.answers(None)[0]
-            behind.append([float(np.where(on, now, before).mean()) for now in rights])
-        methods[name] = replace(method, curve=np.mean(behind, axis=0).tolist())
+        errors = {layer: Errors(*found[kind][2:]) for layer, (_, found) in by_layer.items()}
+        layer = max(errors, key=lambda one: errors[one].order)
+        tensors, found = by_layer[layer]
+        switch = _filled(Switch(width, kind, layer=layer), tensors, f"{kind}/")
+        rate, switch.threshold, *_ = found[kind]
+        behind = replace(methods["head"], switch=switch, switch_rate=rate, errors=errors)
+        methods[name] = replace(behind, curve=_curve_behind(behind, sides))
     return {arm: methods[arm] for arm in METHODS if arm in methods}
+
+
+def _curve_behind(method: Method, sides: Mapping[str, TeachingSet]) -> list[float]:
+    """Source accuracy on validation, epoch by epoch of the head, where the switch lets it answer."""
+    asked = [(method.on(side.ends), side.answers(None)[0]) for side in _chosen_by(sides)]
+    return [
+        float(np.mean([np.where(on, now, before).mean() for now, (on, before) in zip(right, asked, strict=True)]))
+        for right in method.right
+    ]
+
+
+def _chosen_by(sides: Mapping[str, TeachingSet]) -> list[TeachingSet]:
+    """What of the source the methods are chosen by: held-out instructions, and held-out inputs where there are some."""
+    return [sides[name] for name in ("validation", "validation_new_inputs") if name in sides]
 
 
 def better_switch(methods: Mapping[str, Method]) -> str:
     """Whichever tells the source from all others better on validation; of equals the surer one."""
-    best = {name: max(one.order for one in methods[name].by_layer.values()) for name in SWITCHED}
+    best = {name: max(one.order for one in methods[name].errors.values()) for name in SWITCHED}
     return max(best, key=lambda name: best[name])
 
 
@@ -164,24 +171,22 @@ def _pace(settings: RedirectSettings, rate: float) -> SwitchTraining:
 
 def _head_lesson(
     settings: RedirectSettings, sides: Mapping[str, TeachingSet], rank: int | None, rate: float
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A head at one learning rate: its weights at its best epoch, the curve of source accuracy on validation, and what
-    was right there after each epoch. Ends where nothing better can come."""
+) -> tuple[dict[str, Tensor], list[list[list[int]]]]:
+    """A head at one learning rate: its weights at its best epoch, and what of validation was right after each, by set
+    of prompts. Ends where nothing better can come."""
     memory = sides["lesson"].memory
-    chosen_by = [sides[name] for name in _CHOSEN_BY if name in sides]
     head = Head(memory.states.shape[1], memory.logits.shape[1], rank=rank, seed=stream(settings.seed, "head"))
     tensors: dict[str, Tensor] = {}
-    curve: list[float] = []
-    right: list[list[list[int]]] = [[] for _ in chosen_by]  # side, epoch, instance
+    found: list[list[list[int]]] = []
+    best = -1.0
     for _ in learn_head(head, memory, _pace(settings, rate)):
-        for side, told in zip(chosen_by, right, strict=True):
-            told.append(side.answers(head)[0].astype(int).tolist())
-        curve.append(float(np.mean([np.mean(told[-1]) for told in right])))
-        if curve[-1] > max(curve[:-1], default=-1):
-            tensors = {f"head/{key}": one for key, one in weights(head).items()}
-        if curve[-1] == 1:
+        right = [side.answers(head)[0] for side in _chosen_by(sides)]
+        found.append([one.astype(int).tolist() for one in right])
+        if (level := float(np.mean([one.mean() for one in right]))) > best:
+            best, tensors = level, {f"head/{key}": one for key, one in weights(head).items()}
+        if level == 1:
             break
-    return tensors, {"curve": curve, "right": right}
+    return tensors, found
 
 
 def _switches(
@@ -191,7 +196,7 @@ def _switches(
     validation."""
     memory, examples = sides["lesson"].memory, others.examples[layer]
     memory = replace(memory, ends=sides["lesson"].ends[layer])
-    chosen_by = [sides[name].ends[layer] for name in _CHOSEN_BY if name in sides]
+    chosen_by = [side.ends[layer] for side in _chosen_by(sides)]
     thresholds = THRESHOLDS if settings.threshold is None else (settings.threshold,)
     tensors: dict[str, Tensor] = {}
     found: dict[str, list[float]] = {}
