@@ -57,6 +57,8 @@ def _of_a_probe(run: Any) -> tuple[str, Sequence[str], Sequence[Sequence[object]
         main = findings.main_model(run.metrics, models)
         header, *rows = findings.task_lines(run.metrics, tasks, confusion, main)
         return f"Task by task: {main}", header, rows
+    if "best_readable_layer" not in run.metrics["measure"]:
+        return "made by an earlier version, without linear readings: probe again", (), ()
     header, *rows = findings.summary_lines(run.metrics)
     return findings.models_title(run.metrics), header, rows
 
@@ -72,7 +74,8 @@ def _doubts(run: Any) -> list[str]:
 
 def _is_whole(run: Any) -> bool:
     """Finished, and not made by an earlier version."""
-    return bool((run.folder / "dropped.parquet").is_file())
+    finished = (run.folder / "dropped.parquet").is_file()
+    return bool(finished and "best_readable_layer" in run.metrics["measure"])
 
 
 def _read(run: Any, name: str) -> Any:

@@ -35,6 +35,8 @@ def load_probe(folder: str | Path) -> "ProbeResult":
         raise Refused(f"{folder} has no {missing}.parquet: an earlier version made it; probe again")
     tables = {name: pl.read_parquet(run.folder / f"{name}.parquet") for name in TABLES}
     metrics = pl.read_parquet(run.folder / "metrics.parquet")
+    if "best_readable_layer" not in metrics["measure"]:
+        raise Refused(f"{folder} has no linear readings: an earlier version made it; probe again")
     return ProbeResult(run.folder, tuple(run.config["models"]), run.config.get("base"), metrics, **tables)
 
 

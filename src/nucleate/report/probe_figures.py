@@ -85,6 +85,8 @@ def tasks_figure(metrics: pl.DataFrame, tasks: pl.DataFrame) -> Figure | None:
         (deciding_measure(metrics), "clustered", best_layers(metrics), "D"),
     )
     measure, _, best, _ = readings[0]
+    if not best:
+        return None  # of an earlier version
     first, at = next(iter(best.items()))
     own = tasks.filter(pl.col("model") == first, pl.col("layer") == at, pl.col("measure") == measure)
     everybody = tasks["task"].unique().to_list()
