@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nucleate.model import converted, networks
+from nucleate.model import converted, networks, places
 from nucleate.model.networks import load_network, network_shape, tokenizer_of
 from nucleate.model.subjects import all_ready, subjects_of
 from nucleate.refusal import Refused
@@ -128,6 +128,14 @@ def test_a_file_that_cannot_be_converted_is_refused_and_nothing_is_kept(file, ca
         with pytest.raises(Refused, match=r"tiny\.gguf: cannot be loaded"):
             call(file)
     assert not list(cache.iterdir())
+
+
+def test_a_file_without_the_packages_that_convert_it_is_refused_by_name(file, cache, monkeypatch):
+    for room in (converted, places):
+        monkeypatch.setattr(room, "find_spec", lambda name: None)
+    subjects, _ = subjects_of(str(file), None, None, {})
+    with pytest.raises(Refused, match="needs gguf and accelerate: pip install"):
+        all_ready(subjects)
 
 
 def test_the_cache_lies_where_it_is_told_or_where_the_user_has_caches(tmp_path, monkeypatch):

@@ -625,6 +625,10 @@ def test_what_a_refusal_of_columns_advises_is_read_when_it_is_followed() -> None
         assert said.endswith(f"; try --columns {followed}"), said
         columns = dict(part.split("=") for part in followed.split(","))
         assert len(read_prompts(rows, columns=columns).instances) == len(rows)
+    numbered = [{"nr": str(n), "key": f"{n:032x}"} | row for n, row in enumerate(shared)]
+    assert advice(numbered).endswith("; try --columns task=kind,instruction=what,input=word")
+    keyed = [{"key": f"{n:032x}"} | row for n, row in enumerate(plain)]
+    assert advice(keyed).endswith("; try --columns task=intención,prompt=Äußerung")
     said = advice(shared, instruction="what", task="knid")
     assert "has no column 'knid'; did you mean 'kind'?; there are: 'what' (text), 'word'" in said
     assert said.endswith("; try --columns task=kind,instruction=what,input=word")

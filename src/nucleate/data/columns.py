@@ -113,6 +113,14 @@ class _Look:
     def filled(self) -> int:
         return sum(text is not None for text in self.texts)
 
+    @property
+    def has_blanks(self) -> bool:
+        return any(text is not None and " " in text for text in self.texts)
+
+    @property
+    def has_letters(self) -> bool:
+        return any(text is not None and any(map(str.isalpha, text)) for text in self.texts)
+
     def __str__(self) -> str:
         if self.kind == "labels":
             return f"{self.name!r} (labels: {self.distinct} values in {self.filled} rows)"
@@ -173,7 +181,7 @@ def _mended(table: NamedColumns, known: Mapping[str, str], form: str = "") -> st
     prompts = [looks[chosen[form]]] if form in chosen else left("chats") or left("text")
     if not prompts:
         return ""
-    prompt = min(prompts, key=lambda one: (not _named_like(one, _TEXTS), -one.distinct))
+    prompt = min(prompts, key=lambda one: (not _named_like(one, _TEXTS), not one.has_blanks, -one.distinct))
     others = [one for one in looks.values() if one.name not in (*chosen.values(), prompt.name)]
     if form not in chosen or (form == "instruction" and "input" not in chosen):
         chosen |= _as_prompt(prompt, others) if form not in chosen else {"input": _input_of(prompt, others)}
@@ -190,11 +198,14 @@ def _as_prompt(look: _Look, others: Iterable[_Look]) -> dict[str, str]:
 
 
 def _input_of(instruction: _Look, others: Iterable[_Look]) -> str:
-    """The column that tells the rows of an instruction apart; nothing where there is none."""
-    for one in others if instruction.texts else ():
-        if one.texts and len(set(zip(instruction.texts, one.texts, strict=True))) > 0.9 * instruction.filled:
-            return one.name
-    return ""
+    """The column of fewest values that tells the rows of an instruction apart; nothing where there is none."""
+    apart = [
+        one
+        for one in others
+        if instruction.texts and one.has_letters
+        if len(set(zip(instruction.texts, one.texts, strict=True))) > 0.9 * instruction.filled
+    ]
+    return min(apart, key=lambda one: one.distinct).name if apart else ""
 
 
 def _named_like(look: _Look, names: Sequence[str]) -> bool:

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -82,4 +83,4 @@ def _entry_of(file: Path) -> Path:
 
 
 def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("transformers", "gguf")}
+    return {name: version(name) if find_spec(name) else "" for name in ("transformers", "gguf")}
