@@ -103,7 +103,7 @@ def tasks_figure(metrics: pl.DataFrame, tasks: pl.DataFrame) -> Figure | None:
                 if share is None:
                     continue
                 low, high = (value.get((task, f"{measure}_{end}"), share) for end in ("low", "high"))
-                axis.plot([low, high], [row + shift] * 2, color=colour, linewidth=1)
+                axis.plot([max(low, 0), min(high, 1)], [row + shift] * 2, color=colour, linewidth=1)
                 verdict = value.get((task, beyond))
                 shape, face = ("x" if verdict is None else mark), (colour if verdict == 1 else "white")
                 axis.plot(share, row + shift, shape, color=colour, markerfacecolor=face, markersize=4.5)
