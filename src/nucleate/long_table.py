@@ -18,7 +18,7 @@ LEAD = 0.1  # the task's clusters in a middle layer above those of the hardest c
 MOST = (
     0.5  # of the neighbours with another input and another distribution: from here on they are said to share the task
 )
-TURNED = 0.3  # of the answers that follow a moved state: from here on the task's part of it is said to be used
+TURNED = 0.25  # of the answers that follow a moved state: from here on the task's part of it is said to be used
 FIRST, LAST = 0, -1  # layers
 TIMELESS = ("surface_instruction", "surface_prompt", "answers")  # controls without a network: no layer, no epoch
 ANY = -1  # an epoch that `pick` does not look at

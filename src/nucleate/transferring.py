@@ -281,7 +281,8 @@ class _Study:
                 shifts["regrouped"] = no_shorter(
                     centred.regrouped_shift(self.pairs, here, self.deals, seed=drawn), mean
                 )
-            shifts["answers"] = no_shorter(centred.answer_shift(self.pairs, here, there), mean)
+            # As large as it is in the states: a push along an answer's direction that is long enough turns any answer.
+            shifts["answers"] = centred.answer_shift(self.pairs, here, there)
         for arm, strength in STRENGTHS.items():
             for name, shift in shifts.items():
                 there_is = np.flatnonzero(is_there(shift))
