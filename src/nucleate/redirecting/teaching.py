@@ -94,9 +94,9 @@ def teach(
     saved: SavedParts,
     told: Callable[[str, float, bool], None],
 ) -> dict[str, Method]:
-    """Every method at its best; of equal heads the earliest epoch, then the lowest rate; of equal switches the surest,
-    then the threshold nearest to one half. `told` hears what was taught, what share of all that is and whether it was
-    there already."""
+    """Every method at its best; of equal heads the one that also ends its outputs most often, then the earliest epoch
+    and the lowest rate; of equal switches the surest, then the threshold nearest to one half. `told` hears what was
+    taught, what share of all that is and whether it was there already."""
     memory = sides["lesson"].memory
     width, vocabulary = memory.states.shape[1], memory.logits.shape[1]
     ranks: dict[str, int | None] = {"head": min(settings.rank, width)}
@@ -116,11 +116,11 @@ def teach(
         for rate in settings.rates:
             lesson = partial(_head_lesson, settings, sides, rank, rate)
             tensors, found = part(f"{arm}-{rate:g}", f"{_NAMES[arm]} at {rate:g}", lesson)
-            curve = [float(np.mean([np.mean(side) for side in right])) for right in found]
-            tried.append((max(curve), -curve.index(max(curve)), -rate, curve, found, tensors))
-        _, place, less, curve, right, tensors = max(tried, key=lambda one: one[:3])
+            levels = list(zip(found["wished"], found["ended"], strict=True))
+            tried.append((max(levels), -levels.index(max(levels)), -rate, found, tensors))
+        _, place, less, found, tensors = max(tried, key=lambda one: one[:3])
         head = _filled(Head(width, vocabulary, rank=rank), tensors, "head/")
-        methods[arm] = Method(-less, 1 - place, head, curve, right)
+        methods[arm] = Method(-less, 1 - place, head, found["wished"], found["right"])
     by_layer = {
         layer: part(
             f"switches-{layer}", f"switches at layer {layer}", partial(_switches, settings, sides, others, layer)
@@ -170,20 +170,23 @@ def _pace(settings: RedirectSettings, rate: float) -> SwitchTraining:
 
 def _head_lesson(
     settings: RedirectSettings, sides: Mapping[str, TeachingSet], rank: int | None, rate: float
-) -> tuple[dict[str, Tensor], list[list[list[int]]]]:
-    """A head at one learning rate: its weights at its best epoch, and what of validation was right after each, by set
-    of prompts. Ends where nothing better can come."""
+) -> tuple[dict[str, Tensor], dict[str, list[Any]]]:
+    """A head at one learning rate: its weights at its best epoch, and by epoch the shares of validation that got the
+    wished output, and its end too, and which did, by set of prompts. Ends where nothing better can come."""
     memory = sides["lesson"].memory
     head = Head(memory.states.shape[1], memory.logits.shape[1], rank=rank, seed=stream(settings.seed, "head"))
     tensors: dict[str, Tensor] = {}
-    found: list[list[list[int]]] = []
-    best = -1.0
+    found: dict[str, list[Any]] = {"wished": [], "ended": [], "right": []}
+    best = (-1.0, -1.0)
     for _ in learn_head(head, memory, _pace(settings, rate)):
-        right = [side.answers(head)[0] for side in _chosen_by(sides)]
-        found.append([one.astype(int).tolist() for one in right])
-        if (level := float(np.mean([one.mean() for one in right]))) > best:
-            best, tensors = level, {f"head/{key}": one for key, one in weights(head).items()}
-        if level == 1:
+        answers = [side.answers(head) for side in _chosen_by(sides)]
+        wished, ended = (float(np.mean([one[kind].mean() for one in answers])) for kind in (0, 1))
+        found["wished"].append(wished)
+        found["ended"].append(ended)
+        found["right"].append([one[0].astype(int).tolist() for one in answers])
+        if (wished, ended) > best:
+            best, tensors = (wished, ended), {f"head/{key}": one for key, one in weights(head).items()}
+        if wished == ended == 1:
             break
     return tensors, found
 

@@ -45,6 +45,8 @@ def verdict_of(run: Run) -> Verdict | None:
         source += "; unseen inputs were not measured"
     else:
         source += f" and in {_beside(unseen, want)}{_of(before, 'source_prompts_new_inputs')} with unseen inputs"
+    if wished - found.get("source_accuracy_ended", wished) > 1 - want:
+        source += f"; the text ends behind it in only {percent(found['source_accuracy_ended'])}"
     others = f"{_beside(kept, keep)}{_of(before, 'others_prompts')} other predictions are unchanged"
     numbers = f"on held-out prompts {source}; {others} (bars: {percent(want)} and {percent(keep)})"
     if reasons:
