@@ -15,7 +15,15 @@ from nucleate.model.switch import Head, TargetStates, TeachingSet
 from nucleate.redirecting.redirect import redirect_into
 from nucleate.redirecting.settings import RedirectSettings
 from nucleate.redirecting.study import study_of
-from nucleate.redirecting.teaching import THRESHOLDS, Errors, Method, _head_lesson, better_switch, errors_at
+from nucleate.redirecting.teaching import (
+    THRESHOLDS,
+    Errors,
+    Method,
+    _head_lesson,
+    better_switch,
+    errors_at,
+    threshold_for,
+)
 from nucleate.refusal import Refused
 from nucleate.report.application_tables import alignment_table
 from nucleate.report.page_tables import run_tables
@@ -232,6 +240,17 @@ def test_the_layer_is_the_one_where_source_and_others_are_told_apart():
     assert errors_at(0.8, [apart], mixed)[:2] == (pytest.approx(1 / 3), 0.0)
     assert errors_at(0.1, [apart], mixed).falsely_on == 1.0
     assert errors_at(0.5, [apart], -apart).order > errors_at(0.5, [apart], mixed).order
+
+
+def test_the_threshold_leaves_one_half_only_where_validation_speaks_clearly_for_another():
+    source, others = torch.full((40,), 3.0), torch.cat([torch.full((150,), -4.0), torch.full((10,), 1.0)])
+    assert errors_at(0.8, [source], others).order > errors_at(0.5, [source], others).order
+    assert threshold_for([source], others, units=1) == 0.5, "of one instruction nothing can be told"
+    assert threshold_for([source], others, units=2000) == 0.8, "the nearest that errs less"
+    many = torch.cat([others[:100], torch.full((100,), 1.0)])
+    assert threshold_for([source], many, units=40) == 0.8
+    assert threshold_for([source - 4], others[:150], units=40) == 0.2
+    assert threshold_for([source], others[:150], units=40) == 0.5, "of equals the nearest to one half"
 
 
 def test_the_curve_over_thresholds_falls_and_rises_and_passes_through_what_was_chosen(run):

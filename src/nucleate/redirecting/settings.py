@@ -33,7 +33,9 @@ class RedirectSettings:
         form="8,16,…",
     )
     threshold: float | None = setting(
-        None, "probability above which the switch is on, between 0 and 1 (default: chosen on validation)", form="P"
+        None,
+        "probability above which the switch is on (default: 0.5, unless another one errs clearly less on validation)",
+        form="P",
     )
     want: float | None = setting(
         None, "exit with 3 where less of the source is answered as wished (told without it by 0.95)", least=0, form="P"
