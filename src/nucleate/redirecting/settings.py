@@ -51,7 +51,12 @@ class RedirectSettings:
     trust_remote_code: bool = setting(False, "run code that comes with the model")
     seed: int = setting(100, "root of every random stream", least=0)
     rank: int = setting(16, "of the second head", least=1, option=None)
-    epochs: int = setting(30, "over the prompts of the source, for each method and rate", least=1, option=None)
+    epochs: int | None = setting(
+        None,
+        "over the prompts of the source, for each method and rate (default: 30, or what a hundred steps take)",
+        least=1,
+        option=None,
+    )
     batch: int = setting(40, "prompts of an optimiser step", least=1, option=None)
     rates: Sequence[float] = setting((3e-3, 1e-2, 3e-2), "learning rates tried, the same for all methods", option=None)
 

@@ -6,6 +6,7 @@ are held out to choose by, they weigh as much as the instructions. Every switch 
 low-rank one.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,6 +23,7 @@ from nucleate.model.switch import (
     Head,
     Switch,
     SwitchTraining,
+    TargetStates,
     TeachingSet,
     learn_head,
     learn_switch,
@@ -35,6 +37,7 @@ from nucleate.streams import stream
 SWITCHED = {f"{kind}_switch": kind for kind in KINDS}  # method -> the kind of its switch
 THRESHOLDS = (0.01, 0.05, *(n / 10 for n in range(1, 10)), 0.95, 0.99)
 _NAMES = METHODS | HEADS  # of a real model the head alone is tuned
+_EPOCHS, _STEPS = 30, 100  # at least
 _AFFORDABLE = 40_000_000  # weights of a whole head: above that, teaching it takes longer than all the rest
 
 
@@ -186,8 +189,11 @@ def _filled(module: Any, tensors: Mapping[str, Tensor], stem: str) -> Any:
     return module
 
 
-def _pace(settings: RedirectSettings, rate: float) -> SwitchTraining:
-    return SwitchTraining(settings.epochs, settings.batch, rate, seed=stream(settings.seed, "redirect"))
+def _pace(settings: RedirectSettings, memory: TargetStates, rate: float) -> SwitchTraining:
+    """Of few prompts an epoch is a single step, and thirty of them teach a head no end to its outputs."""
+    steps = math.ceil(len(memory.ends) / settings.batch)
+    epochs = settings.epochs or max(_EPOCHS, math.ceil(_STEPS / steps))
+    return SwitchTraining(epochs, settings.batch, rate, seed=stream(settings.seed, "redirect"))
 
 
 def _head_lesson(
@@ -200,7 +206,7 @@ def _head_lesson(
     tensors: dict[str, Tensor] = {}
     found: dict[str, list[Any]] = {"wished": [], "ended": [], "right": []}
     best = (-1.0, -1.0)
-    for _ in learn_head(head, memory, _pace(settings, rate)):
+    for _ in learn_head(head, memory, _pace(settings, memory, rate)):
         answers = [side.answers(head) for side in _chosen_by(sides)]
         wished, ended = (float(np.mean([one[kind].mean() for one in answers])) for kind in (0, 1))
         found["wished"].append(wished)
@@ -225,7 +231,7 @@ def _switches(
         best: Errors | None = None
         for rate in settings.rates:
             switch = Switch(memory.ends.shape[1], kind, seed=stream(settings.seed, "switch"))
-            learn_switch(switch, memory, others.examples[layer], _pace(settings, rate))
+            learn_switch(switch, memory, others.examples[layer], _pace(settings, memory, rate))
             with torch.no_grad():
                 ours, theirs = [switch(side.ends[layer]) for side in _chosen_by(sides)], switch(others.choosing[layer])
             errors = errors_at(settings.threshold or 0.5, ours, theirs)
