@@ -112,10 +112,13 @@ def test_inputs_that_were_not_held_out_are_not_judged(tmp_path):
     assert sentence.startswith("Works: ") and "unseen inputs were not measured" in sentence
 
 
-def test_outputs_that_do_not_end_are_told(tmp_path):
-    assert "ends behind" not in verdict_of(told(tmp_path, {"source_accuracy_ended": 0.98})).sentence
-    sentence = verdict_of(told(tmp_path, {"source_accuracy_ended": 0.4})).sentence
-    assert sentence.startswith("Works: ") and "; the text ends behind it in only 40 %" in sentence
+def test_outputs_behind_which_the_text_runs_on_do_not_work(tmp_path):
+    assert verdict_of(told(tmp_path, {"source_accuracy_ended": 0.98})).sentence.startswith("Works: ")
+    verdict = verdict_of(told(tmp_path, {"source_accuracy_ended": 0.4}, want=0.9))
+    assert verdict.sentence.startswith(
+        "Does not work: the output is the wished one but the text ends behind it in only 40"
+    )
+    assert len(verdict.missed) == 1 and "the text ends behind it in only 40 %" in verdict.missed[0]
 
 
 # --- a redirection that cannot work, and one that does ---------------------------------------------------------------
