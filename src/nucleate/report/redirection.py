@@ -11,6 +11,7 @@ from nucleate.runs import Run
 
 BARS = {"want": 0.95, "keep": 0.95}  # of the source answered as wished, of all others unchanged; unless others are set
 _NAMES = METHODS | HEADS
+_RUNS_ON = "the output is the wished one but the text runs on behind it; give more prompts"
 _MOST_LOST = 0.5  # another task that keeps less is named
 
 
@@ -37,10 +38,9 @@ def verdict_of(run: Run) -> Verdict | None:
     want, keep = (float(run.config.get(name, bar)) for name, bar in BARS.items())
     wished, unseen, kept = found["source_accuracy"], found.get("source_accuracy_new_inputs"), found["others_kept"]
     ended = found.get("source_accuracy_ended", wished)
-    runs_on = f"the text ends behind it in only {_beside(ended, want)}"
     reasons = [
         *(_why_missed(found, want, "") if wished < want else []),
-        *([f"the output is the wished one but {runs_on}; give more prompts"] if ended < want <= wished else []),
+        *([_RUNS_ON] if ended < want <= wished else []),
         *(_why_lost(run, kept, keep) if kept < keep else []),
     ]
     source = f"the source gets its wished output in {_beside(wished, want)}{_of(before, 'source_prompts')}"
@@ -50,7 +50,7 @@ def verdict_of(run: Run) -> Verdict | None:
     else:
         source += f" and in {_beside(unseen, want)}{_of(before, 'source_prompts_new_inputs')} with unseen inputs"
     if ended < want <= wished:
-        source += f"; {runs_on}"
+        source += f"; the text ends behind it in only {_beside(ended, want)}"
     others = f"{_beside(kept, keep)}{_of(before, 'others_prompts')} other predictions are unchanged"
     numbers = f"on held-out prompts {source}; {others} (bars: {percent(want)} and {percent(keep)})"
     if reasons:
