@@ -115,9 +115,7 @@ def test_inputs_that_were_not_held_out_are_not_judged(tmp_path):
 def test_outputs_behind_which_the_text_runs_on_do_not_work(tmp_path):
     assert verdict_of(told(tmp_path, {"source_accuracy_ended": 0.98})).sentence.startswith("Works: ")
     verdict = verdict_of(told(tmp_path, {"source_accuracy_ended": 0.4}, want=0.9))
-    assert verdict.sentence.startswith(
-        "Does not work: the output is the wished one but the text ends behind it in only 40"
-    )
+    assert verdict.sentence.startswith("Does not work: the output is the wished one but the text runs on behind it")
     assert len(verdict.missed) == 1 and "the text ends behind it in only 40 %" in verdict.missed[0]
 
 
