@@ -11,10 +11,19 @@ import pytest
 import torch
 
 from nucleate.cli import main
+from nucleate.model.switch import Head, TargetStates, TeachingSet
 from nucleate.redirecting.redirect import redirect_into
 from nucleate.redirecting.settings import RedirectSettings
 from nucleate.redirecting.study import study_of
-from nucleate.redirecting.teaching import THRESHOLDS, Errors, Method, better_switch, errors_at
+from nucleate.redirecting.teaching import (
+    THRESHOLDS,
+    Errors,
+    Method,
+    _head_lesson,
+    better_switch,
+    errors_at,
+    threshold_for,
+)
 from nucleate.refusal import Refused
 from nucleate.report.application_tables import alignment_table
 from nucleate.report.page_tables import run_tables
@@ -101,6 +110,13 @@ def test_inputs_that_were_not_held_out_are_not_judged(tmp_path):
     rows.write_parquet(tmp_path / "metrics.parquet")
     sentence = verdict_of(Run(tmp_path, one.config, one.manifest)).sentence
     assert sentence.startswith("Works: ") and "unseen inputs were not measured" in sentence
+
+
+def test_outputs_behind_which_the_text_runs_on_do_not_work(tmp_path):
+    assert verdict_of(told(tmp_path, {"source_accuracy_ended": 0.98})).sentence.startswith("Works: ")
+    verdict = verdict_of(told(tmp_path, {"source_accuracy_ended": 0.4}, want=0.9))
+    assert verdict.sentence.startswith("Does not work: the output is the wished one but the text runs on behind it")
+    assert len(verdict.missed) == 1 and "the text ends behind it in only 40 %" in verdict.missed[0]
 
 
 # --- a redirection that cannot work, and one that does ---------------------------------------------------------------
@@ -198,6 +214,25 @@ def test_switch_layer_and_threshold_that_are_asked_for_are_those_that_are_saved(
     assert (told["kind"], told["layer"], told["threshold"]) == (switch, 1, 0.4)
 
 
+def test_a_head_that_gives_the_wished_output_learns_on_until_it_also_ends_it():
+    """Each output is likeliest from the start, the end behind it is not."""
+    count, generator = 8, torch.Generator().manual_seed(0)
+    states = torch.randn(2 * count, 6, generator=generator)
+    states[:, 0] = torch.tensor([-2.0, 2.0] * count)  # which of the two is asked for
+    tokens = torch.tensor([3, 4] * count)  # the output, and the end
+    logits = 2 * torch.nn.functional.one_hot(torch.full((2 * count,), 3), 7).float()
+    starts, closes = np.arange(0, 2 * count + 1, 2), np.tile([False, True], count)
+    memory = TargetStates(states, logits, tokens, torch.ones(2 * count), starts, states[::2], (1,) * count)
+    side = TeachingSet(memory, starts[:-1], closes, np.array([3]), {1: states[::2]})
+    settings = RedirectSettings("first", "second", epochs=200, batch=4, rates=(3e-2,), seed=7)
+    tensors, found = _head_lesson(settings, {"lesson": side, "validation": side}, None, 3e-2)
+    assert found["wished"][0] == 1 and found["ended"][0] == 0
+    assert len(found["wished"]) < 200 and (found["wished"][-1], found["ended"][-1]) == (1, 1)
+    head = Head(6, 7)
+    head.load_state_dict({name.removeprefix("head/"): one for name, one in tensors.items()})
+    assert side.answers(head)[1].all()
+
+
 def test_the_layer_is_the_one_where_source_and_others_are_told_apart():
     """Errors of a switch whose logits are known."""
     apart, mixed = torch.tensor([3.0, 2.0, 1.0]), torch.tensor([1.0, -1.0])
@@ -206,6 +241,17 @@ def test_the_layer_is_the_one_where_source_and_others_are_told_apart():
     assert errors_at(0.8, [apart], mixed)[:2] == (pytest.approx(1 / 3), 0.0)
     assert errors_at(0.1, [apart], mixed).falsely_on == 1.0
     assert errors_at(0.5, [apart], -apart).order > errors_at(0.5, [apart], mixed).order
+
+
+def test_the_threshold_leaves_one_half_only_where_validation_speaks_clearly_for_another():
+    source, others = torch.full((40,), 3.0), torch.cat([torch.full((150,), -4.0), torch.full((10,), 1.0)])
+    assert errors_at(0.8, [source], others).order > errors_at(0.5, [source], others).order
+    assert threshold_for([source], others, units=1) == 0.5, "of one instruction nothing can be told"
+    assert threshold_for([source], others, units=2000) == 0.8, "the nearest that errs less"
+    many = torch.cat([others[:100], torch.full((100,), 1.0)])
+    assert threshold_for([source], many, units=40) == 0.8
+    assert threshold_for([source - 4], others[:150], units=40) == 0.2
+    assert threshold_for([source], others[:150], units=40) == 0.5, "of equals the nearest to one half"
 
 
 def test_the_curve_over_thresholds_falls_and_rises_and_passes_through_what_was_chosen(run):

@@ -34,7 +34,9 @@ class RedirectSettings:
         form="8,16,…",
     )
     threshold: float | None = setting(
-        None, "probability above which the switch is on, between 0 and 1 (default: chosen on validation)", form="P"
+        None,
+        "probability above which the switch is on (default: 0.5, unless another one errs clearly less on validation)",
+        form="P",
     )
     want: float | None = setting(
         None, "exit with 3 where less of the source is answered as wished (told without it by 0.95)", least=0, form="P"
@@ -48,7 +50,12 @@ class RedirectSettings:
     trust_remote_code: bool = setting(False, "run code that comes with the model")
     seed: int = setting(100, "root of every random stream", least=0)
     rank: int = setting(16, "of the second head", least=1, option=None)
-    epochs: int = setting(30, "over the prompts of the source, for each method and rate", least=1, option=None)
+    epochs: int | None = setting(
+        None,
+        "over the prompts of the source, for each method and rate (default: 30, or what a hundred steps take)",
+        least=1,
+        option=None,
+    )
     batch: int = setting(40, "prompts of an optimiser step", least=1, option=None)
     rates: Sequence[float] = setting((3e-3, 1e-2, 3e-2), "learning rates tried, the same for all methods", option=None)
 

@@ -1,10 +1,12 @@
 """The four methods, taught from states that were read once: heads at several rates, switches at several layers.
 
 What is kept of each is chosen on validation: of a head the rate and the epoch, by the source's wished outputs; of a
-switch the rate, the layer and the threshold, by how well it tells the source from all others. Where inputs are held
-out to choose by, they weigh as much as the instructions. Every switch stands before the same head, the low-rank one.
+switch the rate and the layer, by how well it tells the source from all others, and then the threshold. Where inputs
+are held out to choose by, they weigh as much as the instructions. Every switch stands before the same head, the
+low-rank one.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,6 +23,7 @@ from nucleate.model.switch import (
     Head,
     Switch,
     SwitchTraining,
+    TargetStates,
     TeachingSet,
     learn_head,
     learn_switch,
@@ -34,6 +37,7 @@ from nucleate.streams import stream
 SWITCHED = {f"{kind}_switch": kind for kind in KINDS}  # method -> the kind of its switch
 THRESHOLDS = (0.01, 0.05, *(n / 10 for n in range(1, 10)), 0.95, 0.99)
 _NAMES = METHODS | HEADS  # of a real model the head alone is tuned
+_EPOCHS, _STEPS = 30, 100  # at least
 _AFFORDABLE = 40_000_000  # weights of a whole head: above that, teaching it takes longer than all the rest
 
 
@@ -63,7 +67,7 @@ class Method:
     right: list[list[list[int]]]  # the same by epoch, set of prompts and prompt, of the head alone
     switch: Switch | None = None
     switch_rate: float | None = None
-    errors: Mapping[int, Errors] = field(default_factory=dict)  # by layer, at the best rate and threshold there
+    errors: Mapping[int, Errors] = field(default_factory=dict)  # by layer, at the best rate there
 
     def on(self, ends: Ends) -> np.ndarray:
         """(instance,) bool: where the second head answers."""
@@ -82,8 +86,25 @@ def errors_at(threshold: float, source: Sequence[Tensor], others: Tensor) -> Err
     """From the logits of a switch; several sets of source prompts weigh the same."""
     cut = logit_of(threshold)
     surprise = np.mean([softplus(-one).mean().item() for one in source]) + softplus(others).mean().item()
-    missed = np.mean([(one <= cut).float().mean().item() for one in source])
-    return Errors(float(missed), (others > cut).float().mean().item(), float(surprise) / 2)
+    missed = np.mean([(one <= cut).double().mean().item() for one in source])
+    return Errors(float(missed), (others > cut).double().mean().item(), float(surprise) / 2)
+
+
+def threshold_for(source: Sequence[Tensor], others: Tensor, *, units: int) -> float:
+    """One half, unless another one errs less by more than a standard error: then the nearest to one half that does not.
+    Of the source so many units (instructions) were asked, whose prompts are hit or missed together: of one or two no
+    threshold can be told from another."""
+    found = {threshold: errors_at(threshold, source, others) for threshold in THRESHOLDS}
+    best = max(found.values(), key=lambda one: one.order)
+    sides = ((best.missed, units), (best.falsely_on, len(others)))
+    variance = sum(_share(one, n) * (1 - _share(one, n)) / (n + 1) for one, n in sides) / 4
+    near = [one for one in found if found[one].order[0] >= best.order[0] - variance**0.5]
+    return min(near, key=lambda one: abs(one - 0.5))
+
+
+def _share(share: float, count: int) -> float:
+    """Drawn a little to one half, so that none of few is not taken for never."""
+    return (share * count + 0.5) / (count + 1)
 
 
 def teach(
@@ -94,9 +115,9 @@ def teach(
     saved: SavedParts,
     told: Callable[[str, float, bool], None],
 ) -> dict[str, Method]:
-    """Every method at its best; of equal heads the earliest epoch, then the lowest rate; of equal switches the surest,
-    then the threshold nearest to one half. `told` hears what was taught, what share of all that is and whether it was
-    there already."""
+    """Every method at its best; of equal heads the one that also ends its outputs most often, then the earliest epoch
+    and the lowest rate; of equal switches the surest. `told` hears what was taught, what share of all that is and
+    whether it was there already."""
     memory = sides["lesson"].memory
     width, vocabulary = memory.states.shape[1], memory.logits.shape[1]
     ranks: dict[str, int | None] = {"head": min(settings.rank, width)}
@@ -117,11 +138,11 @@ def teach(
         for rate in settings.rates:
             lesson = partial(_head_lesson, settings, sides, rank, rate)
             tensors, found = part(f"{arm}-{rate:g}", f"{_NAMES[arm]} at {rate:g}", lesson)
-            curve = [float(np.mean([np.mean(side) for side in right])) for right in found]
-            tried.append((max(curve), -curve.index(max(curve)), -rate, curve, found, tensors))
-        _, place, less, curve, right, tensors = max(tried, key=lambda one: one[:3])
+            levels = list(zip(found["wished"], found["ended"], strict=True))
+            tried.append((max(levels), -levels.index(max(levels)), -rate, found, tensors))
+        _, place, less, found, tensors = max(tried, key=lambda one: one[:3])
         head = _filled(Head(width, vocabulary, rank=rank), tensors, "head/")
-        methods[arm] = Method(-less, 1 - place, head, curve, right)
+        methods[arm] = Method(-less, 1 - place, head, found["wished"], found["right"])
     by_layer = {
         layer: part(
             f"switches-{layer}", f"switches at layer {layer}", partial(_switches, settings, sides, others, layer)
@@ -129,12 +150,16 @@ def teach(
         for layer in layers
     }
     for name, kind in SWITCHED.items():
-        errors = {layer: Errors(*found[kind][2:]) for layer, (_, found) in by_layer.items()}
+        errors = {layer: Errors(*found[kind][1:]) for layer, (_, found) in by_layer.items()}
         layer = max(errors, key=lambda one: errors[one].order)
         tensors, found = by_layer[layer]
         switch = _filled(Switch(width, kind, layer=layer), tensors, f"{kind}/")
-        rate, switch.threshold, *_ = found[kind]
-        behind = replace(methods["head"], switch=switch, switch_rate=rate, errors=errors)
+        behind = replace(methods["head"], switch=switch, switch_rate=found[kind][0], errors=errors)
+        switch.threshold = settings.threshold or threshold_for(
+            [behind.logits(side.ends) for side in _chosen_by(sides)],
+            behind.logits(others.choosing),
+            units=len(sides["validation"].memory.branches),
+        )
         methods[name] = replace(behind, curve=_curve_behind(behind, sides))
     return {arm: methods[arm] for arm in METHODS if arm in methods}
 
@@ -165,26 +190,32 @@ def _filled(module: Any, tensors: Mapping[str, Tensor], stem: str) -> Any:
     return module
 
 
-def _pace(settings: RedirectSettings, rate: float) -> SwitchTraining:
-    return SwitchTraining(settings.epochs, settings.batch, rate, seed=stream(settings.seed, "redirect"))
+def _pace(settings: RedirectSettings, memory: TargetStates, rate: float) -> SwitchTraining:
+    """Of few prompts an epoch is a single step, and thirty of them teach a head no end to its outputs."""
+    steps = math.ceil(len(memory.ends) / settings.batch)
+    epochs = settings.epochs or max(_EPOCHS, math.ceil(_STEPS / steps))
+    return SwitchTraining(epochs, settings.batch, rate, seed=stream(settings.seed, "redirect"))
 
 
 def _head_lesson(
     settings: RedirectSettings, sides: Mapping[str, TeachingSet], rank: int | None, rate: float
-) -> tuple[dict[str, Tensor], list[list[list[int]]]]:
-    """A head at one learning rate: its weights at its best epoch, and what of validation was right after each, by set
-    of prompts. Ends where nothing better can come."""
+) -> tuple[dict[str, Tensor], dict[str, list[Any]]]:
+    """A head at one learning rate: its weights at its best epoch, and by epoch the shares of validation that got the
+    wished output, and its end too, and which did, by set of prompts. Ends where nothing better can come."""
     memory = sides["lesson"].memory
     head = Head(memory.states.shape[1], memory.logits.shape[1], rank=rank, seed=stream(settings.seed, "head"))
     tensors: dict[str, Tensor] = {}
-    found: list[list[list[int]]] = []
-    best = -1.0
-    for _ in learn_head(head, memory, _pace(settings, rate)):
-        right = [side.answers(head)[0] for side in _chosen_by(sides)]
-        found.append([one.astype(int).tolist() for one in right])
-        if (level := float(np.mean([one.mean() for one in right]))) > best:
-            best, tensors = level, {f"head/{key}": one for key, one in weights(head).items()}
-        if level == 1:
+    found: dict[str, list[Any]] = {"wished": [], "ended": [], "right": []}
+    best = (-1.0, -1.0)
+    for _ in learn_head(head, memory, _pace(settings, memory, rate)):
+        answers = [side.answers(head) for side in _chosen_by(sides)]
+        wished, ended = (float(np.mean([one[kind].mean() for one in answers])) for kind in (0, 1))
+        found["wished"].append(wished)
+        found["ended"].append(ended)
+        found["right"].append([one[0].astype(int).tolist() for one in answers])
+        if (wished, ended) > best:
+            best, tensors = (wished, ended), {f"head/{key}": one for key, one in weights(head).items()}
+        if wished == ended == 1:
             break
     return tensors, found
 
@@ -192,26 +223,20 @@ def _head_lesson(
 def _switches(
     settings: RedirectSettings, sides: Mapping[str, TeachingSet], others: Others, layer: int
 ) -> tuple[dict[str, Tensor], dict[str, list[float]]]:
-    """Both switches at one layer, each at its best rate and threshold: weights; rate, threshold and errors on
-    validation."""
-    memory, examples = sides["lesson"].memory, others.examples[layer]
-    memory = replace(memory, ends=sides["lesson"].ends[layer])
-    chosen_by = [side.ends[layer] for side in _chosen_by(sides)]
-    thresholds = THRESHOLDS if settings.threshold is None else (settings.threshold,)
+    """Both switches at one layer, each at its best rate: weights; rate and errors on validation, where it is on above
+    one half, or the threshold that is asked for."""
+    memory = replace(sides["lesson"].memory, ends=sides["lesson"].ends[layer])
     tensors: dict[str, Tensor] = {}
     found: dict[str, list[float]] = {}
     for kind in KINDS:
-        best = None
+        best: Errors | None = None
         for rate in settings.rates:
             switch = Switch(memory.ends.shape[1], kind, seed=stream(settings.seed, "switch"))
-            learn_switch(switch, memory, examples, _pace(settings, rate))
+            learn_switch(switch, memory, others.examples[layer], _pace(settings, memory, rate))
             with torch.no_grad():
-                ours, theirs = [switch(ends) for ends in chosen_by], switch(others.choosing[layer])
-            for threshold in thresholds:
-                errors = errors_at(threshold, ours, theirs)
-                here = (*errors.order, -abs(threshold - 0.5))
-                if best is None or here > best:
-                    best, found[kind] = here, [rate, threshold, *errors]
-                    own = {f"{kind}/{key}": one for key, one in weights(switch).items()}
-        tensors |= own
+                ours, theirs = [switch(side.ends[layer]) for side in _chosen_by(sides)], switch(others.choosing[layer])
+            errors = errors_at(settings.threshold or 0.5, ours, theirs)
+            if best is None or errors.order > best.order:
+                best, found[kind] = errors, [rate, *errors]
+                tensors |= {f"{kind}/{key}": one for key, one in weights(switch).items()}
     return tensors, found

@@ -44,7 +44,7 @@ def run_tables(run: Run) -> Iterator[tuple[str, str, Table]]:
     if "network" in run.config:
         yield (
             "The layer that the switch reads",
-            "What each switch got wrong on validation, at its best learning rate and threshold in each layer",
+            "What each switch got wrong on validation, at its best learning rate there and a threshold of one half",
             layers_table(run),
         )
         yield (

@@ -11,6 +11,7 @@ from nucleate.runs import Run
 
 BARS = {"want": 0.95, "keep": 0.95}  # of the source answered as wished, of all others unchanged; unless others are set
 _NAMES = METHODS | HEADS
+_RUNS_ON = "the output is the wished one but the text runs on behind it; give more prompts"
 _MOST_LOST = 0.5  # another task that keeps less is named
 
 
@@ -27,16 +28,19 @@ def saved_arm(run: Run) -> str:
 
 
 def verdict_of(run: Run) -> Verdict | None:
-    """On test, of the method that is saved: it works where the source is answered as wished, on instructions and on
-    inputs that nothing was learnt from, and all others are as they were. None where that was not measured."""
+    """On test, of the method that is saved: it works where the source is answered as wished and no more, on
+    instructions and on inputs that nothing was learnt from, and all others are as they were. None where that was not
+    measured."""
     arm = saved_arm(run)
     found, before = _on_test(run, arm), _on_test(run, "main")
     if "source_accuracy" not in found or "others_kept" not in found:
         return None
     want, keep = (float(run.config.get(name, bar)) for name, bar in BARS.items())
     wished, unseen, kept = found["source_accuracy"], found.get("source_accuracy_new_inputs"), found["others_kept"]
+    ended = found.get("source_accuracy_ended", wished)
     reasons = [
         *(_why_missed(found, want, "") if wished < want else []),
+        *([_RUNS_ON] if ended < want <= wished else []),
         *(_why_lost(run, kept, keep) if kept < keep else []),
     ]
     source = f"the source gets its wished output in {_beside(wished, want)}{_of(before, 'source_prompts')}"
@@ -45,6 +49,8 @@ def verdict_of(run: Run) -> Verdict | None:
         source += "; unseen inputs were not measured"
     else:
         source += f" and in {_beside(unseen, want)}{_of(before, 'source_prompts_new_inputs')} with unseen inputs"
+    if ended < want <= wished:
+        source += f"; the text ends behind it in only {_beside(ended, want)}"
     others = f"{_beside(kept, keep)}{_of(before, 'others_prompts')} other predictions are unchanged"
     numbers = f"on held-out prompts {source}; {others} (bars: {percent(want)} and {percent(keep)})"
     if reasons:
@@ -55,7 +61,7 @@ def verdict_of(run: Run) -> Verdict | None:
     else:
         said = f"Works: {numbers}."
     missed = []
-    if "want" in run.config and min(wished, wished if unseen is None else unseen) < want:
+    if "want" in run.config and min(wished, ended, wished if unseen is None else unseen) < want:
         missed.append(f"--want {want:g} is missed: {source}")
     if "keep" in run.config and kept < keep:
         missed.append(f"--keep {keep:g} is missed: {others}")
