@@ -142,7 +142,7 @@ def test_tables_tell_task_by_task_what_is_separate_what_changed_and_which_prompt
     tasks = result.tasks.filter(pl.col("model") == "tuned", pl.col("layer") == best)
     value = {(row["task"], row["measure"]): row["value"] for row in tasks.iter_rows(named=True)}
     for task in ("t0", "t1", "t2", "t3"):
-        assert value[task, "clustered"] == value[task, "held"] == 1
+        assert value[task, "clustered"] == value[task, "held_clustered"] == 1
         assert value[task, "knn_share_low"] <= value[task, "knn_share"]
         assert value[task, "linear_accuracy_low"] <= value[task, "linear_accuracy"] > 0.8
         assert 0 <= value[task, "f1"] <= 1

@@ -221,7 +221,7 @@ def design() -> Design:
 
 def told(measured, clustered=0, readable=0):
     """What something scores, as a control."""
-    return {"clustered": measured.shares["test", clustered], "readable": measured.named[readable]}
+    return {"clustered": measured.shares["test", clustered], "readable": measured.said[readable]}
 
 
 def against(**controls):
@@ -233,6 +233,10 @@ def flags(found):
     return {row["measure"]: row["value"] for row in found.rows}
 
 
+def held(values):
+    return max(values["held_clustered"], values["held_readable"])
+
+
 def test_a_layer_is_clustered_where_it_exceeds_every_control_and_a_task_that_is_not_is_told(design):
     some = design.labels
     half = np.where(some.task == 1, 0, some.task)  # tasks 0 and 1 are one
@@ -242,9 +246,9 @@ def test_a_layer_is_clustered_where_it_exceeds_every_control_and_a_task_that_is_
     weak = measure_layers(design, states(some, strength=0, seed=2)[np.newaxis], [0], lambda what, done, of: None)
     controls = against(untrained=told(weak))
     nothing = flags(margins(design, measured, 0, controls))
-    assert nothing["clustered"] == nothing["readable"] == nothing["held"] == 0
+    assert nothing["clustered"] == nothing["readable"] == held(nothing) == 0
     middle, last = margins(design, measured, 4, controls), margins(design, measured, 8, controls)
-    assert flags(last)["clustered"] == flags(last)["readable"] == flags(last)["held"] == 1
+    assert flags(last)["clustered"] == flags(last)["readable"] == held(flags(last)) == 1
     assert [task["clustered"] for task in last.by_task] == [1, 1, 1, 1] == [task["readable"] for task in last.by_task]
     assert [task["clustered"] for task in middle.by_task][2:] == [1, 1]
     for task in last.by_task:
@@ -252,8 +256,8 @@ def test_a_layer_is_clustered_where_it_exceeds_every_control_and_a_task_that_is_
             assert task[margin] >= GAIN and 0 < task[f"{margin}_low"] <= task[f"{margin}_high"]
     words = margins(design, measured, 8, against(untrained=told(weak), surface_prompt=told(measured, 8, 8)))
     found = flags(words)  # as good as the words: held, and no more than they
-    assert found["clustered"] == found["readable"] == 0 and found["held"] == 1
-    assert all(task["clustered"] == task["readable"] == 0 and task["held"] == 1 for task in words.by_task)
+    assert found["clustered"] == found["readable"] == 0 and held(found) == 1
+    assert all(task["clustered"] == task["readable"] == 0 and held(task) == 1 for task in words.by_task)
 
 
 def test_labels_that_a_plane_parts_but_no_neighbourhood_are_readable_and_not_clustered(design):
@@ -263,7 +267,7 @@ def test_labels_that_a_plane_parts_but_no_neighbourhood_are_readable_and_not_clu
     measured = measure_layers(design, points[np.newaxis], [0], lambda what, done, of: None)
     weak = measure_layers(design, states(some, strength=0, seed=2)[np.newaxis], [0], lambda what, done, of: None)
     found = flags(margins(design, measured, 0, against(untrained=told(weak))))
-    assert found["readable"] == found["held"] == 1 and found["clustered"] == 0
+    assert found["readable"] == held(found) == 1 and found["clustered"] == 0
 
 
 @pytest.mark.parametrize(
@@ -273,6 +277,8 @@ def test_labels_that_a_plane_parts_but_no_neighbourhood_are_readable_and_not_clu
         (1, 1, 1, "clustered"),
         (0, 1, 1, "readable"),
         (None, 1, 1, "readable"),
+        (None, 0, 1, None),
+        (0, None, 1, None),
         (0, 0, 1, "no more than the words"),
         (0, 0, 0, "not held"),
         (None, None, None, None),
@@ -338,3 +344,54 @@ def test_of_two_hundred_comparisons_without_a_difference_few_find_any():
 )
 def test_doubtful_prompts_are_told_with_how_far_to_trust_them(count, value, words):
     assert doubted_in_words(count, Reading(2, value, None, None, {})) == words
+
+
+def unequal(sizes=(160, 40), seed=0):
+    """Labels and the design of prompts without inputs, of tasks of unequal size."""
+    task = np.repeat(np.arange(len(sizes)), sizes)
+    nothing = np.full(len(task), -1)
+    some = Labels(np.arange(len(task)), nothing, nothing, task, nothing)
+    sides = sides_of([str(n) for n in range(len(task))], task.tolist(), ["test"] * len(task), seed=seed)
+    effort = Effort(perplexity=5, iterations=250, initialisations=2)
+    names = [f"t{n}" for n in range(len(sizes))]
+    return some, Design.of(some, nothing, names, sides, seed=seed, effort=effort, repeats=5)
+
+
+def read(design, points):
+    return measure_layers(design, points[np.newaxis].astype(np.float32), [0], lambda what, done, of: None)
+
+
+@pytest.mark.parametrize("sizes", [(160, 40), (150, 30, 30, 30)])
+def test_of_noise_the_largest_task_is_not_held_because_it_is_large(sizes):
+    held_ones = []
+    for seed in range(6):
+        some, design = unequal(sizes, seed)
+        rng = np.random.default_rng(seed)
+        noise, other = (read(design, rng.normal(size=(len(some), 12))) for _ in range(2))
+        found = margins(design, noise, 0, against(untrained=told(other)))
+        held_ones += [flags(found)["held_readable"], found.by_task[0]["held_readable"]]
+        assert flags(found)["readable"] == 0 and found.by_task[0].get("readable") == 0
+    assert sum(held_ones) <= 1
+
+
+def test_a_small_task_that_is_read_is_readable_beside_a_large_one():
+    some, design = unequal((300, 40, 40))
+    rng = np.random.default_rng(1)
+    effect = 2.5 * rng.normal(size=(3, 12))
+    strong, noise = (
+        read(design, effect[some.task] + rng.normal(size=(len(some), 12))),
+        read(design, rng.normal(size=(len(some), 12))),
+    )
+    found = margins(design, strong, 0, against(untrained=told(noise)))
+    assert [task["readable"] for task in found.by_task] == [1, 1, 1]
+    assert [task["clustered"] for task in found.by_task[1:]] == [1, 1]
+
+
+def test_a_control_that_always_names_the_same_task_is_no_bar_to_that_task():
+    some, design = unequal((60, 60, 60))
+    rng = np.random.default_rng(2)
+    effect = 2.5 * rng.normal(size=(3, 12))
+    strong = read(design, effect[some.task] + rng.normal(size=(len(some), 12)))
+    constant = read(design, np.ones((len(some), 12)))
+    found = margins(design, strong, 0, against(neutral=told(constant)))
+    assert [task["readable"] for task in found.by_task] == [1, 1, 1]

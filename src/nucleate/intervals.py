@@ -43,7 +43,9 @@ def t_probability(values: np.ndarray) -> float:
     if len(known) < 2 or not known.any():
         return 1.0
     error = float(known.std(ddof=1)) / len(known) ** 0.5
-    return 0.0 if error == 0 else float(2 * stdtr(len(known) - 1, -abs(float(known.mean())) / error))
+    if error == 0:  # as by a sign test
+        return 2.0 ** (1 - len(known))
+    return float(2 * stdtr(len(known) - 1, -abs(float(known.mean())) / error))
 
 
 def discoveries(probabilities: np.ndarray, rate: float = 0.05) -> np.ndarray:

@@ -320,10 +320,10 @@ def lead_of_centred_f1(table: pl.DataFrame, control: str = "none") -> float | No
 def turn_to_answers(table: pl.DataFrame, control: str = "none") -> float | None:
     """What training adds to the answer's own share of variance.
 
-    Over the task's share and over chance. Of centred states, last layer, validation: the share between outputs, less the share between tasks; and less the
-    share between outputs that are dealt anew among each task's inputs (mean of 20), which any state of its own for each
-    pair of task and input would have; late less before the first step, the lower of the two; -2 to 2. Undefined for a
-    network that has not learnt.
+    Over the task's share and over chance. Of centred states, last layer, validation: the share between outputs, less
+    the share between tasks; and less the share between outputs that are dealt anew among each task's inputs (mean of
+    20), which any state of its own for each pair of task and input would have; late less before the first step, the
+    lower of the two; -2 to 2. Undefined for a network that has not learnt.
     """
     return lowest((turn_from(table, "task", "none"), turn_from(table, "output", "shuffled")))
 

@@ -15,7 +15,7 @@ from scipy.sparse import csr_array, diags_array
 
 from nucleate.streams import stream
 
-RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # penalties that are tried, as shares of the number of instances that are fitted to
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # penalties that are tried, times the number of instances fitted to
 FOLDS = 5
 _SPARSE = 0.05  # share of numbers that are not 0 up to which the zeros are left out
 _NUMBERS_AT_ONCE = 2**21  # turned to double precision: 16 MiB
@@ -44,15 +44,20 @@ def inner_folds(units: np.ndarray, inputs: np.ndarray | None, some: np.ndarray, 
     return [fold for fold in folds if len(fold.fitted) and len(fold.answers)]
 
 
-def outer_folds(inputs: np.ndarray | None, known: np.ndarray, told: np.ndarray, *, seed: int) -> list[Told]:
+def outer_folds(
+    units: np.ndarray, inputs: np.ndarray | None, known: np.ndarray, told: np.ndarray, *, seed: int
+) -> list[Told]:
     """Who answers for `told`: all of `known`; with `inputs` (codes) five fits, each without a fifth of the inputs and
-    for those who have them."""
-    if inputs is None:
+    for those who have them. Where units stand on both sides, likewise without a fifth of the units: then some of `told`
+    are not told."""
+    parts = [] if inputs is None else [(inputs, "inputs")]
+    parts += [(units, "units")] if np.isin(units[told], units[known]).any() else []
+    if not parts:
         return [Told(known, told)]
     everyone = np.concatenate([known, told])
-    given = _dealt(inputs, everyone, stream(seed, "inputs"))
-    given_known, given_told = given[: len(known)], given[len(known) :]
-    folds = [Told(known[given_known != number], told[given_told == number]) for number in range(FOLDS)]
+    dealt = np.stack([_dealt(codes, everyone, stream(seed, name)) for codes, name in parts])
+    there, here = dealt[:, : len(known)], dealt[:, len(known) :]
+    folds = [Told(known[(there != number).all(axis=0)], told[(here == number).all(axis=0)]) for number in range(FOLDS)]
     return [fold for fold in folds if len(fold.fitted) and len(fold.answers)]
 
 
@@ -69,7 +74,11 @@ class LinearReading:
 
     penalty: float  # of RIDGES, the best inside the half that chooses, the larger one of equals
     chosen: float  # the share named there with it; NaN where nobody could be told
-    named: np.ndarray  # (deal, instance) of the half that is told: 1 named rightly, 0 not, NaN: not told
+    said: np.ndarray  # (deal, instance) the task that is named in the half that is told; -1: not told
+
+    def named(self, tasks: np.ndarray) -> np.ndarray:
+        """(deal, instance) 1 where the task is the one that is named, 0 where not, NaN where nobody is told."""
+        return np.where(self.said >= 0, self.said == np.atleast_2d(tasks), np.nan)
 
 
 def read_linearly(
@@ -82,15 +91,18 @@ def read_linearly(
     fits = _Fits(states, np.unique(np.concatenate([fold.fitted for fold in (*inner, *outer)])))
     shares = np.full(len(RIDGES), np.nan)
     if penalty is None and inner:
-        by_fold = [list(fits.answers(tasks[:1], fold, RIDGES)) for fold in inner]
-        by_ridge = [np.concatenate([some[0] for some in one]) for one in zip(*by_fold, strict=True)]
-        shares = np.array([np.nan if np.isnan(one).all() else np.nanmean(one) for one in by_ridge])
+        said = np.full((len(RIDGES), tasks.shape[1]), -1)
+        for fold in inner:
+            for row, (found,) in zip(said, fits.answers(tasks[:1], fold, RIDGES), strict=True):
+                row[fold.answers] = found
+        right = np.where(said >= 0, said == tasks[0], np.nan)
+        shares = np.array([np.nan if np.isnan(one).all() else np.nanmean(one) for one in right])
     best = len(RIDGES) - 1 if np.isnan(shares).all() else int(np.flatnonzero(shares == np.nanmax(shares))[-1])
     ridge = RIDGES[best] if penalty is None else penalty
-    named = np.full(tasks.shape, np.nan)
+    told = np.full(tasks.shape, -1)
     for fold in outer:
-        (named[:, fold.answers],) = fits.answers(tasks, fold, (ridge,))
-    return LinearReading(ridge, float(shares[best]), named)
+        (told[:, fold.answers],) = fits.answers(tasks, fold, (ridge,))
+    return LinearReading(ridge, float(shares[best]), told)
 
 
 # --- the fits ---------------------------------------------------------------------------------------------------------
@@ -98,7 +110,8 @@ def read_linearly(
 
 class _Features:
     """Standardised features (instance, feature), by the means and deviations of some of the instances; never whole in
-    double precision. Where nearly all are zero, as of n-grams, the zeros are left out of the products."""
+    double precision. Where nearly all are zero, as of n-grams, the zeros are left out of the products, and all features
+    are divided by one number, the root of their mean variance, since the rarest would else weigh the most."""
 
     def __init__(self, states: np.ndarray, known: np.ndarray) -> None:
         few = np.count_nonzero(states) < _SPARSE * states.size
@@ -108,7 +121,7 @@ class _Features:
             some = self._states[known]
             self._mean = np.asarray(some.mean(axis=0)).reshape(-1)
             square = np.asarray(some.multiply(some).mean(axis=0)).reshape(-1)
-            spread = np.sqrt(np.maximum(square - self._mean**2, 0))
+            spread = np.full(len(square), np.sqrt(np.maximum(square - self._mean**2, 0).mean()))
         else:
             self._mean = np.asarray(np.mean(states[known], axis=0, dtype=np.float64)).reshape(-1)
             total: Any = 0.0
@@ -173,7 +186,7 @@ class _Fits:
         self._by_features = self._features.width < len(known)
 
     def answers(self, tasks: np.ndarray, fold: Told, ridges: Sequence[float]) -> Iterator[np.ndarray]:
-        """(deal, told) for each ridge: 1 where the task is named, 0 where another is, NaN where it cannot be."""
+        """(deal, told) for each ridge: the task that is named; -1 where its own is not among those fitted to."""
         dealt = [np.unique(tasks[deal, fold.fitted]) for deal in range(len(tasks))]
         ends = np.cumsum([len(classes) for classes in dealt])
         targets = np.concatenate(
@@ -181,12 +194,12 @@ class _Fits:
         )
         middle = targets.mean(axis=0)
         for scores in self._scores(fold, targets - middle, ridges):
-            named = np.empty((len(tasks), len(fold.answers)))
+            named = np.empty((len(tasks), len(fold.answers)), dtype=np.int64)
             for deal, (classes, mine) in enumerate(
                 zip(dealt, np.split(scores + middle, ends[:-1], axis=1), strict=True)
             ):
                 own = tasks[deal, fold.answers]
-                named[deal] = np.where(np.isin(own, classes), classes[mine.argmax(axis=1)] == own, np.nan)
+                named[deal] = np.where(np.isin(own, classes), classes[mine.argmax(axis=1)], -1)
             yield named
 
     def _scores(self, fold: Told, targets: np.ndarray, ridges: Sequence[float]) -> Iterator[np.ndarray]:

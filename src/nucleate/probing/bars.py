@@ -33,7 +33,7 @@ def missed(
     for one in bars:
         value = found[one.name]()
         if not one.is_met(value):
-            got = "unknown" if value is None else f"{value:.4g}"
+            got = "unknown" if value is None else f"{value:g}"
             said.append(f"{model}: {one.name} is {got}, {'>=' if one.at_least else '<='} {one.value:g} was required")
     return said
 
@@ -64,7 +64,8 @@ def _reading(metrics: pl.DataFrame, model: str, name: str) -> dict[str, Any]:
     one = reading_of(metrics, model, name)
     control = one.hardest
     level = None if control is None else one.controls[control]
-    told = {"value": one.value, "low": one.low, "high": one.high, "layer": one.layer}
+    low, high = (None if one.low is None else max(one.low, 0.0), None if one.high is None else min(one.high, 1.0))
+    told = {"value": one.value, "low": low, "high": high, "layer": one.layer}
     return {**told, "control": control, "control_value": level}
 
 

@@ -85,7 +85,9 @@ def verdict_from(clustered: float | None, readable: float | None, held: float | 
         return CLUSTERED
     if readable == 1:
         return READABLE
-    return None if held is None else WORDS if held == 1 else NOT_HELD
+    if clustered is None or readable is None or held is None:
+        return None
+    return WORDS if held == 1 else NOT_HELD
 
 
 def verdict_of(metrics: pl.DataFrame, model: str) -> str | None:
@@ -95,20 +97,25 @@ def verdict_of(metrics: pl.DataFrame, model: str) -> str | None:
     def flag(name: str, reading: str) -> float | None:
         return value_of(metrics, name, **_TOLD, model=model, layer=layer_of(metrics, model, reading))
 
-    held = [one for reading in (CLUSTERED, READABLE) if (one := flag("held", reading)) is not None]
-    return verdict_from(flag(CLUSTERED, CLUSTERED), flag(READABLE, READABLE), max(held, default=None))
+    held = [flag(f"held_{reading}", reading) for reading in (CLUSTERED, READABLE)]
+    return verdict_from(flag(CLUSTERED, CLUSTERED), flag(READABLE, READABLE), _either(held))
 
 
 def verdicts_of(metrics: pl.DataFrame, tasks: pl.DataFrame, model: str) -> dict[str, str | None]:
     """task -> its verdict, each reading at the layer that was chosen for all tasks."""
     metrics, here = main_read(metrics), tasks.filter(pl.col("model") == model)
-    near, read = (_values(here, layer_of(metrics, model, reading)) for reading in (CLUSTERED, READABLE))
+    some = {reading: _values(here, layer_of(metrics, model, reading)) for reading in (CLUSTERED, READABLE)}
     found = {}
     for task in sorted(set(here["task"])):
-        held = [one for some in (near, read) if (one := some.get((task, "held"))) is not None]
-        flags = near.get((task, CLUSTERED)), read.get((task, READABLE))
-        found[task] = verdict_from(*flags, max(held, default=None))
+        held = [values.get((task, f"held_{reading}")) for reading, values in some.items()]
+        clustered, readable = (values.get((task, reading)) for reading, values in some.items())
+        found[task] = verdict_from(clustered, readable, _either(held))
     return found
+
+
+def _either(flags: Sequence[float | None]) -> float | None:
+    """1 as soon as one is; else None where one is unknown."""
+    return 1.0 if 1.0 in flags else None if None in flags else 0.0
 
 
 def _values(tasks: pl.DataFrame, layer: int) -> dict[tuple[str, str], float]:
@@ -129,14 +136,13 @@ def headline(metrics: pl.DataFrame, tasks: pl.DataFrame, coordinates: pl.DataFra
     """The answer for one model: the verdict, both readings with their hardest control, the tasks, doubtful prompts."""
     verdict, each = verdict_of(metrics, model), verdicts_of(metrics, tasks, model)
     prompts = coordinates.filter(pl.col("model") == model)
-    unit = "instructions" if prompts["unit"].n_unique() < prompts["text"].n_unique() else "prompts"
     read, near = (reading_of(metrics, model, reading) for reading in (READABLE, CLUSTERED))
     parts = []
     if read.value is not None:
-        parts.append(f"labels are read off layer {read.layer} for {_beside(read, f'of held-out {unit}')}")
+        parts.append(f"labels are read off layer {read.layer} for {_beside(read, 'of held-out prompts')}")
     if near.value is not None:
         told = f"at layer {near.layer}, {_beside(near, 'of the neighbours share the label')}"
-        parts.append(told if verdict == CLUSTERED else f"not clustered, {told}")
+        parts.append(told if verdict in (CLUSTERED, None) else f"not clustered, {told}")
     if verdict == CLUSTERED:
         parts.reverse()
     parts[0] = f"{verdict or 'too few prompts to tell'}: {parts[0]}" if parts else verdict or "too few prompts to tell"
@@ -151,7 +157,7 @@ def _beside(reading: Reading, of_what: str) -> str:
     if hardest is None:
         return f"{percent(value)} {of_what}"
     level = reading.controls[hardest]
-    digits = 1 if percent(value) == percent(level) else 0
+    digits = 1 if value != level and percent(value) == percent(level) else 0
     told = f"{_WORDS_OF[hardest]} {'gives' if hardest == 'untrained' else 'give'} {percent(level, digits)}"
     return f"{percent(value, digits)} {of_what} ({told})"
 
@@ -162,7 +168,8 @@ def _counted(verdicts: Mapping[str, str | None]) -> list[str]:
     counted = [task for task, verdict in verdicts.items() if verdict is not None]
     parts = []
     if len(told) == 1:
-        parts.append(f"{'both' if len(counted) == 2 else f'all {len(counted)}'} tasks are {told[0]}")
+        few = {1: "the one task that can be told is", 2: "both tasks are"}
+        parts.append(f"{few.get(len(counted), f'all {len(counted)} tasks are')} {told[0]}")
     elif told:
         groups = [sorted(task for task, found in verdicts.items() if found == verdict) for verdict in told]
         listed = [
@@ -178,10 +185,10 @@ def doubted_in_words(count: int, read: Reading) -> str:
     """How many prompts look mislabelled, and how far that is to be trusted: a probe that cannot read the labels of what
     it has not met errs more often than whoever labelled."""
     looks = f"{count or 'no'} prompt{' looks' if count == 1 else 's look'} mislabelled"
-    if not count or read.value is None or read.value >= _TRUSTED:
+    value = read.value or 0.0
+    if not count or value >= _TRUSTED:
         return looks
-    how = "with care" if read.value >= _HARDLY else "hardly"
-    return f"{looks}, to be taken {how}" if how == "with care" else f"{looks}, which is hardly to be trusted"
+    return f"{looks}, {'to be taken with care' if value >= _HARDLY else 'which is hardly to be trusted'}"
 
 
 _TRUSTED, _HARDLY = 0.9, 0.5  # shares of labels read: from here on doubts are told plainly; below it, hardly at all

@@ -108,8 +108,8 @@ def folds_of(sides: Sequence[Side], labels: Labels, search: str, *, seed: int) -
     if np.array_equal(choosing.members, choosing.against):
         inner = inner_folds(labels.instruction, inputs, choosing.members, seed=seed)
     else:
-        inner = outer_folds(inputs, choosing.against, choosing.members, seed=seed)
-    return Folds(inner, outer_folds(inputs, telling.against, telling.members, seed=seed))
+        inner = outer_folds(labels.instruction, inputs, choosing.against, choosing.members, seed=seed)
+    return Folds(inner, outer_folds(labels.instruction, inputs, telling.against, telling.members, seed=seed))
 
 
 def some_units(units: np.ndarray, most: int, *, seed: int) -> np.ndarray:

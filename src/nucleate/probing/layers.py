@@ -39,9 +39,10 @@ class LayerMeasures:
 
     rows: Rows = field(default_factory=list)
     shares: dict[tuple[str, int], np.ndarray] = field(default_factory=dict)  # (prompt,) the deciding one; else NaN
-    chance: dict[int, np.ndarray] = field(default_factory=dict)  # layer -> (prompt,) the same, labels shuffled, on test
-    named: dict[int, np.ndarray] = field(default_factory=dict)  # layer -> (prompt,) 1 named by a linear probe, on test
-    named_by_chance: dict[int, np.ndarray] = field(default_factory=dict)  # the same of shuffled labels
+    chance: dict[int, np.ndarray] = field(default_factory=dict)  # layer -> (task,) the same, labels shuffled, on test
+    said: dict[int, np.ndarray] = field(default_factory=dict)  # layer -> (prompt,) the task that a probe names, on test
+    named: dict[int, np.ndarray] = field(default_factory=dict)  # layer -> (prompt,) 1 where it is the prompt's own
+    named_by_chance: dict[int, float] = field(default_factory=dict)  # layer -> their share with shuffled labels
     chosen: dict[int, float] = field(default_factory=dict)  # layer -> share that is named where layers are chosen
     plain: dict[tuple[str, int], np.ndarray] = field(default_factory=dict)  # (prompt,) among neighbours of any input
     confusion: dict[int, np.ndarray] = field(default_factory=dict)  # layer -> (task, other), on test
@@ -78,7 +79,7 @@ def measure_layers(
             for search, shares in ((design.search, found.shares), ("", found.plain)):
                 shares[side.split, layer] = design.spread(around.own[search], side.members)
             if side.split == "test":
-                found.chance[layer] = design.spread(around.chance[design.search], side.members)
+                found.chance[layer] = around.chance[design.search]
                 found.confusion[layer] = confusion(around.mixed[design.search])
     return found
 
@@ -94,14 +95,15 @@ def read_labels(found: LayerMeasures, design: Design, states: np.ndarray, layers
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(design.effort.threads) as pool:
         readings = list(pool.map(one, range(len(layers))))
     for layer, reading in zip(layers, readings, strict=True):
-        dealt = reading.named[1:]
-        found.named[layer] = design.spread(reading.named[0], everyone)
-        found.named_by_chance[layer] = design.spread(_mean_of_known(dealt), everyone)
+        named = reading.named(design.dealt)
+        found.said[layer] = design.spread(np.where(reading.said[0] >= 0, reading.said[0], np.nan), everyone)
+        found.named[layer] = design.spread(named[0], everyone)
+        found.named_by_chance[layer] = mean_known(named[1:])
         found.chosen[layer] = reading.chosen
         values = {
             ("validation", "none"): reading.chosen,
-            ("test", "none"): mean_known(reading.named[0]),
-            ("test", "shuffled"): mean_known(dealt),
+            ("test", "none"): mean_known(named[0]),
+            ("test", "shuffled"): mean_known(named[1:]),
         }
         place = {"layer": layer, "labels": "task", "space": "raw", "measure": "linear_accuracy"}
         found.rows.extend(
@@ -109,14 +111,6 @@ def read_labels(found: LayerMeasures, design: Design, states: np.ndarray, layers
             for (split, control), value in values.items()
             if not np.isnan(value)
         )
-
-
-def _mean_of_known(values: np.ndarray) -> np.ndarray:
-    """(instance,) the mean over deals (deal, instance) of what is not NaN."""
-    known = ~np.isnan(values)
-    count = known.sum(axis=0)
-    total = np.sum(values, axis=0, where=known)
-    return np.divide(total, count, out=np.full(values.shape[1], np.nan), where=count > 0)
 
 
 class CloserLook(NamedTuple):

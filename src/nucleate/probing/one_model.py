@@ -17,14 +17,14 @@ import polars as pl
 
 from nucleate.data.prompts import Prompts
 from nucleate.files import write_whole
-from nucleate.long_table import best_layer_of, deciding_measure
+from nucleate.long_table import deciding_measure
 from nucleate.measures.baselines import answer_features, surface_features
 from nucleate.model.networks import untrained
 from nucleate.model.prompts import PromptReading
 from nucleate.model.subjects import Subject
 from nucleate.probing.costs import costs_of, costs_of_text, spread
 from nucleate.probing.design import Design
-from nucleate.probing.findings import difference
+from nucleate.probing.findings import CLUSTERED, READABLE, difference, layer_of
 from nucleate.probing.geometry import geometry_rows
 from nucleate.probing.layers import (
     MOST_SHOWN,
@@ -261,7 +261,7 @@ def surface_of(study: ProbeStudy, run: RunWriter, work: Workload, progress: Prog
             warm = True
     shares: dict[str, dict[str, np.ndarray]] = {
         "clustered": {control: one.shares["test", 0] for control, one in found.items()},
-        "readable": {control: one.named[0] for control, one in found.items()},
+        "readable": {control: one.said[0] for control, one in found.items()},
     }
     progress("right answers as a control", work.fraction)
     codings = _codings(study.design)
@@ -269,7 +269,7 @@ def surface_of(study: ProbeStudy, run: RunWriter, work: Workload, progress: Prog
         rows += _highest(codings)
         nearest = max(codings, key=lambda one: mean_known(one.shares["validation", 0]))
         named = max(codings, key=lambda one: one.chosen[0])
-        shares["clustered"]["answers"], shares["readable"]["answers"] = nearest.shares["test", 0], named.named[0]
+        shares["clustered"]["answers"], shares["readable"]["answers"] = nearest.shares["test", 0], named.said[0]
     work.did("n-grams", costs["answers"])
     run.write_part("surface", [study.complete(row) for row in rows])
     return shares
@@ -304,7 +304,7 @@ def _at_best(measured: LayerMeasures) -> dict[str, np.ndarray]:
     """reading -> (prompt,) on test, each at the layer that was chosen for it."""
     return {
         "clustered": measured.shares["test", measured.best_layer],
-        "readable": measured.named[measured.best_readable_layer],
+        "readable": measured.said[measured.best_readable_layer],
     }
 
 
@@ -391,12 +391,18 @@ def note_seconds(run: RunWriter, began: float, reading: list[float]) -> float:
 
 
 def _over_base(tables: _Frames, metrics: pl.DataFrame, subject: Subject, compared: str) -> pl.DataFrame:
-    """Rows of `tasks`: by how much the deciding share exceeds the base's, each model at its own best layer."""
-    coordinates, measure = tables["coordinates"], f"{deciding_measure(metrics)}_over_base"
-    here, there = (coordinates.filter(pl.col("model") == name) for name in (subject.name, compared))
-    found = difference(here, there).rename({"difference": measure, "low": f"{measure}_low", "high": f"{measure}_high"})
-    long = found.drop("share", "base_share").unpivot(index="task", variable_name="measure").drop_nulls("value")
-    facts = {"model": subject.name, **subject.age, "layer": best_layer_of(metrics, subject.name)}
+    """Rows of `tasks`: by how much either reading exceeds the base's, each model at its own best layer."""
+    here, there = (tables["coordinates"].filter(pl.col("model") == name) for name in (subject.name, compared))
+    parts = []
+    for reading, measure in ((CLUSTERED, deciding_measure(metrics)), (READABLE, "linear_accuracy")):
+        names = {"difference": f"{measure}_over_base", "changed": f"{measure}_changed"}
+        names |= {end: f"{measure}_over_base_{end}" for end in ("low", "high")}
+        found = difference(here, there, reading).rename(names).drop("share", "base_share")
+        found = found.with_columns(pl.col(names["changed"]).cast(pl.Float64))
+        long = found.unpivot(index="task", variable_name="measure").drop_nulls("value")
+        parts.append(long.with_columns(layer=pl.lit(layer_of(metrics, subject.name, reading), pl.Int32)))
+    long = pl.concat(parts)
+    facts = {"model": subject.name, **subject.age}
     schema = tables["tasks"].schema
     whole = long.with_columns(pl.lit(value, schema[name]).alias(name) for name, value in facts.items())
     return whole.select(schema.names())

@@ -95,4 +95,6 @@ def bar(text: str) -> Bar:
     name, sign, value = found.groups()
     if name not in BARS:
         raise Refused(f"--require {text!r}: {name!r} is none of {', '.join(BARS)}{nearest(name, BARS)}")
+    if name in ("readable", "clustered") and float(value) > 1:
+        raise Refused(f"--require {text!r}: {name} is a share from 0 to 1")
     return Bar(name, sign == ">=", float(value))
