@@ -178,12 +178,11 @@ class _Features:
 
 
 class _Fits:
-    """Ridge classifiers for one layer: by products of features where they are fewer than the instances that may be
-    fitted to, else by products of instances."""
+    """Ridge classifiers for one layer: by products of features where they are fewer than the instances that are fitted
+    to, else by products of instances."""
 
     def __init__(self, states: np.ndarray, known: np.ndarray) -> None:
         self._features = _Features(states, known)
-        self._by_features = self._features.width < len(known)
 
     def answers(self, tasks: np.ndarray, fold: Told, ridges: Sequence[float]) -> Iterator[np.ndarray]:
         """(deal, told) for each ridge: the task that is named; -1 where its own is not among those fitted to."""
@@ -205,7 +204,7 @@ class _Fits:
     def _scores(self, fold: Told, targets: np.ndarray, ridges: Sequence[float]) -> Iterator[np.ndarray]:
         """(told, target) less the targets' means."""
         features, count = self._features, len(fold.fitted)
-        if self._by_features:
+        if features.width < count:
             product, answer, sums = features.times(fold.fitted, targets)
             product -= np.outer(sums, sums) / count
             for ridge in ridges:
