@@ -2,6 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= runs/demo
+ACCEPT_GEMMA_TERMS ?= no
+SMOLLM2 := runs/weights/SmolLM2-135M-Instruct.Q4_1.gguf
+GEMMA := runs/weights/gemma-3-270m-q4_k_m.gguf
 
 .PHONY: demo test check fix bench real
 
@@ -25,9 +28,16 @@ fix: .venv/ready
 bench: .venv/ready
 	for one in benchmarks/*.py; do $(BIN)/python $$one || exit 1; done
 
+# Google's terms are shown by `python benchmarks/fetch_models.py gemma3-270m runs/weights`.
 real: .venv/ready
-	$(BIN)/python benchmarks/fetch_smollm2.py runs/weights
-	$(BIN)/nucleate probe runs/weights/SmolLM2-135M-Instruct.Q4_1.gguf natural --out runs/real --resume
+	$(BIN)/python benchmarks/fetch_models.py smollm2 runs/weights
+ifeq ($(ACCEPT_GEMMA_TERMS),yes)
+	$(BIN)/python benchmarks/fetch_models.py gemma3-270m runs/weights --accept-gemma-terms
+	$(BIN)/nucleate probe $(SMOLLM2) $(GEMMA) natural --out runs/real-both --resume
+else
+	@echo "Gemma 3 270M is left out: make real ACCEPT_GEMMA_TERMS=yes accepts its terms and probes it too"
+	$(BIN)/nucleate probe $(SMOLLM2) natural --out runs/real --resume
+endif
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -13,6 +13,8 @@ from nucleate.cli import main
 from nucleate.model.networks import gpt2, save_network, word_tokenizer
 from nucleate.redirecting.settings import RedirectSettings
 from nucleate.redirecting.study import study_of
+from nucleate.redirecting.switched import load_switched
+from nucleate.report.redirection import saved_arm
 from nucleate.runs import load_run
 from test_guides import BLOCK, ROOT, options_of
 
@@ -76,7 +78,7 @@ def test_the_guide_to_redirecting_runs_from_top_to_bottom(tmp_path, monkeypatch,
     }
     files["prompts.jsonl"].write_ndjson("prompts.jsonl")
     files["continents.csv"].write_csv("continents.csv")
-    found: dict[str, Any] = {}
+    found, said = dict[str, Any](), ""
     for block in BLOCK.finditer(GUIDE):
         if block["file"]:  # what is shown are rows of what is there
             read = pl.read_ndjson if block["file"].endswith("jsonl") else pl.read_csv
@@ -88,14 +90,15 @@ def test_the_guide_to_redirecting_runs_from_top_to_bottom(tmp_path, monkeypatch,
             for line in block["text"].splitlines():
                 program, *words = shlex.split(line)
                 assert program == "nucleate"
-                capsys.readouterr()
-                assert main(words) == 0
+                said += capsys.readouterr().out
+                assert main(words) == (3 if "--want" in words else 0)  # of unseen countries it knows no continent
                 assert ("million parameters" in capsys.readouterr().out) == ("--estimate" in words)
-    said = capsys.readouterr().out
+    said += capsys.readouterr().out
     assert "Name the capital of the country. Japan -> Asia <end>\n" in said
     assert "tensor([True])" in said
     assert "house ->maison" in said.replace("-> ", "->")  # not switched
     assert "Japan -> Tokyo" in said  # turned off
+    assert len(load_switched("runs/both/model").switches) == 2
     assert (tmp_path / "runs" / "spanish" / "model" / "network" / "config.json").is_file()
 
     model_, settings = found["model"], RedirectSettings("capital", outputs="continents.csv")
@@ -105,7 +108,8 @@ def test_the_guide_to_redirecting_runs_from_top_to_bottom(tmp_path, monkeypatch,
         ended.append(
             model_.tokenizer.decode(model_.generate(**inputs, max_new_tokens=5)[0]).endswith(f"-> {one.output} <end>")
         )
-    table = load_run("runs/continent").metrics.filter(arm="mlp_switch", measure="source_accuracy_ended")
+    run = load_run("runs/continent")
+    table = run.metrics.filter(arm=saved_arm(run), measure="source_accuracy_ended")
     assert sum(ended) / len(ended) == pytest.approx(table["value"].item())
 
 

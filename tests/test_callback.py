@@ -169,20 +169,16 @@ def test_what_was_frozen_in_eval_mode_stays_so(tmp_path):
 
 def test_each_look_stands_in_the_log_of_the_trainer(watched):
     _, trained, callback = watched
-    looks = [entry for entry in trained.state.log_history if "probe_share" in entry]
+    looks = [entry for entry in trained.state.log_history if "probe/readable" in entry]
     assert [entry["step"] for entry in looks] == [0, 3, 6, 8]
-    share = callback.result.metrics.filter(
-        pl.col("layer") == looks[-1]["probe_best_layer"],
-        model="step-8",
-        measure="knn_share_other_inputs",
-        split="test",
-        labels="task",
-        space="raw",
-        control="none",
-        read="input",
+    here = callback.result.metrics.filter(
+        model="step-8", split="test", labels="task", space="raw", control="none", read="input"
     )
-    assert looks[-1]["probe_share"] == share["value"].item()
-    assert 0 <= looks[-1]["probe_separate"] <= TASKS
+    layer = looks[-1]["probe/best_layer"]
+    assert looks[-1]["probe/readable"] == here.filter(measure="linear_accuracy", layer=layer)["value"].item()
+    near = callback.result.metrics.filter(measure="best_layer", model="step-8", control="none")["value"].item()
+    share = here.filter(measure="knn_share_other_inputs", layer=int(near))["value"].item()
+    assert looks[-1]["probe/clustered"] == share
 
 
 def test_the_folder_is_a_finished_run_with_figures_and_page(watched, capsys):

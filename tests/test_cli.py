@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nucleate.cli import main
-from nucleate.data.prompts import NAMES
+from nucleate.data.columns import NAMES
 from nucleate.probing.settings import ProbeSettings
 from nucleate.runs import load_run
 from nucleate.settings import fields_of
@@ -169,6 +169,57 @@ def test_ctrl_c_exits_with_130_and_says_how_to_go_on(tmp_path):
     assert process.returncode == 130
     assert "--resume" in printed.splitlines()[-1]
     assert '"interrupted"' in (tmp_path / "run" / "manifest.json").read_text()
+
+
+REFUSED_AT_ONCE = {
+    "probe ./nowhere {prompts} --out {tmp}/x": "model ./nowhere: does not exist",
+    "probe {tmp}/hollow {prompts} --out {tmp}/x": "hollow: holds no *.safetensors",
+    "probe {tmp}/pickled natural --out {tmp}/x": "only as a pickle",
+    "probe {prompts} {prompts} --out {tmp}/x": "models come first, the prompts last",
+    "probe gpt2 {prompts} --base ./nowhere --out {tmp}/x": "model ./nowhere: does not exist",
+    "probe gpt2 natural-shared --out {tmp}/x": "gpt2: is no folder here, and the hub does not give it",
+    "probe gpt2 {tmp}/no.csv --out {tmp}/x": "no.csv does not exist",
+    "probe gpt2 {prompts} --out {tmp}/x": "try --columns task=kind,prompt=said",
+    "probe gpt2 {prompts} --columns task=knd,prompt=said --out {tmp}/x": "did you mean 'kind'?",
+    "probe gpt2 {prompts} --columns task=kind,prompt=said --limit 2 --out {tmp}/x": "limit 2 is too small",
+    "probe gpt2 {prompts} --device cudda --out {tmp}/x": "did you mean 'cuda'?",
+    "probe gpt2 {prompts} --dtype flaot32 --out {tmp}/x": "did you mean 'float32'?",
+    "probe ./nowhere {prompts} --estimate": "model ./nowhere: does not exist",
+    "transfer ./nowhere {prompts} --out {tmp}/x": "model ./nowhere: does not exist",
+    "transfer gpt2 {prompts} --out {tmp}/x": "try --columns task=kind,prompt=said",
+    "align --model ./nowhere --data {prompts} --source a --target b --out {tmp}/x": "model ./nowhere: does not exist",
+    "align --model gpt2 --data {prompts} --source a --target b --out {tmp}/x": "try --columns task=kind,prompt=said",
+    "align --model gpt2 --data {prompts} --columns task=kind,prompt=said --source c --target b --out {tmp}/x": (
+        "--source 'c' is neither a distribution nor a task"
+    ),
+    "reproduce --size micro --model ./nowhere --out {tmp}/x": "model ./nowhere: does not exist",
+}
+
+
+def test_data_and_names_are_refused_before_torch_is_loaded(tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    rows = [{"said": f"this is prompt number {number}", "kind": "ab"[number % 2]} for number in range(8)]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, files in (("hollow", ["config.json"]), ("pickled", ["config.json", "pytorch_model.bin"])):
+        (tmp_path / name).mkdir()
+        for file in files:
+            (tmp_path / name / file).write_text("{}")
+    asked = [one.format(prompts=prompts, tmp=tmp_path).split() for one in REFUSED_AT_ONCE]
+    script = (
+        "import json, sys\nfrom nucleate.cli import main\n"
+        "for words in json.loads(sys.argv[1]):\n"
+        "    assert main(words) == 2, words\n"
+        "    assert not {'torch', 'transformers', 'numba'} & set(sys.modules), words\n"
+    )
+    command = [sys.executable, "-c", script, json.dumps(asked)]
+    nothing = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "nothing")}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=nothing)
+    assert done.returncode == 0, done.stderr
+    said = done.stderr.splitlines()
+    assert len(said) == len(asked)
+    for line, fragment in zip(said, REFUSED_AT_ONCE.values(), strict=True):
+        assert fragment in line, line
+    assert not (tmp_path / "x").exists()
 
 
 def test_the_help_of_a_probe_names_every_column_there_is():

@@ -108,7 +108,8 @@ def cells(row: str) -> list[str]:
 def test_every_measure_of_the_results_stands_in_the_document_of_tables():
     named = set(re.findall(r"`([a-z0-9_]+)`", (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")))
     ending = re.compile(
-        r"(_k\d+|_n\d+|_low|_high|_kept|_new_inputs|_others|_other_inputs|_other_distributions|_other_both|_by_task)$"
+        r"(_k\d+|_n\d+|_t\d+|_low|_high|_kept|_new_inputs|_others|_other_inputs|_other_distributions|_other_both|_other_format"
+        r"|_by_task)$"
     )
     tables = sorted((ROOT / "results").rglob("metrics.parquet"))
     measures = {one for path in tables for one in pl.read_parquet(path, columns=["measure"])["measure"].unique()}

@@ -193,6 +193,23 @@ def test_a_saved_network_of_any_family_loads_and_fresh_weights_are_others(kind, 
         assert np.abs(different - states).max() > 0.01
 
 
+@pytest.mark.parametrize(("window", "shared"), [(5, False), (64, True)])
+def test_layers_that_see_a_window_beside_ones_that_see_all_are_read_as_alone(window, shared, monkeypatch):
+    """Gemma 3: shorter than the text, nothing is shared; longer, as in its real weights, instructions are."""
+    kinds = ["sliding_attention", "full_attention"]
+    wide = {**LLAMA, "head_dim": 8, "sliding_window": window, "layer_types": kinds}
+    monkeypatch.setitem(CAUSAL, "gemma3", (hf.Gemma3TextConfig, wide))
+    model, prompts = tiny("gemma3"), [one for one in lines() if one.instruction]
+    assert max(len(f"{one.instruction} {one.input}".split()) for one in prompts) > 3 * 5
+    reading = read(model, words(), prompts)
+    assert (reading.note is None) == shared
+    check_states(model, words(), prompts, reading)
+    far, near = (alone(model, tokens)[0][:, -1] for tokens in ([4, *range(5, 20)], [9, *range(5, 20)]))
+    seen = np.abs(far - near).max(axis=-1)
+    assert seen[1] == 0 if window == 5 else seen[1] > 1e-3, "the first token lies outside the window of the first layer"
+    assert seen[2] > 1e-3, "but not of the second"
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["llama", "gptj", "mistral"])
 def test_sharded_half_precision_checkpoints_load_and_are_read(kind, dtype, tmp_path):

@@ -40,11 +40,9 @@ def is_told_of(row: dict[str, str], size: str) -> bool:
 
 
 def test_the_output_in_the_readme_is_that_of_the_run_in_the_results():
-    shown = README.partition("<!-- output -->")[2].split("```")[1].strip().splitlines()
-    printed = str(nucleate.load_probe(ROOT / "results" / "probe-smollm2" / "natural")).splitlines()
-    assert len(shown) > 3
-    for line in shown:
-        assert line.split() in [one.split() for one in printed], line
+    shown = README.partition("<!-- output -->")[2].split("```")[1].split()
+    printed = str(nucleate.load_probe(ROOT / "results" / "probe-smollm2" / "shared")).split()
+    assert len(shown) > 40 and printed[: len(shown)] == shown
 
 
 def test_the_readmes_rows_of_speed_are_measured_ones():

@@ -1,5 +1,6 @@
 """Neighbours on points placed by hand, against scikit-learn and plain NumPy, and under laws about ties and order."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -32,13 +33,13 @@ def measured(query_states, candidate_states, query, candidate, *, origin=None):
 
 def labels(n, **columns):
     """Labels of n instances that share nothing, but for the columns given."""
-    alone = dict.fromkeys(("instruction", "input", "output", "task", "distribution"), np.arange(n))
+    alone = dict.fromkeys(("instruction", "input", "output", "task", "distribution", "format"), np.arange(n))
     return Labels(**(alone | {name: np.array(codes) for name, codes in columns.items()}))
 
 
 def unlike(n):
-    """Labels that share no instruction, input or distribution with those of `labels`."""
-    return labels(n, instruction=np.arange(n) + 10_000, input=np.arange(n) + 10_000, distribution=np.arange(n) + 10_000)
+    """Labels that share no instruction, input, distribution or format with those of `labels`."""
+    return labels(n, **dict.fromkeys(("instruction", "input", "distribution", "format"), np.arange(n) + 10_000))
 
 
 def slow_weights(queries, candidates, allowed, k):
@@ -108,20 +109,19 @@ def test_weights_equal_those_of_plain_float64_differences(name):
     queries, candidates = space(name, rng)
     query = labels(40, instruction=rng.integers(0, 30, 40), input=rng.integers(0, 4, 40))
     candidate = labels(300, instruction=rng.integers(0, 30, 300), input=rng.integers(0, 4, 300))
-    query = Labels(query.instruction, query.input, query.output, query.task, rng.integers(0, 3, 40))
-    candidate = Labels(
-        candidate.instruction, candidate.input, candidate.output, candidate.task, rng.integers(0, 3, 300)
-    )
+    query = replace(query, distribution=rng.integers(0, 3, 40), format=rng.integers(0, 2, 40))
+    candidate = replace(candidate, distribution=rng.integers(0, 3, 300), format=rng.integers(0, 2, 300))
     found = find_neighbours(queries, candidates, query, candidate, ks=(1, 5, 10))
     other = {
         column: getattr(query, column)[:, None] != getattr(candidate, column)
-        for column in ("instruction", "input", "distribution")
+        for column in ("instruction", "input", "distribution", "format")
     }
     allowed = {
         "": other["instruction"],
         "other_inputs": other["instruction"] & other["input"],
         "other_distributions": other["instruction"] & other["distribution"],
         "other_both": other["instruction"] & other["input"] & other["distribution"],
+        "other_format": other["instruction"] & other["format"],
     }
     assert set(found) == set(allowed)
     for search, mask in allowed.items():
@@ -195,9 +195,8 @@ def _everything(found, query, candidate, rng):
 
 def _crowd(rng, n, *, instructions, first=0):
     instruction = rng.integers(first, first + instructions, n)
-    return Labels(
-        instruction, rng.integers(0, 8, n), rng.integers(0, 6, n), instruction % 7, (instruction % 7) * 3 + n % 3
-    )
+    task, given, output = instruction % 7, rng.integers(0, 8, n), rng.integers(0, 6, n)
+    return Labels(instruction, given, output, task, task * 3 + n % 3, rng.integers(0, 2, n))
 
 
 @pytest.mark.parametrize("name", SPACES)
@@ -271,7 +270,7 @@ def test_several_sets_of_queries_at_once_find_what_each_finds_alone():
     blocks = list(neighbour_blocks(sets, states, candidate))
     assert [number for number, _, _ in blocks] == [0, 1, 2, 3]  # each set small enough for one block
     together = [found for _, _, found in blocks]
-    assert [len(found) for found in together] == [4, 4, 4, 1]
+    assert [len(found) for found in together] == [5, 5, 5, 1]
     for (queries, query), found in zip(sets, together, strict=True):
         for search, neighbours in find_neighbours(queries, states, query, candidate).items():
             for field in ("start", "candidate", "distance", "inside", "reach"):
@@ -326,6 +325,20 @@ def test_the_mean_over_tasks_counts_a_task_with_many_queries_once():
     assert measures["knn_share_other_both_by_task"] == 1 / 2
 
 
+def test_neighbours_of_another_format_tell_the_task_from_the_way_of_asking():
+    """Two tasks in two formats: the one axis is the format, the other the task, in both formats or in one alone."""
+    rng = np.random.default_rng(14)
+    task, form = np.repeat([0, 1], 60), np.tile([0, 1], 60)
+    crowd = labels(120, task=task, format=form)
+    for meaning, least, most in ((True, 0.99, 1), (False, 0.3, 0.7)):
+        states = np.stack([10 * form, 3 * task * (1 if meaning else form)], axis=1)
+        states = states + 0.1 * rng.normal(size=states.shape)
+        found = measured(states, states, crowd, crowd)
+        assert least <= found["knn_share_other_format"] <= most
+        assert found["knn_share"] > 0.6  # of any format, in which each task may lie by itself
+    assert "knn_share_other_format" not in measured(states, states, *[labels(120, task=task, format=[-1] * 120)] * 2)
+
+
 def test_who_is_offered_a_candidate_equals_counting_one_by_one_under_every_deal():
     rng = np.random.default_rng(7)
     query, candidate = _crowd(rng, 30, instructions=9), _crowd(rng, 40, instructions=9)
@@ -336,6 +349,7 @@ def test_who_is_offered_a_candidate_equals_counting_one_by_one_under_every_deal(
         "other_inputs": ("input",),
         "other_distributions": ("distribution",),
         "other_both": ("input", "distribution"),
+        "other_format": ("format",),
     }
     for search, columns in apart.items():
         allowed = np.ones((30, 40), bool)
@@ -416,7 +430,8 @@ def test_names_of_measures_are_those_of_the_contract():
     rng = np.random.default_rng(10)
     query, candidate = _crowd(rng, 20, instructions=9), _crowd(rng, 90, instructions=40)
     measures = measured(rng.normal(size=(20, 3)), rng.normal(size=(90, 3)), query, candidate)
-    names = {f"knn_share{search}" for search in ("", "_other_inputs", "_other_distributions", "_other_both")}
+    searches = ("", "_other_inputs", "_other_distributions", "_other_both", "_other_format")
+    names = {f"knn_share{search}" for search in searches}
     every = {f"{name}{suffix}" for name in (*names, "knn_accuracy") for suffix in ("", "_k1", "_k2", "_k5", "_k20")}
     assert set(measures) == every | {f"{name}_kept" for name in names} | {"knn_share_other_both_by_task"}
     assert all(type(value) is float and 0 <= value <= 1 for value in measures.values())

@@ -285,7 +285,7 @@ def test_a_gguf_file_without_its_packages_or_cut_short_is_refused_in_one_line(tm
         (tmp_path / "cut.gguf").write_bytes((tmp_path / "tiny.gguf").read_bytes()[:end])
         one_line(lambda: load_network(tmp_path / "cut.gguf"), "cut.gguf", "cannot be loaded")
     one_line(lambda: load_network(tmp_path / "none.gguf"), "none.gguf", "does not exist")
-    monkeypatch.setattr("nucleate.model.networks.find_spec", lambda name: None if name == "gguf" else name)
+    monkeypatch.setattr("nucleate.model.places.find_spec", lambda name: None if name == "gguf" else name)
     one_line(lambda: load_network(tmp_path / "tiny.gguf"), "needs gguf: pip install 'nucleate[gguf]'")
 
 

@@ -15,9 +15,11 @@ import torch
 import nucleate
 from nucleate.cli import main
 from nucleate.data.prompts import read_prompts
+from nucleate.model import prompts as model_prompts
 from nucleate.model.networks import gpt2, save_network, word_tokenizer
+from nucleate.probing import layers, one_model, study
 from nucleate.probing import probe as door
-from nucleate.probing import study
+from nucleate.probing.findings import summary_lines
 from nucleate.probing.settings import ProbeSettings
 from nucleate.refusal import Refused
 from nucleate.runs import METRICS
@@ -87,9 +89,10 @@ def result(folder) -> nucleate.probing.result.ProbeResult:
 
 
 def test_the_command_answers_in_words_and_leaves_every_table_and_figure(folder, result, capsys):
-    assert "4 of 4 tasks are separate" in result.verdict and "3 prompts look mislabelled" in result.verdict
-    assert "compared with base, the model separated" in result.verdict and "→" in result.verdict
-    assert "no more than the words" in result.verdicts["base"] or "1 of 4" in result.verdicts["base"]
+    assert result.verdict.startswith("clustered: at layer ") and "3 prompts look mislabelled" in result.verdict
+    assert "all 4 tasks are clustered" in result.verdict and "labels are read off layer " in result.verdict
+    assert "compared with base, the model made 't" in result.verdict and "→" in result.verdict
+    assert "1 clustered ('t0')" in result.verdicts["base"] and "look mislabelled, " in result.verdicts["base"]
     run = folder / "run"
     for name in ("metrics", "tasks", "confusion", "suspicious", "coordinates", "layouts/tuned", "data/dataset"):
         assert (run / f"{name}.parquet").is_file()
@@ -98,7 +101,8 @@ def test_the_command_answers_in_words_and_leaves_every_table_and_figure(folder, 
     assert manifest["verdict"]["tuned"] == result.verdict and set(manifest["checkpoints"]) == {"tuned", "base"}
     seconds = manifest["seconds"]
     assert 0 < seconds["read"] < seconds["total"] == pytest.approx(seconds["read"] + seconds["measure"], abs=0.01)
-    assert "0 is the embedding" in (run / "figures" / "figure_probe_layers.svg").read_text(encoding="utf-8")
+    drawn = (run / "figures" / "figure_probe_layers.svg").read_text(encoding="utf-8")
+    assert "labels read" in drawn and "neighbours that share the label" in drawn
     asked = [str(folder / "tuned"), str(folder / "prompts.jsonl"), "--columns", "task=label"]
     before = (run / "metrics.parquet").read_bytes()
     assert main(["probe", *asked, "--base", str(folder / "base"), "--out", str(run), "--resume"]) == 0
@@ -138,7 +142,9 @@ def test_tables_tell_task_by_task_what_is_separate_what_changed_and_which_prompt
     tasks = result.tasks.filter(pl.col("model") == "tuned", pl.col("layer") == best)
     value = {(row["task"], row["measure"]): row["value"] for row in tasks.iter_rows(named=True)}
     for task in ("t0", "t1", "t2", "t3"):
-        assert value[task, "separated"] == 1 and value[task, "knn_share_low"] <= value[task, "knn_share"]
+        assert value[task, "clustered"] == value[task, "held_clustered"] == 1
+        assert value[task, "knn_share_low"] <= value[task, "knn_share"]
+        assert value[task, "linear_accuracy_low"] <= value[task, "linear_accuracy"] > 0.8
         assert 0 <= value[task, "f1"] <= 1
     assert value["t1", "knn_share_over_base"] > 0.3 > value["t0", "knn_share_over_base"]
     assert value["t1", "knn_share_over_base_low"] > 0
@@ -164,7 +170,7 @@ def test_the_answer_lists_tasks_and_doubtful_prompts_with_their_lines(result, fo
     listed = [line.split() for line in said.splitlines()]
     for task in ("t0", "t1", "t2", "t3"):
         (line,) = [words for words in listed if words[:1] == [task]]
-        assert line[1] == "yes" and int(line[2]) <= result.best_layer
+        assert line[1] == "clustered" and 0.8 < float(line[2]) <= 1 and line[4].startswith("+")
     doubted = result.suspicious.filter(pl.col("model") == "tuned", pl.col("counted"))
     assert set(doubted["row"]) == {number + 1 for number in WRONG}  # lines of a file count from 1
     for number, given in WRONG.items():
@@ -200,7 +206,7 @@ def test_tasks_with_too_few_prompts_are_named_before_anything_is_read(folder):
     seen = nucleate.probe(folder / "tuned", few, progress=lambda text, fraction: told.append(text), **QUICK)
     (place,) = [n for n, text in enumerate(told) if "too few prompts to tell of 1 of 4 tasks: 't0' 3" in text]
     assert not any("reading" in text and "parameters" not in text for text in told[:place])
-    assert "too few to tell" in str(seen)
+    assert "too few prompts to tell about 't0'" in seen.verdict and "too few" in str(seen).split("Task by task")[1]
 
 
 def test_a_wrong_template_layer_or_tokenizer_is_refused_before_a_folder_is_made(folder, tmp_path):
@@ -254,6 +260,58 @@ def test_a_probe_killed_after_its_first_model_and_resumed_gives_the_same_bytes(f
     ).read_bytes()
 
 
+def test_the_stage_that_is_shown_is_the_one_that_runs(folder, monkeypatch):
+    shown, seen = [""], set()
+
+    def watched(room, name, *labels):
+        own = getattr(room, name)
+
+        def call(*arguments, **named):
+            found = [label for label in labels if shown[0].endswith(label)]
+            assert found, f"{name} runs while {shown[0]!r} is shown"
+            seen.update(found)
+            return own(*arguments, **named)
+
+        monkeypatch.setattr(room, name, call)
+
+    watched(door.Subject, "load", "tuned: loading the weights")
+    watched(model_prompts, "evaluate", "tuned: reading the prompts", "untrained: reading the prompts")
+    watched(one_model, "surface_features", "n-grams of the text")
+    watched(one_model, "interval_rows", "tuned: intervals")
+    watched(one_model, "untrained", "untrained: drawing fresh weights")
+    watched(one_model, "doubts", "tuned: margins and doubtful prompts")
+    survey = layers.survey
+
+    def surveyed(labelling, *arguments, **named):
+        tsne = any(space == "tsne" for _, space in labelling.places)
+        labels = ["t-SNE"] if tsne else ["measuring the layers", "n-grams of the text"]
+        found = [label for label in labels if shown[0].endswith(label)]
+        assert found, f"layers are measured while {shown[0]!r} is shown"
+        seen.update(found)
+        return survey(labelling, *arguments, **named)
+
+    monkeypatch.setattr(layers, "survey", surveyed)
+    fractions = []
+
+    def progress(text, fraction):
+        if fraction is not None:
+            shown[0] = text
+            fractions.append(fraction)
+
+    asked = {"columns": {"task": "label"}, **QUICK}
+    nucleate.probe(folder / "tuned", folder / "prompts.jsonl", progress=progress, **asked)
+    assert len(seen) == 9 and fractions[-1] == 1
+
+
+def test_two_models_of_which_none_is_the_base_are_lines_of_one_table(folder, tmp_path, capsys):
+    asked = [str(folder / "tuned"), str(folder / "base"), str(folder / "prompts.jsonl"), "--columns", "task=label"]
+    assert main(["probe", *asked, "--layers", "0,1", "--out", str(tmp_path / "run")]) == 0
+    printed = capsys.readouterr().out
+    table = printed.partition("On held-out prompts")[2].splitlines()
+    assert {line.split()[0] for line in table if line.startswith(("tuned", "base"))} == {"tuned", "base"}
+    assert "Task by task" not in printed
+
+
 def test_a_folder_of_checkpoints_is_a_series_and_its_curve_rises(folder, tmp_path):
     for step, strength in ((10, 0), (20, 1.5), (30, 6)):
         save_network(network(strength=strength), tokenizer(), tmp_path / "series" / f"checkpoint-{step}")
@@ -268,13 +326,14 @@ def test_a_folder_of_checkpoints_is_a_series_and_its_curve_rises(folder, tmp_pat
 
 
 def test_prompts_with_inputs_are_judged_among_other_inputs_and_get_their_controls(tmp_path):
-    """A loaded network, and a list of dicts with instruction, input, output, distribution and mapping."""
+    """A loaded network, and a list of dicts with instruction, input, output, distribution, mapping and format."""
     listed = []
     for number, (first, second, _) in enumerate(words()):
         for given in (words()[k][2] for k in range(3)):  # the same inputs under every instruction
             task = f"t{number // PROMPTS}"
             rows = {"instruction": f"{first} {second}", "input": given, "output": words()[0][0], "task": task}
-            listed.append({**rows, "distribution": f"{task}-{number % 2}", "mapping": given})
+            form = f"form {number // 2 % 2}"
+            listed.append({**rows, "distribution": f"{task}-{number % 2}", "mapping": given, "format": form})
     seen = nucleate.probe(network(strength=6), listed, tokenizer=tokenizer(), **QUICK)
     metrics = seen.metrics
     assert set(metrics["control"]) == {
@@ -294,6 +353,7 @@ def test_prompts_with_inputs_are_judged_among_other_inputs_and_get_their_control
     assert set(metrics["read"]) == {None, "input", "instruction_end"}
     assert set(metrics["space"]) == {None, "raw", "tsne", "centred", "averaged"}
     assert set(metrics["labels"]) == {None, "task", "distribution", "distribution_mapping"}
+    assert_shape_of_layers(metrics)
     answers = metrics.filter(pl.col("measure").str.starts_with("accuracy"), pl.col("control") == "none")
     assert set(answers["measure"]) == {"accuracy", "accuracy_whole", "accuracy_restricted"}
     assert set(answers.filter(pl.col("measure") == "accuracy_restricted")["value"]) == {1.0}  # one output, one choice
@@ -304,14 +364,35 @@ def test_prompts_with_inputs_are_judged_among_other_inputs_and_get_their_control
     )
     assert (neutral["value"] < 0.35).all()  # the input alone tells no task
     lines = str(seen).splitlines()
-    title = next(number for number, line in enumerate(lines) if "with other inputs" in line)
-    table = lines[title : lines.index("", title)]
-    assert table[-1].startswith(seen.models[0])
-    assert len(seen.plot().axes) == 2
+    assert any(line.startswith("On held-out prompts") and "with other inputs" in line for line in lines)
+    header, *table = summary_lines(metrics)
+    assert [line[1] for line in table] == ["labels read", "neighbours", "F1 of k-means", "F1 by t-SNE", "answers right"]
+    for control in ("untrained", "n-grams: prompt", "neutral instruction", "answers alone", "shuffled"):
+        assert table[0][header.index(control)] and table[1][header.index(control)]
+    assert len(seen.plot().axes) == 3
     kept = seen.save(tmp_path / "kept")
     assert door.load_probe(kept).verdict == seen.verdict
     with pytest.raises(Refused, match="exists; name a new folder"):
         seen.save(tmp_path / "kept")
+
+
+def assert_shape_of_layers(metrics):
+    """Of every layer its rank, its dimension and the parent's cosine, with the untrained network beside; in the
+    embedding there are three states in all, one for each input, and neither dimension nor cosine."""
+    for measure, at, labels, dealt in (
+        ("effective_rank", {0, 1, 2}, None, set()),
+        ("intrinsic_dimension", {1, 2}, None, set()),
+        ("parent_cosine", {1, 2}, "distribution", {"shuffled", "regrouped"}),
+    ):
+        found = metrics.filter(pl.col("measure") == measure)
+        assert set(found.select("split", "space", "read", "labels").rows()) == {("all", "raw", "input", labels)}
+        assert set(found["control"]) == {"none", "untrained"} | dealt
+        assert all(set(found.filter(control=control)["layer"]) == at for control in found["control"])
+        assert (found["value"] >= 0).all() and (not dealt or (found["value"] <= 1).all())
+    of_form = metrics.filter(pl.col("measure") == "knn_share_other_format", pl.col("split") == "test", space="raw")
+    assert {"none", "untrained", "neutral", "shuffled", "surface_prompt"} <= set(of_form["control"])
+    reached = {control: of_form.filter(control=control)["value"].max() for control in ("none", "untrained", "shuffled")}
+    assert reached["none"] > 0.8 > 0.5 > max(reached["untrained"], reached["shuffled"])
 
 
 def test_the_estimate_needs_no_weights_and_writes_nothing(folder, tmp_path, capsys):

@@ -320,6 +320,15 @@ def test_a_csv_parted_as_spreadsheets_of_other_countries_do_is_read_alike(tmp_pa
     assert read_prompts(tmp_path / "my.csv").instances == read_prompts(texts()).instances
 
 
+def test_a_tsv_is_parted_by_tabs_alone(tmp_path: Path) -> None:
+    rows = [row | {"text": f"well, {row['text']}; so | there, then"} for row in texts()]
+    (tmp_path / "my.TSV").write_text("\n".join("\t".join(row.values()) for row in [{"a": "text", "b": "task"}, *rows]))
+    assert read_prompts(tmp_path / "my.TSV").instances == read_prompts(rows).instances
+    (tmp_path / "my.tsv").write_text('text\ttask\na\tx\n"b\ty\n')
+    with pytest.raises(Refused, match=r"my\.tsv, line 3: no valid TSV .*; mend its quotes"):
+        read_prompts(tmp_path / "my.tsv")
+
+
 def test_half_a_character_is_left_out_since_no_tokenizer_takes_it(tmp_path: Path) -> None:
     file = tmp_path / "my.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in changed(texts(), 3, text="cut \ud83d")))
@@ -345,6 +354,23 @@ def test_warnings_name_what_makes_numbers_misleading() -> None:
         "2 of 3 tasks have one instruction only, and neighbours are sought among other instructions: 'cancel', 'refund'"
     )
     assert warned([*texts(), texts()[0] | {"task": "greet"}]) == "1 prompts appear under more than one task"
+
+
+def test_the_format_stays_with_its_prompt_and_counts_only_where_every_row_tells_one_of_several() -> None:
+    rows = [row | {"way": f"form {place % 2}"} for place, row in enumerate(texts(8))]
+    rows[5]["text"] = None
+    read = read_prompts(rows, columns={"format": "way"}, limit=12)
+    assert len(read.instances) == 12
+    assert read.formats == tuple(f"form {place % 2}" for place in read.places)
+    assert not any("format" in warning for warning in read.warnings)
+    assert read_prompts(rows).formats is None
+    for changed_rows, why in (
+        (changed(rows, 3, 4, way=""), "2 prompts have none (column 'way')"),
+        (changed(rows, *range(24), way="plain"), "all are one (column 'way')"),
+    ):
+        without = read_prompts(changed_rows, columns={"format": "way"})
+        assert without.formats is None and len(without.instances) == 23
+        assert any(warning.endswith(why) for warning in without.warnings)
 
 
 def test_a_distribution_under_several_tasks_gets_a_name_of_its_own_under_each() -> None:
@@ -436,7 +462,11 @@ PAIR = {"instruction": "a", "input": "b"}
 REFUSALS: dict[str, tuple[Callable[[Path], Any] | list[Any], Mapping[str, str], tuple[str, ...]]] = {
     "no file": (lambda f: f / "no.jsonl", {}, ("no.jsonl does not exist", "natural-shared")),
     "misspelt group": (lambda _: "natrual", {}, ("natrual does not exist", "natural")),
-    "unknown extension": (write_text("my.json", "[]"), {}, ("unknown extension '.json'", ".jsonl, .csv or .parquet")),
+    "unknown extension": (
+        write_text("my.json", "[]"),
+        {},
+        ("unknown extension '.json'", ".jsonl, .csv, .tsv or .parquet"),
+    ),
     "empty JSONL": (write_text("my.jsonl", "\n"), {}, ("my.jsonl has no rows",)),
     "empty CSV": (write_text("my.csv", ""), {}, ("my.csv has no rows",)),
     "CSV of a header": (write_text("my.csv", "text,task\n"), {}, ("my.csv has no rows",)),
@@ -487,12 +517,20 @@ REFUSALS: dict[str, tuple[Callable[[Path], Any] | list[Any], Mapping[str, str], 
     "no task": (
         [row | {"taks": row.pop("task")} for row in texts()],
         {},
-        ("column 'task' is missing; did you mean 'taks'?; name it with --columns task=",),
+        ("column 'task' is missing; did you mean 'taks'?; there are: 'text' (text), 'taks'", "try --columns task=taks"),
     ),
     "no task and nothing near": (
         [{"text": "a", "label": "x"}],
         {},
-        ("column 'task' is missing; there are: label; name it",),
+        ("column 'task' is missing; there are: 'text', 'label'; name it with --columns task=…",),
+    ),
+    "no name of ours": (
+        [{"id": n, "frase": f"say {n} words", "Klasse": "ab"[n % 2]} for n in range(9)],
+        {},
+        (
+            "column 'prompt' is missing; there are: 'id', 'frase' (text), 'Klasse' (labels: 2 values in 9 rows); ",
+            "; try --columns task=Klasse,prompt=frase",
+        ),
     ),
     "no text": ([{"promt": "a", "task": "x"}], {}, ("column 'prompt' is missing; did you mean 'promt'?",)),
     "no input": (
@@ -506,7 +544,11 @@ REFUSALS: dict[str, tuple[Callable[[Path], Any] | list[Any], Mapping[str, str], 
         ("prompts twice, in 'instruction' and 'text'; name the one to read, as in --columns text=text",),
     ),
     "two named forms": (texts(), {"text": "text", "prompt": "text"}, ("prompts twice, in 'text' and 'text'",)),
-    "unknown name": (texts(), {"lable": "task"}, ("there is no 'lable' to name", "there are: distribution, input")),
+    "unknown name": (
+        texts(),
+        {"lable": "task"},
+        ("there is no 'lable' to name", "there are: distribution, format, input"),
+    ),
     "unknown column": (texts(), {"task": "txet"}, ("has no column 'txet'; did you mean 'text'?",)),
     "list in a cell": (changed(texts(), 2, task=["a"]), {}, ("row 2, column 'task' holds a list, not text",)),
     "chat of text": (
@@ -554,6 +596,67 @@ def test_what_cannot_be_read_is_refused_in_one_line_with_its_place_and_a_remedy(
     assert ";" in message, "a remedy follows"
     for fragment in fragments:
         assert fragment in message, message
+
+
+def advice(source: Any, **columns: str) -> str:
+    with pytest.raises(Refused) as refusal:
+        read_prompts(source, columns=columns)
+    return str(refusal.value)
+
+
+def test_what_a_refusal_of_columns_advises_is_read_when_it_is_followed() -> None:
+    """Strange names throughout; each table is mended by what it is told, and read as it is meant."""
+    names = {"text": "Äußerung", "task": "intención"}
+    plain = [
+        {"nr": n, "lang": "en", "split": "train"} | {names[k]: v for k, v in row.items()}
+        for n, row in enumerate(texts())
+    ]
+    shared = [{"what": row["instruction"], "word": row["input"], "kind": row["task"]} for row in some_rows(6, 5)]
+    talks = [{"talk": [{"role": "user", "content": row["text"]}], "kind": row["task"]} for row in texts()]
+    unbroken = [{"文": f"请把这笔钱退还给我因为我被收取了两次费用{n}", "类": "ab"[n % 2]} for n in range(8)]
+    for rows, followed in (
+        (plain, "task=intención,prompt=Äußerung"),
+        (shared, "task=kind,instruction=what,input=word"),
+        ([row | {"talk": json.dumps(row["talk"])} for row in talks], "task=kind,messages=talk"),
+        (talks, "task=kind,messages=talk"),
+        (unbroken, "task=类,prompt=文"),
+    ):
+        said = advice(rows)
+        assert said.endswith(f"; try --columns {followed}"), said
+        columns = dict(part.split("=") for part in followed.split(","))
+        assert len(read_prompts(rows, columns=columns).instances) == len(rows)
+    numbered = [{"nr": str(n), "key": f"{n:032x}"} | row for n, row in enumerate(shared)]
+    assert advice(numbered).endswith("; try --columns task=kind,instruction=what,input=word")
+    keyed = [{"key": f"{n:032x}"} | row for n, row in enumerate(plain)]
+    assert advice(keyed).endswith("; try --columns task=intención,prompt=Äußerung")
+    said = advice(shared, instruction="what", task="knid")
+    assert "has no column 'knid'; did you mean 'kind'?; there are: 'what' (text), 'word'" in said
+    assert said.endswith("; try --columns task=kind,instruction=what,input=word")
+    assert advice(shared, instruction="what", task="kind").endswith(
+        "; try --columns task=kind,instruction=what,input=word, or read the instruction alone with "
+        "--columns prompt=what"
+    )
+    assert "try" not in advice([{"a": 1, "b": 2}, {"a": 3, "b": 4}]), "nothing looks like a prompt"
+    listed = [{"instruction": ["a", "b"], "word": f"w{n}", "kind": "ab"[n % 2]} for n in range(8)]
+    assert "there are: 'instruction', 'word', 'kind' (labels: 2 values in 8 rows)" in advice(listed)
+
+
+def test_a_refusal_of_columns_names_so_many_and_those_that_look_like_something() -> None:
+    rows = [{f"c{n}": None for n in range(90)} | {"ask": row["text"], "kind": row["task"]} for row in texts()]
+    said = advice(rows)
+    assert "there are: 'ask' (text), 'kind' (labels: 3 values in 12 rows), 'c0', " in said
+    assert "'c9' and 80 more; try --columns task=kind,prompt=ask" in said
+
+
+def test_numbers_and_splits_are_not_taken_for_what_they_are_not() -> None:
+    """Scores are no text, an identifier no label, and a split no task."""
+    rows = [
+        {"id": n, "score": n / 7, "part": ("train", "test")[n % 2], "said": row["text"], "topic": row["task"]}
+        for n, row in enumerate(texts())
+    ]
+    said = advice(rows)
+    assert "'id', 'score', 'part' (labels: 2 values in 12 rows), 'said' (text), 'topic' (labels" in said
+    assert said.endswith("try --columns task=topic,prompt=said")
 
 
 @pytest.mark.parametrize("limit", [-1, 0, 5])

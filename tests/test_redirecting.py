@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -13,13 +14,14 @@ import torch
 from killed_run import die_at_file, in_a_child
 from nucleate.cli import main
 from nucleate.model.networks import load_network, save_network
-from nucleate.redirecting import redirect, study
+from nucleate.redirecting import redirect, study, teaching
 from nucleate.redirecting.redirect import redirect_into
 from nucleate.redirecting.settings import RedirectSettings
 from nucleate.redirecting.study import closing_of, study_of
 from nucleate.redirecting.switched import load_switched
 from nucleate.refusal import Refused
 from nucleate.report.application_tables import alignment_table
+from nucleate.report.redirection import saved_arm, verdict_of
 from nucleate.runs import load_run
 from test_families import tiny, words
 
@@ -103,10 +105,11 @@ def test_the_long_table_keeps_its_contract(run):
     assert set(metrics["arm"]) == {"main", "direct", "head", "linear_switch", "mlp_switch"}
     assert metrics["model"].unique().to_list() == ["tiny"]
     curves = metrics.filter(pl.col("epoch").is_not_null())
+    assert set(metrics["layer"].drop_nulls()) == {1, 2}  # what the switches could read
     assert set(curves["measure"]) == {"source_accuracy"} and set(curves["split"]) == {"validation"}
     found = values(run)
-    for arm in ("head", "mlp_switch"):
-        curve = curves.filter(pl.col("arm").eq(arm)).sort("epoch")["value"].to_numpy()
+    curve = curves.filter(pl.col("arm").eq("head")).sort("epoch")["value"].to_numpy()
+    for arm in ("head", "mlp_switch"):  # which share it
         assert int(found[arm, "chosen_epoch"]) == int(np.argmax(curve)) + 1  # the earliest of the best
 
 
@@ -121,7 +124,7 @@ def test_the_saved_model_generates_what_the_table_counts_as_right(run, network):
             given.pop("token_type_ids", None)
             said = model.generate(**given, max_new_tokens=2, do_sample=False, eos_token_id=None)
             right.append(model.tokenizer.decode(said[0, -2:]) == one.output)
-        assert np.mean(right) == pytest.approx(values(run)["mlp_switch", f"source_accuracy{name}"])
+        assert np.mean(right) == pytest.approx(values(run)[saved_arm(load_run(run)), f"source_accuracy{name}"])
 
 
 def test_others_that_the_table_counts_as_kept_have_their_own_prediction(run, network):
@@ -133,8 +136,9 @@ def test_others_that_the_table_counts_as_kept_have_their_own_prediction(run, net
             tokens = tokenizer(f"{one.instruction} {one.input}", return_tensors="pt")["input_ids"]
             with torch.no_grad():
                 same.append(bool(model(tokens).logits[0, -1].argmax() == plain(tokens).logits[0, -1].argmax()))
-    assert np.mean(same) == pytest.approx(values(run)["mlp_switch", "others_kept"])
-    told = pl.read_parquet(run / "others.parquet").filter(pl.col("arm").eq("mlp_switch"))
+    saved = saved_arm(load_run(run))
+    assert np.mean(same) == pytest.approx(values(run)[saved, "others_kept"])
+    told = pl.read_parquet(run / "others.parquet").filter(pl.col("arm").eq(saved))
     assert set(told["name"]) == {"second", "third", "fourth"}
     assert told["prompts"].sum() == len(same)
 
@@ -145,6 +149,32 @@ def test_the_same_command_gives_the_same_bytes_and_a_finished_run_stays_as_it_is
     for file in ("metrics.parquet", "others.parquet", "model/switch.safetensors"):
         assert (again / file).read_bytes() == (run / file).read_bytes()
     assert not redirect_into(again, network, prompts(), QUICK, resume=True)
+
+
+def test_the_stage_that_is_shown_is_the_one_that_runs(network, tmp_path, monkeypatch):
+    shown, seen = [""], []
+
+    def watched(room, name, label):
+        own = getattr(room, name)
+
+        def call(*arguments, **named):
+            assert label in shown[0], f"{name} runs while {shown[0]!r} is shown"
+            seen.append(name)
+            return own(*arguments, **named)
+
+        monkeypatch.setattr(room, name, call)
+
+    watched(redirect, "load_network", "loading the weights")
+    watched(study, "remember", "reading the source: ")
+    watched(teaching, "learn_switch", "teaching: ")
+    watched(teaching, "learn_head", "teaching: ")
+    watched(redirect, "method_rows", "judging")
+
+    def progress(text, fraction):
+        shown[0] = text
+
+    assert redirect_into(tmp_path / "run", network, prompts(), replace(QUICK, rates=(1e-2,)), progress=progress)
+    assert set(seen) == {"load_network", "remember", "learn_switch", "learn_head", "method_rows"}
 
 
 def test_a_run_stopped_again_and_again_has_the_bytes_of_an_unbroken_one_and_makes_no_part_twice(
@@ -161,7 +191,7 @@ def test_a_run_stopped_again_and_again_has_the_bytes_of_an_unbroken_one_and_make
 
     for room, names in {
         study: ("remember", "read_prompts_states"),
-        redirect: ("learn_switch", "learn_head"),
+        teaching: ("learn_switch", "learn_head"),
     }.items():
         for name in names:
             counted(room, name, getattr(room, name))
@@ -182,9 +212,10 @@ def test_a_run_stopped_again_and_again_has_the_bytes_of_an_unbroken_one_and_make
             )  # fmt: skip
         except KeyboardInterrupt:
             continue
-    assert moments == 10, stopped_at  # the beginning, four sides, two heads at two rates each; and to the end
+    # The beginning, four sides, two heads at two rates each, switches at two layers; and to the end.
+    assert moments == 12, stopped_at
     assert (made.count("remember"), made.count("read_prompts_states")) == (4, 1)
-    assert (made.count("learn_head"), made.count("learn_switch")) == (4, 4)
+    assert (made.count("learn_head"), made.count("learn_switch")) == (4, 8)
     for file in ("metrics.parquet", "others.parquet", "model/switch.safetensors", "model/README.md"):
         assert (tmp_path / "run" / file).read_bytes() == (run / file).read_bytes(), file
     assert not (tmp_path / "run" / "states").exists()
@@ -225,7 +256,8 @@ def test_what_was_read_from_other_weights_is_not_taken_for_those_that_lie_there_
 def test_the_card_tells_the_scores_and_how_to_load(run):
     card = (run / "model" / "README.md").read_text(encoding="utf-8")
     assert "load_switched" in card and "`first` redirected" in card
-    assert f"| others kept |  | {values(run)['direct', 'others_kept']:.3g} |" in card
+    assert f"| all others: prediction unchanged |  | {values(run)['direct', 'others_kept']:.3f} |" in card
+    assert verdict_of(load_run(run)).sentence in card
 
 
 def test_page_and_terminal_show_the_network_as_it_was_beside_the_methods(run):
@@ -271,10 +303,50 @@ def test_nothing_that_is_judged_by_was_learnt_from():
     assert not asked & {one.instruction for one in drawn}
 
 
+def test_nothing_that_is_judged_by_was_chosen_by_either():
+    inputs = [f"x{n}" for n in range(20)]
+    rows = [
+        {"instruction": f"{word} w{10 + n}", "input": one, "output": "x1", "task": task}
+        for task, word in TASKS.items()
+        for n in range(9)
+        for one in inputs
+    ]
+    found = dealt_out(rows, limit=400)
+    units = {
+        name: {(one.task, one.instruction) for one in found.others if one.instance in numbers}
+        for name, numbers in (("examples", found.examples), ("choosing", found.choosing), ("asked", found.asked))
+    }
+    assert not units["examples"] & units["choosing"] and not (units["examples"] | units["choosing"]) & units["asked"]
+    assert {task for task, _ in units["choosing"]} == {task for task, _ in units["asked"]} == set(TASKS) - {"first"}
+    given = {name: {one.input for one in side} for name, side in found.sides.items()}
+    assert (len(given["validation_new_inputs"]), len(given["new_inputs"])) == (2, 4)
+    assert given["lesson"] == given["validation"] == given["test"]
+    assert sum(map(len, (given["lesson"], given["validation_new_inputs"], given["new_inputs"]))) == 20
+    chosen_by, judged = ({one.instruction for one in found.sides[name]} for name in ("validation_new_inputs", "test"))
+    assert chosen_by == {one.instruction for one in found.sides["validation"]} and not chosen_by & judged
+
+
+@pytest.mark.parametrize(
+    ("depth", "layers"), [(30, (5, 10, 15, 20, 25, 30)), (6, (1, 2, 3, 4, 5, 6)), (2, (1, 2)), (1, (1,))]
+)
+def test_five_layers_spread_over_the_depth_and_the_last_may_be_read(depth, layers, monkeypatch):
+    asked = study_of(prompts(), QUICK)
+    monkeypatch.setattr(study, "text_config", lambda network: SimpleNamespace(num_hidden_layers=depth))
+    monkeypatch.setattr(study, "blocks_of", lambda network: None)
+    assert asked.layers(None) == layers
+
+    def refused(network):
+        raise Refused("no blocks")
+
+    monkeypatch.setattr(study, "blocks_of", refused)
+    assert asked.layers(None) == (depth,), "what lies between blocks that are not found cannot be read"
+
+
 def test_the_source_is_asked_for_what_the_target_answers():
     wanted = {one["input"]: one["output"] for one in prompts() if one["task"] == "second"}
-    for side in dealt_out().sides.values():
-        assert side and all(one.output == wanted[one.input] for one in side)
+    for name, side in dealt_out().sides.items():
+        assert bool(side) == (name != "validation_new_inputs")  # of so few inputs none is held out to choose by
+        assert all(one.output == wanted[one.input] for one in side)
 
 
 def test_names_are_distributions_where_the_data_have_them_and_tasks_too():

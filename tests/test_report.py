@@ -385,17 +385,22 @@ def test_the_sentences_of_an_alignment_say_whether_the_papers_order_was_seen(tmp
     assert sentences_of(load_run(ordered))[1].startswith("Seen: each method costs the other tasks less accuracy")
 
 
-def test_the_sentences_of_a_redirected_model_begin_with_the_method_that_is_saved() -> None:
+def test_the_sentences_of_a_redirected_model_begin_with_whether_it_worked() -> None:
+    """Of a run that an earlier version made: the MLP switch changes 8 % of all others, which is short of the bar."""
     run = load_run(RESULTS / "align-smollm2" / "continent")
-    first, *others = sentences_of(run)
+    first, beside = sentences_of(run)
     table = alignment_table(run)
     values = {row[0]: dict(zip(table.header, row, strict=True)) for row in table.rows}
     wished, kept = values["source: wished output"], values["all others: prediction unchanged"]
-    assert first.startswith("MLP switch (saved): the source gets its wished output") and len(others) == 3
-    assert (
-        f"in {100 * wished['MLP switch']:.0f} % of the test prompts (before: {100 * wished['before']:.0f} %)" in first
+    assert first.startswith(
+        "Does not work: the others lose 8 % of their predictions, most of all location-to-continent"
     )
-    assert f"{100 * kept['MLP switch']:.1f} % of all other predictions are unchanged" in first
+    assert first.endswith("Saved is the MLP switch.")
+    assert f"its wished output in {100 * wished['MLP switch']:.0f} % (before: {100 * wished['before']:.0f} %)" in first
+    assert f"{100 * kept['MLP switch']:.0f} % of the other predictions are unchanged" in first
+    for method in ("whole head", "low-rank head", "linear switch"):
+        assert f"the {method} {100 * wished[method]:.0f} % of the source as wished" in beside
+        assert f"{100 * kept[method]:.1f} % of all others unchanged" in beside
 
 
 def test_the_small_table_holds_the_first_layer_and_the_last_beside_the_last_ones_controls(run: Run) -> None:

@@ -13,9 +13,9 @@ from scipy import stats
 import fake_run
 from nucleate.claims.table import CLAIMS
 from nucleate.cli import main
+from nucleate.long_table import METHODS
 from nucleate.model.networks import gpt2, save_network, word_tokenizer
 from nucleate.probing import probe as door
-from nucleate.redirecting.redirect import METHODS
 from nucleate.report.application_tables import PAPER, over_seeds
 from nucleate.report.figures import draw_svg, figures_of
 from nucleate.report.page import _caption

@@ -11,9 +11,11 @@ from nucleate.model import series
 from nucleate.model.networks import save_network
 from nucleate.model.prefix_tree import Group
 from nucleate.model.switch import Head, Switch, remember
+from nucleate.redirecting.stored import seal
 from nucleate.redirecting.switched import SwitchedModel, head_logits, load_switched
 from nucleate.refusal import Refused
 from test_families import CAUSAL, tiny, words
+from test_prefix_tree import layers_alone
 
 PROMPTS = ["w1 w2 x3", "w4 x5", "w6 w7 w8 w9 x10", "w11 x12"]
 
@@ -74,6 +76,71 @@ def test_rows_of_a_padded_batch_are_decided_at_their_own_last_token(switched):
     with torch.no_grad():
         model(**batch(model.tokenizer, PROMPTS))
     assert model.decided.tolist() == wanted
+
+
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_a_switch_that_reads_another_layer_decides_by_the_state_of_that_layer(kind):
+    """Row by row, in a padded batch, inside `generate` and in a prompt that is read in pieces."""
+    network, tokenizer = tiny(kind), words()
+    ends = []
+    for text in PROMPTS:
+        states, _ = layers_alone(network, tokenizer(text)["input_ids"])
+        ends.append(torch.from_numpy(states[1, -1]))
+    switch, head = parts(network)
+    switch.layer = 1
+    centre(switch, torch.stack(ends))
+    wanted = [bool(switch(end[None])[0] > 0) for end in ends]
+    assert sorted(wanted) == [False, False, True, True]
+    model = SwitchedModel(network, tokenizer, switch, head).eval()
+    for text, on in zip(PROMPTS, wanted, strict=True):
+        with torch.no_grad():
+            model(**batch(tokenizer, [text]))
+        assert model.decided.tolist() == [on]
+    with torch.no_grad():
+        model(**batch(tokenizer, PROMPTS))
+    assert model.decided.tolist() == wanted
+    for text, on in zip(PROMPTS, wanted, strict=True):
+        one = generated(model, [text])
+        assert model.decided.tolist() == [on]
+        if kind == "llama":
+            assert generated(model, [text], prefill_chunk_size=2) == one and model.decided.tolist() == [on]
+
+
+def test_the_higher_the_threshold_the_fewer_texts_are_switched(llama):
+    ends = torch.stack([alone(tiny("llama"), llama.tokenizer, text)[0][-1] for text in PROMPTS])
+    counts = []
+    for threshold in (1e-9, 0.5, 1 - 1e-9):
+        llama.switch.threshold = threshold
+        with torch.no_grad():
+            llama(**batch(llama.tokenizer, PROMPTS))
+        assert llama.decided.tolist() == llama.switch.is_on(ends).tolist()
+        counts.append(int(llama.decided.sum()))
+    llama.switch.threshold = 0.5
+    assert counts[0] > counts[1] == 2 > counts[2]
+
+
+def test_of_two_switches_that_say_yes_the_one_taught_last_answers(llama):
+    network, tokenizer = tiny("llama"), llama.tokenizer
+    first, second = parts(network, seed=1), parts(network, seed=2)
+    second[0].layer = 1
+    plain = [alone(network, tokenizer, text) for text in PROMPTS]
+    inner = [layers_alone(network, tokenizer(text)["input_ids"])[0][1, -1] for text in PROMPTS]
+    centre(first[0], torch.stack([states[-1] for states, _ in plain]))
+    centre(second[0], torch.stack([torch.from_numpy(one) for one in inner]))
+    model = SwitchedModel(network, tokenizer, *first).eval()
+    model.add(*second)
+    wanted = []
+    for text, (states, logits), end in zip(PROMPTS, plain, inner, strict=True):
+        on = [first[0].is_on(states[-1:])[0], second[0].is_on(torch.from_numpy(end)[None])[0]]
+        wanted.append(1 if on[1] else 0 if on[0] else -1)
+        with torch.no_grad():
+            found = model(**batch(tokenizer, [text])).logits[0]
+            expected = logits + (0 if wanted[-1] < 0 else model.heads[wanted[-1]](states))
+        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4) and model.by.tolist() == [wanted[-1]]
+    assert len(set(wanted)) == 3, "each is needed once"
+    with torch.no_grad():
+        model(**batch(tokenizer, PROMPTS))
+    assert model.by.tolist() == wanted
 
 
 def test_turned_off_it_is_the_network_to_the_bit_and_can_be_turned_on_again(switched):
@@ -227,6 +294,34 @@ def test_a_loaded_model_gives_the_same_logits_and_texts(llama, saved, name):
         assert torch.equal(one, other)
     assert generated(model, PROMPTS) == generated(llama, PROMPTS)
     assert (saved / name / "README.md").read_text() == "# card\n"
+
+
+def test_several_switches_with_their_layers_and_thresholds_are_saved_and_loaded(llama, saved):
+    model = load_switched(saved / "whole")
+    switch, head = parts(model.network, seed=4)
+    switch.layer, switch.threshold = 1, 0.3
+    model.add(switch, head, {"source": "second"})
+    model.save(saved / "two", network=saved / "original")
+    again = load_switched(saved / "two")
+    assert [(one.layer, one.threshold) for one in again.switches] == [(None, 0.5), (1, 0.3)]
+    assert again.facts == [{}, {"source": "second"}]
+    with torch.no_grad():
+        for text in PROMPTS:
+            assert torch.equal(*(m(**batch(llama.tokenizer, [text])).logits for m in (model, again)))
+    assert generated(again, PROMPTS) == generated(model, PROMPTS)
+
+
+def test_what_an_earlier_version_saved_is_loaded_still(llama, saved):
+    """One switch, of the last layer, told of beside its head."""
+    told = json.loads((saved / "whole" / "switched.json").read_text())
+    (one,) = told.pop("switches")
+    told |= {"format": 1, "switch": {key: one[key] for key in ("kind", "width")}, "head": {"rank": one["rank"]}}
+    told |= {"source": "a task", "seal": None}
+    told["seal"] = seal({key: value for key, value in told.items() if key != "seal"})
+    (saved / "whole" / "switched.json").write_text(json.dumps(told))
+    model = load_switched(saved / "whole")
+    assert generated(model, PROMPTS) == generated(llama, PROMPTS)
+    assert model.facts == [{"source": "a task"}]
 
 
 def test_the_original_may_have_moved_if_one_says_where_it_is(llama, saved):

@@ -1,22 +1,25 @@
 """The command line: its verbs with their options, and its exit codes. What the verbs do stands in `verbs.py`."""
 
 import argparse
+import json
 import shlex
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from io import TextIOWrapper
 from pathlib import Path
 
 from nucleate import verbs
 from nucleate.options import SHORT, Parser, add_out, add_probe, add_redirect, add_settings, add_transfer
-from nucleate.refusal import Refused
+from nucleate.refusal import FellShort, Refused
 
 _SWEPT = ("learn", "pretrain", "align")  # verbs that write one run folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done, 1 failed while running, 2 refused at the door, 130 after Ctrl-C."""
+    """Exit codes: 0 done, 1 failed while running, 2 refused at the door, 3 done but short of a bar that was set, 130
+    after Ctrl-C."""
     out = None
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # some terminals lack letters; that stops nothing
@@ -24,10 +27,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         asked = _parser().parse_args(words)
         out = asked.out if hasattr(asked, "resume") else None
-        return asked.run(asked) or 0
+        return (_in_json(asked) if asked.json else asked.run(asked)) or 0
     except Refused as refusal:
         print(f"nucleate: {refusal}", file=sys.stderr)
         return 2
+    except FellShort as shortfall:
+        print(f"nucleate: {shortfall}", file=sys.stderr)
+        return 3
     except BrokenPipeError:  # whoever read the output has seen enough
         sys.stderr.close()
         return 0
@@ -45,6 +51,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"; where it failed stands in the last line of {log}" if log else ""
         print(f"nucleate: failed: {said}{where}", file=sys.stderr)
         return 1
+
+
+def _in_json(asked: argparse.Namespace) -> int:
+    """One object on standard output and nothing else there: what a verb says otherwise goes to standard error."""
+    short = None
+    with redirect_stdout(sys.stderr):
+        try:
+            code = int(asked.run(asked) or 0)
+        except FellShort as shortfall:
+            code, short = 3, shortfall
+        from nucleate.answers import answer_of
+
+        answer = answer_of(asked)
+    print(json.dumps(answer, ensure_ascii=False, allow_nan=False))
+    if short is not None:
+        raise short
+    return code
 
 
 def _going_on(words: Sequence[str]) -> str:
@@ -67,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     def verb(name: str, help: str) -> Parser:
         made = found.add_parser(name, help=help, description=help, allow_abbrev=False)
         made.set_defaults(run=getattr(verbs, name))
+        made.add_argument("--json", action="store_true", help="print one object instead of text")
         return made
 
     data = verb("data", "make the synthetic dataset: dataset.parquet, dataset.json and Figure 1")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import stdtr, stdtrit
 
 from nucleate.refusal import Refused
 
@@ -34,6 +34,28 @@ def t_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95) -
     mean = float(array.mean())
     half = _student((1 + confidence) / 2, len(array) - 1) * float(array.std(ddof=1)) / len(array) ** 0.5
     return Interval(mean, mean - half, mean + half)
+
+
+def t_probability(values: np.ndarray) -> float:
+    """Of a mean as far from 0 as that of these values (NaN left out) where it is 0 in truth: Student's test, two-sided.
+    1 for fewer than two, or where all are 0."""
+    known = values[~np.isnan(values)]
+    if len(known) < 2 or not known.any():
+        return 1.0
+    error = float(known.std(ddof=1)) / len(known) ** 0.5
+    if error == 0:  # as by a sign test
+        return 2.0 ** (1 - len(known))
+    return float(2 * stdtr(len(known) - 1, -abs(float(known.mean())) / error))
+
+
+def discoveries(probabilities: np.ndarray, rate: float = 0.05) -> np.ndarray:
+    """(test,) bool: which may be called found, so that at most `rate` of those that are is expected to be so by chance
+    (Benjamini and Hochberg 1995)."""
+    order = np.argsort(probabilities, kind="stable")
+    below = probabilities[order] <= rate * np.arange(1, len(order) + 1) / max(1, len(order))
+    found = np.zeros(len(order), dtype=bool)
+    found[order[: int(np.flatnonzero(below).max(initial=-1)) + 1]] = True
+    return found
 
 
 def subsample_interval(

@@ -173,9 +173,9 @@ def best_layer_of(metrics: pl.DataFrame, model: str) -> int:
     return best_layers(metrics)[model]
 
 
-def best_layers(metrics: pl.DataFrame) -> dict[str, int]:
-    """model -> the layer that was chosen for it on validation."""
-    rows = metrics.filter(pl.col("measure") == "best_layer", pl.col("control") == "none")
+def best_layers(metrics: pl.DataFrame, measure: str = "best_layer", control: str = "none") -> dict[str, int]:
+    """model -> the layer that was chosen for it on validation: by neighbours, or `best_readable_layer`."""
+    rows = metrics.filter(pl.col("measure") == measure, pl.col("control") == control)
     return {row["model"]: int(row["value"]) for row in rows.iter_rows(named=True)}
 
 

@@ -68,11 +68,18 @@ def add_probe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "data",
         metavar="DATA",
-        help="JSONL, CSV, Parquet, a dataset's folder; or natural, natural-shared, natural-sentences",
+        help="JSONL, CSV, TSV, Parquet, a dataset's folder; or natural, natural-shared, natural-sentences",
     )
     parser.add_argument("--base", metavar="M", help="the model before its fine-tuning, to compare with")
     add_fields(parser, ProbeSettings)
     parser.add_argument("--estimate", action="store_true", help="say what it will take, and stop; needs no weights")
+    parser.add_argument(
+        "--require",
+        action="append",
+        default=[],
+        metavar="BAR",
+        help="exit with 3 unless it holds: readable>=0.9; also clustered, readable_tasks, clustered_tasks, doubtful",
+    )
     add_out(parser, "RUN", required=False)
 
 

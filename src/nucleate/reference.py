@@ -21,6 +21,33 @@ from nucleate.report.markdown import markdown_table
 
 _WIDEST = 100  # characters of a signature in one line
 _TYPES = {"Model": subjects, "Source": sources, "Progress": progress}  # names of types -> where they are given
+_CLAIMED = {  # of a probe's measure -> what is claimed, whose claim it is, how it is measured here
+    "effective_rank": (
+        "states that fill more directions serve later tasks better, told without any label; among runs of one method",
+        "RankMe: Garrido, Balestriero, Najman, LeCun, ICML 2023 (arXiv 2210.02885)",
+        "of states less their mean, where theirs are taken as they are",
+    ),
+    "intrinsic_dimension": (
+        "it peaks in middle layers of trained language models and not of untrained ones; the earlier, the better the "
+        "model",
+        "TwoNN: Facco, d'Errico, Rodriguez, Laio, Scientific Reports 2017; the peak: Cheng and others, ICLR 2025 "
+        "(arXiv 2405.15471)",
+        "TwoNN, the nearest scale alone; states that coincide count once",
+    ),
+    "parent_cosine": (
+        "what sets a kind apart from what it is a kind of is at right angles to that: 0",
+        "Park, Choe, Jiang, Veitch, ICLR 2025 (arXiv 2406.01506)",
+        "distributions in tasks, mean hidden states, plain products; theirs are words of the unembedding in an inner "
+        "product of its own, and in the plain one they do not find it",
+    ),
+    "knn_share_other_format": (
+        "a task asked in another way is the same vector; or another one, that overlaps in part",
+        "the same: Todd and others, ICLR 2024 (arXiv 2310.15213); another: Davidson, Gureckis, Lake, Williams, NeurIPS "
+        "2025 (arXiv 2505.12075)",
+        "of the ten nearest states of another `format`, the share with the same task; theirs are vectors of attention "
+        "heads",
+    ),
+}
 
 
 def reference() -> str:
@@ -34,6 +61,10 @@ def reference() -> str:
         "`--set section.key=value` changes one. The values are those of size paper; `nucleate settings --size S` shows "
         "those of another.",
         _table(("setting", "value", "meaning"), [(f"`{key}`", f"`{value}`", told) for key, value, told in _settings()]),
+        "## Claims that a probe can be held against",
+        "A probe measures these at every layer, with the untrained network beside where that is read; "
+        "[tables.md](tables.md) says how.",
+        _table(("measure", "claimed", "by", "here"), [(f"`{one}`", *told) for one, told in _CLAIMED.items()]),
         "## From Python",
         "`import nucleate` loads nothing heavy; each name brings what it needs when it is first used.",
         *(f"`{name}` is `{_given(name, module)}`." for name, module in _TYPES.items()),

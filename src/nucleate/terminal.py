@@ -17,7 +17,7 @@ def print_summary(run: Any) -> None:
     """What a run has come to: sentences, then one small table."""
     from nucleate.report.sentences import sentences_of
 
-    title, header, rows = _table_of(run)
+    title, header, rows = table_of(run)
     print(f"\n{run.folder}")
     for sentence in [*sentences_of(run), *_doubts(run)]:
         print(sentence)
@@ -25,7 +25,7 @@ def print_summary(run: Any) -> None:
         print_table(title, header, rows)
 
 
-def _table_of(run: Any) -> tuple[str, Sequence[str], Sequence[Sequence[object]]]:
+def table_of(run: Any) -> tuple[str, Sequence[str], Sequence[Sequence[object]]]:
     """The one table that a verb ends with; without rows where the run is not far enough for it."""
     from nucleate.report import application_tables, tables
 
@@ -48,15 +48,17 @@ def _table_of(run: Any) -> tuple[str, Sequence[str], Sequence[Sequence[object]]]
 
 
 def _of_a_probe(run: Any) -> tuple[str, Sequence[str], Sequence[Sequence[object]]]:
-    """Task by task for one model and its base; of more, each model at its best layer."""
+    """Task by task for one model, with its base or alone; of more, each model at its best layer."""
     from nucleate.probing import findings
 
-    models = run.config["models"]
-    if len(models) <= 2 and _is_whole(run):
+    models, base = run.config["models"], run.config.get("base")
+    if sum(one != base for one in models) <= 1 and _is_whole(run):
         tasks, confusion = (_read(run, name) for name in ("tasks", "confusion"))
         main = findings.main_model(run.metrics, models)
         header, *rows = findings.task_lines(run.metrics, tasks, confusion, main)
         return f"Task by task: {main}", header, rows
+    if "best_readable_layer" not in run.metrics["measure"]:
+        return "made by an earlier version, without linear readings: probe again", (), ()
     header, *rows = findings.summary_lines(run.metrics)
     return findings.models_title(run.metrics), header, rows
 
@@ -72,7 +74,8 @@ def _doubts(run: Any) -> list[str]:
 
 def _is_whole(run: Any) -> bool:
     """Finished, and not made by an earlier version."""
-    return bool((run.folder / "dropped.parquet").is_file())
+    finished = (run.folder / "dropped.parquet").is_file()
+    return bool(finished and "best_readable_layer" in run.metrics["measure"])
 
 
 def _read(run: Any, name: str) -> Any:

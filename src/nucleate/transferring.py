@@ -109,13 +109,16 @@ def transfer(
     for study in moved:
         for number, layer in enumerate(chosen):
             for control, network in networks.items():
+                doing = f"{study.split}, layer {layer}, {len(study.pairs):,} pairs"
+                doing += ": untrained" if control == "untrained" else ""
+                progress(doing, behind / total)
                 for one in study.at(network, number, control):
                     place = {"arm": one.arm, "control": one.control, "split": study.split, "layer": layer}
                     place |= {"read": "input", "labels": "task", "space": "raw" if one.arm == _WHOLE else "centred"}
                     rows += [{**place, "measure": name, "value": value} for name, value in one.shares.items()]
                     by_tasks += [{**place, **row} for row in one.by_tasks(study)]
                     behind += moving
-                    progress(f"{study.split}, layer {layer}: {len(study.pairs):,} pairs", behind / total)
+                    progress(doing, behind / total)
     progress("the answers are counted", 1.0)
     return Transfer(rows, by_tasks, notes)
 

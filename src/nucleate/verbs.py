@@ -15,9 +15,9 @@ from nucleate.options import (
     given_of,
     key_and_value,
 )
-from nucleate.probing.settings import ProbeSettings, TransferSettings
+from nucleate.probing.settings import ProbeSettings, TransferSettings, bar
 from nucleate.redirecting.settings import RedirectSettings
-from nucleate.refusal import Refused
+from nucleate.refusal import FellShort, Refused
 from nucleate.terminal import ProgressBar, print_summary, print_table
 
 if TYPE_CHECKING:
@@ -57,11 +57,11 @@ def pretrain(asked: argparse.Namespace) -> None:
 
 
 def align(asked: argparse.Namespace) -> None:
-    from nucleate.paper.alignment import align
-
     if asked.model is not None:
         _redirect(asked)
         return
+    from nucleate.paper.alignment import align
+
     _check_redirect(asked)
     if asked.out is None:
         raise Refused("nucleate align needs --out RUN, the folder to write to")
@@ -77,7 +77,9 @@ def _check_redirect(asked: argparse.Namespace) -> None:
 
 def _redirect(asked: argparse.Namespace) -> None:
     """The same on a ready-made model (--model)."""
-    from nucleate.redirecting.redirect import budget, redirect_into
+    from nucleate.model.places import at_the_door
+    from nucleate.redirecting.prompts import redirection_of
+    from nucleate.redirecting.stored import network_of
 
     barred = next((name for name in ("size", *SHORT, "fast", "set") if getattr(asked, name)), None)
     if barred is not None:
@@ -87,30 +89,63 @@ def _redirect(asked: argparse.Namespace) -> None:
     if asked.out is None and not asked.estimate:
         raise Refused("nucleate align needs --out RUN, the folder to write to (or --estimate, which writes nothing)")
     settings = RedirectSettings(**given_of(asked, RedirectSettings))
-    for sentence in budget(asked.model, asked.data, settings):
-        print(sentence, file=sys.stdout if asked.estimate else sys.stderr)
+    read = partial(redirection_of, asked.data, settings)
+    at_the_door([network_of(asked.model)[0]], read=read, weights=not asked.estimate)
+
+    from nucleate.redirecting.redirect import budget, redirect_into
+    from nucleate.report.redirection import verdict_of
+    from nucleate.runs import load_run
+
+    needed, *doubts = budget(asked.model, asked.data, settings)
     if asked.estimate:
+        print("\n".join([needed, *doubts]))
         return
+    print(needed, file=sys.stderr)  # the doubts are told again when it begins
     _run(asked, partial(redirect_into, Path(asked.out), asked.model, asked.data, settings))
     print(f"switched model: {Path(asked.out) / 'model'}")
+    verdict = verdict_of(load_run(asked.out))
+    if verdict is not None and verdict.missed:
+        raise FellShort("; ".join(verdict.missed))
 
 
 def probe(asked: argparse.Namespace) -> None:
-    from nucleate.probing.probe import budget, probe_into
+    from nucleate.data.prompts import read_prompts
+    from nucleate.model.places import at_the_door
 
-    settings = ProbeSettings(**given_of(asked, ProbeSettings))
+    settings, bars = ProbeSettings(**given_of(asked, ProbeSettings)), [bar(text) for text in asked.require]
     if asked.out is None and not asked.estimate:
         raise Refused("nucleate probe needs --out RUN, the folder to write to (or --estimate, which writes nothing)")
+    models = [*asked.models, *([] if asked.base is None else [asked.base])]
+    read = partial(read_prompts, asked.data, columns=settings.columns, limit=settings.limit)
+    at_the_door(models, settings.revisions, read, weights=not asked.estimate)
+
+    from nucleate.probing.bars import missed
+    from nucleate.probing.probe import budget, probe_into
+    from nucleate.probing.result import load_probe
+
     if asked.estimate:
         print("\n".join(budget(asked.models, asked.data, settings, base=asked.base)))
         return
     _run(asked, partial(probe_into, Path(asked.out), asked.models, asked.data, settings, base=asked.base))
+    if bars:
+        found = load_probe(asked.out)
+        short = missed(bars, found.metrics, found.tasks, found.coordinates, found.main)
+        if short:
+            raise FellShort("; ".join(short))
 
 
 def transfer(asked: argparse.Namespace) -> None:
-    from nucleate.probing.transfer import transfer_into
+    from nucleate.data.prompts import read_prompts
+    from nucleate.model.places import at_the_door
 
     settings = TransferSettings(**given_of(asked, TransferSettings))
+    revisions = [settings.revision] if settings.revision else []
+    at_the_door(
+        [asked.model], revisions, partial(read_prompts, asked.data, columns=settings.columns, limit=settings.limit)
+    )
+
+    from nucleate.probing.transfer import transfer_into
+
     _run(asked, partial(transfer_into, Path(asked.out), asked.model, asked.data, settings))
 
 
@@ -137,13 +172,18 @@ _PROBE = 60.0  # about what a probe of a small model takes, in epochs of the mai
 
 def reproduce(asked: argparse.Namespace) -> None:
     """A run folder per experiment, then one ledger and one page; what is newer than the page is drawn again."""
+    config, out = config_of(asked), Path(asked.out)
+    if asked.model is not None:
+        from nucleate.model.places import at_the_door
+
+        at_the_door([asked.model])
+
     from nucleate.paper.lengths import lengths_of
     from nucleate.probing import probe
     from nucleate.progress import Workload
     from nucleate.report.figures import draw_figures
     from nucleate.runs import clear_runs, load_run
 
-    config, out = config_of(asked), Path(asked.out)
     rooms = _experiments()
     experiments: dict[str, Callable[..., bool]] = {
         verb: partial(getattr(room, verb), config) for verb, room in rooms.items()
@@ -239,7 +279,21 @@ def _planned(
     config = config_of(one)
     device_for(config.device)
     _experiments()[asked.swept].dataset_for(config)
-    own = {"verb", "run", "size", *SHORT, "seed", "device", "dtype", "fast", "set", "out", "resume", "overwrite"}
+    own = {
+        "verb",
+        "run",
+        "size",
+        *SHORT,
+        "seed",
+        "device",
+        "dtype",
+        "fast",
+        "set",
+        "out",
+        "resume",
+        "overwrite",
+        "json",
+    }
     others = {f"option_{key}": str(value) for key, value in vars(one).items() if key not in own and value is not None}
     varied = {key: value for key, value, _ in describe(config) if key in varying}
     return Planned(name, arguments, to_toml(config, verb=asked.swept, **others), varied), config

@@ -10,18 +10,16 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from nucleate.data.columns import FORMS, OPTIONAL, choose_columns
 from nucleate.data.dataset import SPLITS, Dataset, Instance
 from nucleate.data.sources import NamedColumns, Source, as_text, frame_table, open_source
 from nucleate.refusal import Refused, nearest
 
-FORMS = ("instruction", "prompt", "text", "messages")  # which column holds the prompt; only `instruction` has inputs
-NAMES = (*FORMS, "input", "task", "output", "distribution", "mapping", "split")
 _HALF_A_CHARACTER = re.compile("[\ud800-\udfff]")  # what a JSON text cut inside an emoji leaves
 Chat = tuple[Mapping[str, str], ...]
 
@@ -32,6 +30,9 @@ class Prompts:
 
     instances: tuple[Instance, ...]  # `instance` counts from 0 in the order of the kept rows
     messages: tuple[Chat | None, ...] | None  # (instance,) the chat, up to the assistant's turn; None without chats
+    formats: (
+        tuple[str, ...] | None
+    )  # (instance,) which way to ask it is; None where some row does not tell, or all are one
     has_inputs: bool  # False: the whole prompt is the instruction, and the input is empty
     places: tuple[int, ...]  # (instance,) line of a text file (`unit` says which), or row of a table
     unit: str
@@ -61,8 +62,8 @@ def read_prompts(
     table = frame_table(opened.frame(), name) if isinstance(opened, Dataset) else opened
     if not table.places:
         raise Refused(f"{table.title} has no rows; give it labelled prompts")
-    names = _choose_columns(table, columns or {})
-    kept, chats, dropped = _read_rows(table, names)
+    names = choose_columns(table, columns or {})
+    kept, chats, ways, dropped = _read_rows(table, names)
     tasks = _check_tasks(kept, table, names["task"], dropped)
     warnings = list(_warnings(kept, table, dropped))
     answered = sum(one.output is not None for one in kept)
@@ -76,9 +77,15 @@ def read_prompts(
     if limit is not None and limit < len(kept):
         everything, kept = len(kept), _spread(kept, limit)
         warnings.append(f"{len(kept)} of {everything} prompts are read: the limit is {limit}")
+    formats = tuple(way for one in kept if (way := ways[one.instance]) is not None)
+    told = len(formats) == len(kept) and len(set(formats)) > 1
+    if "format" in names and not told:
+        lack = "all are one" if len(formats) == len(kept) else f"{len(kept) - len(formats)} prompts have none"
+        warnings.append(f"no neighbours of another format are sought: {lack} (column {names['format']!r})")
     return Prompts(
         instances=_number(kept, opened if isinstance(opened, Dataset) else None),
         messages=tuple(chats[one.instance] for one in kept) if "messages" in names else None,
+        formats=formats if told else None,
         has_inputs="instruction" in names,
         places=tuple(one.instance for one in kept),
         unit=table.unit,
@@ -88,45 +95,16 @@ def read_prompts(
     )
 
 
-# --- columns ------------------------------------------------------------------------------------------------------
-
-
-def _choose_columns(table: NamedColumns, columns: Mapping[str, str]) -> dict[str, str]:
-    """{our name: theirs} of the columns to read. A column asked for under another name is not read under its own."""
-    for ours, theirs in columns.items():
-        if ours not in NAMES:
-            raise Refused(f"--columns {ours}={theirs}: there is no {ours!r} to name{nearest(ours, NAMES)}")
-        if theirs not in table.columns:
-            raise Refused(f"{table.title} has no column {theirs!r}{nearest(theirs, table.columns)}")
-    found = {one: one for one in NAMES if one in table.columns and one not in columns.values()} | dict(columns)
-    forms = [form for form in FORMS if form in columns] or [form for form in FORMS if form in found]
-    if len(forms) > 1:
-        raise Refused(
-            f"{table.title} has its prompts twice, in {' and '.join(repr(found[one]) for one in forms)}; "
-            f"name the one to read, as in --columns {forms[-1]}={found[forms[-1]]}"
-        )
-    others = [column for column in table.columns if column not in found.values()]
-    meant = [form for form in FORMS if get_close_matches(form, others)]
-    form = (*forms, *meant, "instruction")[0]
-    needed = (form, "input", "task") if form == "instruction" else (form, "task")
-    for one in needed:
-        if one not in found:
-            close = nearest(one, others) if others else ""
-            alone = f", or read the instruction alone with --columns prompt={found[form]}" if one == "input" else ""
-            raise Refused(f"{table.title}: column {one!r} is missing{close}; name it with --columns {one}=…{alone}")
-    optional = [one for one in ("output", "distribution", "mapping", "split") if one in found]
-    return {one: found[one] for one in (*needed, *optional)}
-
-
 # --- rows ---------------------------------------------------------------------------------------------------------
 
 
 def _read_rows(
     table: NamedColumns, names: Mapping[str, str]
-) -> tuple[list[Instance], dict[int, Chat], list[tuple[int, str]]]:
-    """The whole rows (for now `instance` is the row's place), the chats by place, and the rows left out."""
+) -> tuple[list[Instance], dict[int, Chat], dict[int, str | None], list[tuple[int, str]]]:
+    """The whole rows (for now `instance` is the row's place), chats and formats by place, and the rows left out."""
     kept: list[Instance] = []
     chats: dict[int, Chat] = {}
+    formats: dict[int, str | None] = {}
     dropped: list[tuple[int, str]] = []
     values = [table.cells(column) for column in names.values()]
     for place, *cells in zip(table.places, *values, strict=True):
@@ -144,7 +122,8 @@ def _read_rows(
             dropped.append((place, why))
         else:
             kept.append(_as_instance(place, texts, table))
-    return kept, chats, dropped
+            formats[place] = texts.get("format")
+    return kept, chats, formats, dropped
 
 
 def _as_instance(place: int, texts: Mapping[str, str | None], table: NamedColumns) -> Instance:
@@ -169,7 +148,7 @@ def _as_instance(place: int, texts: Mapping[str, str | None], table: NamedColumn
 def _lack(column: str, text: str | None) -> str | None:
     """Why a row cannot be used because of this cell."""
     if text is None:
-        return None if column in ("output", "distribution", "mapping") else f"{column} is empty"
+        return None if column in OPTIONAL else f"{column} is empty"
     return f"{column} holds half a character" if _HALF_A_CHARACTER.search(text) else None
 
 

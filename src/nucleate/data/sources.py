@@ -16,7 +16,7 @@ from nucleate.data.natural import GROUPS, natural_dataset
 from nucleate.refusal import Refused
 
 _READABLE = (
-    "data is a .jsonl, .csv or .parquet file, a folder of `nucleate data` or of Hugging Face datasets "
+    "data is a .jsonl, .csv, .tsv or .parquet file, a folder of `nucleate data` or of Hugging Face datasets "
     f"(save_to_disk), or one of {', '.join(GROUPS)}"
 )
 
@@ -85,7 +85,7 @@ def _open_path(path: Path) -> tuple[str, Dataset | NamedColumns]:
     match path.suffix.lower():
         case ".jsonl":
             return name, _read_jsonl(path)
-        case ".csv":
+        case ".csv" | ".tsv":
             return name, _read_csv(path)
         case ".parquet":
             return name, frame_table(_read_frame(pl.read_parquet, path), str(path))
@@ -148,7 +148,8 @@ def _read_jsonl(path: Path) -> NamedColumns:
 def _read_csv(path: Path) -> NamedColumns:
     text = _read_text(path)
     head = next((line for line in text.splitlines() if line.strip()), "")
-    parted = max(",;\t|", key=head.count)  # as spreadsheets of other countries write it; commas where there is none
+    # As spreadsheets of other countries write it; commas where there is none. Between tabs any of them may stand.
+    parted = "\t" if path.suffix.lower() == ".tsv" else max(",;\t|", key=head.count)
     reader = csv.reader(StringIO(text, newline=""), strict=True, delimiter=parted)
     header: list[str] = []
     rows, lines, line = [], [], 1
@@ -169,7 +170,7 @@ def _read_csv(path: Path) -> NamedColumns:
                 lines.append(line)
             line = reader.line_num + 1
     except csv.Error as error:
-        raise Refused(f"{path}, line {line}: no valid CSV ({error}); mend its quotes") from None
+        raise Refused(f"{path}, line {line}: no valid {path.suffix[1:].upper()} ({error}); mend its quotes") from None
     finally:
         csv.field_size_limit(before)
     return _row_table(rows, lines, str(path), "line")

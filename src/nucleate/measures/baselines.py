@@ -273,7 +273,7 @@ def explained_variance(states: np.ndarray, labels: np.ndarray) -> float | None:
     for dealt in deals:
         code = np.unique(dealt, return_inverse=True)[1]
         sizes = np.bincount(code)
-        means = _sums(states, code, len(sizes)) / sizes[:, None] - mean
+        means = sums_by_class(states, code, len(sizes)) / sizes[:, None] - mean
         between = float((sizes[:, None] * means**2).sum()) / len(states)
         shares.append(min(max(between / total, 0.0), 1.0))
     return float(np.mean(shares))
@@ -300,7 +300,7 @@ class InputMeans:
         task = np.unique(tasks, return_inverse=True)[1]
         pairs = np.unique(code * (int(task.max()) + 1) + task)
         in_tasks = np.bincount(pairs // (int(task.max()) + 1))
-        means = _sums(states, code, len(names)) / np.bincount(code)[:, None]
+        means = sums_by_class(states, code, len(names)) / np.bincount(code)[:, None]
         return cls(names, means, in_tasks >= 2)
 
     def taken_from(self, states: np.ndarray, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -326,7 +326,7 @@ def averaged(states: np.ndarray, instructions: np.ndarray) -> tuple[np.ndarray, 
     states, instructions = np.asarray(states), np.asarray(instructions)
     _check_states("averaged", states, instructions)
     first, code = np.unique(instructions, return_index=True, return_inverse=True)[1:]
-    points = _sums(states, code, len(first)) / np.bincount(code)[:, None]
+    points = sums_by_class(states, code, len(first)) / np.bincount(code)[:, None]
     order = np.argsort(first)
     return points[order].astype(np.float32), first[order]
 
@@ -341,7 +341,7 @@ def _blocks(states: np.ndarray) -> list[slice]:
 
 def _mean(states: np.ndarray) -> np.ndarray:
     """(width,)"""
-    return _sums(states, np.zeros(len(states), dtype=np.int64), 1)[0] / len(states)
+    return sums_by_class(states, np.zeros(len(states), dtype=np.int64), 1)[0] / len(states)
 
 
 def _variance(states: np.ndarray, mean: np.ndarray) -> np.ndarray:
@@ -353,7 +353,7 @@ _kernel = compiled()  # rows are added in their order, whatever the machine
 
 
 @_kernel
-def _sums(states, code, classes):
+def sums_by_class(states, code, classes):
     """(class, width) sums of the states of each class, in double precision."""
     sums = np.zeros((classes, states.shape[1]))
     for row in range(len(states)):

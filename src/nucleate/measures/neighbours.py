@@ -26,6 +26,7 @@ SEARCHES: dict[str, tuple[str, ...]] = {
     "other_inputs": ("input",),
     "other_distributions": ("distribution",),
     "other_both": ("input", "distribution"),  # what right answers alone cannot find
+    "other_format": ("format",),  # another way to ask
 }
 
 _PAIRS_AT_ONCE = 2**20  # of queries and candidates: 4 MiB on a CPU, 40 on a GPU, and 160 where all of them tie
@@ -36,8 +37,8 @@ _NUMBERS_AT_ONCE = 2**22  # of candidate states turned to double precision
 class Labels:
     """What is known about some instances: integer codes, (instance,) each, shared by queries and candidates.
 
-    -1 stands for unknown. Where any input (distribution) is unknown, nothing is searched among other inputs
-    (distributions); instances without a known output have no say in accuracy.
+    -1 stands for unknown. Where any input (distribution, format) is unknown, nothing is searched among other inputs
+    (distributions, formats); instances without a known output have no say in accuracy.
     """
 
     instruction: np.ndarray
@@ -45,8 +46,11 @@ class Labels:
     output: np.ndarray
     task: np.ndarray
     distribution: np.ndarray
+    format: np.ndarray = None  # type: ignore[assignment]  # None: unknown of all
 
     def __post_init__(self) -> None:
+        if self.format is None:
+            object.__setattr__(self, "format", np.full(len(self), -1))
         for field in fields(self):
             codes = getattr(self, field.name)
             if not (isinstance(codes, np.ndarray) and codes.ndim == 1 and codes.dtype.kind in "iu"):

@@ -185,6 +185,7 @@ class NeighbourShares:
 
     measures: dict[str, dict[str, float]]  # control -> measure -> value; accuracy and hard examples under `none`
     own: dict[str, np.ndarray]  # search -> (query,) share of the K = 10 nearest that have the query's true task
+    chance: dict[str, np.ndarray]  # search -> (task,) the same under shuffled labels, of those who were dealt the task
     mixed: dict[str, np.ndarray]  # search -> (task, other) whose the neighbours of a task are, summed over queries
 
 
@@ -247,17 +248,23 @@ class _Collected:
 
     def whole(self, query: Labels, deals: Mapping[str, TaskDeals], origin: np.ndarray) -> NeighbourShares:
         measures: dict[str, dict[str, float]] = {control: {} for control in deals}
-        own = {}
+        own, chance = dict[str, np.ndarray](), dict[str, np.ndarray]()
         for (control, search), parts in self._shares.items():
-            shares = np.concatenate(parts, axis=2)
+            shares, offered = np.concatenate(parts, axis=2), deals[control].offered[search]
             measures[control] |= _means(search, shares, KS, deals[control])
+            ten = shares[:, KS.index(BARE)]
             if control == "none":
-                own[search] = np.where(deals[control].offered[search][0], shares[0, KS.index(BARE)], np.nan)
+                own[search] = np.where(offered[0], ten[0], np.nan)
+            if control == "shuffled":
+                dealt, most = deals[control].query[offered], int(deals[control].query.max(initial=0)) + 1
+                count = np.bincount(dealt, minlength=most)
+                total = np.bincount(dealt, ten[offered], minlength=most)
+                chance[search] = np.divide(total, count, out=np.full(most, np.nan), where=count > 0)
         if self._votes:
             measures["none"] |= _right(list(np.concatenate(self._votes, axis=1)), KS, query.output)
         for control, parts in self._hard.items():
             measures[control] |= _hard(np.concatenate(parts, axis=-1), origin >= 0, KS)
-        return NeighbourShares(measures, own, self._mixed)
+        return NeighbourShares(measures, own, chance, self._mixed)
 
 
 def mixture(found: Neighbours, query_task: np.ndarray, candidate_task: np.ndarray, *, tasks: int) -> np.ndarray:

@@ -6,13 +6,9 @@ Nothing here opens a pickle, and code that comes with a model runs only where th
 
 import copy
 import io
-import json
-import os
-import shutil
 import struct
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stderr
-from importlib.util import find_spec
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +33,11 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from nucleate.model.converted import converted, kept_of
+from nucleate.model.places import base_of, is_adapter, locate, look_at, replacing
 from nucleate.refusal import Refused
 
 PAD, UNKNOWN = "<pad>", "<unk>"
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # What transformers raises for whatever cannot be loaded; the last two come from a GGUF file that was cut short.
 _TROUBLE = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, IndexError, struct.error)
 
@@ -131,36 +128,60 @@ def load_network(
     `device_map`, `quantization_config`, `attn_implementation`, … (`device` is not used with the first two)."""
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise Refused(f"dtype {dtype!r} is none of torch's: take float32, bfloat16, float16 or auto")
-    name = str(path)
-    folder, common = _locate(path, revision=revision, trust_remote_code=trust_remote_code)
+    folder, common = _ordinary(path, revision=revision, trust_remote_code=trust_remote_code)
+    model = _load_weights(folder, str(path), common, {"dtype": dtype, **loading})
+    if tokenizer is None:
+        with _quiet(gguf="gguf_file" in common):
+            tokenizer = _load_tokenizer(folder, str(path), common)
+    if "device_map" not in loading and "quantization_config" not in loading:
+        model.to(torch.device(device))
+    return model.eval(), tokenizer
+
+
+def _load_weights(folder: str, name: str, common: Mapping[str, Any], loading: dict[str, Any]) -> Any:
+    """The network alone; refused where it lacks some of its weights."""
     if "gguf_file" not in common:
         loading.setdefault("use_safetensors", True)
-        _look_at(Path(folder))
+        look_at(Path(folder))
     with _quiet(gguf="gguf_file" in common):
         try:
             kind: Any = AutoModelForCausalLM
-            if not _adapter(Path(folder)):
+            if not is_adapter(Path(folder)):
                 config = AutoConfig.from_pretrained(folder, **common)
                 kind = _kind(config)
                 if "gguf_file" in common:
                     loading["config"] = config  # to parse it once more takes seconds
-            asked = {"dtype": dtype, "output_loading_info": True, **common, **loading}
+            asked = {"output_loading_info": True, **common, **loading}
             model, report = kind.from_pretrained(folder, **asked)
             if kind is AutoModelForCausalLM and _lacks_its_head_alone(model, report["missing_keys"]):
                 del model  # of an embedding or reward model; only one of them has room
                 model, report = AutoModel.from_pretrained(folder, **asked)
         except (*_TROUBLE, TypeError, AttributeError) as error:  # the last two of a misspelt `loading`
-            raise Refused(_reason(name, error, trust_remote_code)) from error
-        if tokenizer is None:
-            tokenizer = _load_tokenizer(folder, name, common)
+            raise Refused(_reason(name, error, common["trust_remote_code"])) from error
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))  # which is never asked
     if missing:  # transformers would fill them at random
         raise Refused(f"model {name}: holds no weights for {missing[0]} (and {len(missing) - 1} more): save all of it")
     if "gguf_file" in common:
         _forget_gguf(model)
-    if "device_map" not in loading and "quantization_config" not in loading:
-        model.to(torch.device(device))
-    return model.eval(), tokenizer
+    return model
+
+
+def _ordinary(path: str | Path, *, revision: str | None, trust_remote_code: bool) -> tuple[str, dict[str, Any]]:
+    """The folder or hub id to load from, and what every loading function is told. Of a GGUF file it is the folder of
+    its converted weights, unless none can be kept."""
+    folder, common = locate(path, revision=revision, trust_remote_code=trust_remote_code)
+    if "gguf_file" not in common:
+        return folder, common
+
+    def convert(place: Path) -> None:
+        model = _load_weights(folder, str(path), common, {"dtype": "float32"})
+        with _quiet(gguf=True):
+            model.save_pretrained(place)
+            with suppress(Refused):  # without a tokenizer it can still be read by one that is given
+                _load_tokenizer(folder, str(path), common).save_pretrained(place)
+
+    kept = converted(Path(path).expanduser(), convert)
+    return (folder, common) if kept is None else (str(kept), {"trust_remote_code": trust_remote_code})
 
 
 def as_network(model: Any, tokenizer: Any = None, **loading: Any) -> tuple[Any, Any]:
@@ -185,9 +206,9 @@ def tokenizer_of(
     holds none is refused."""
     if not isinstance(model, str | Path):
         return as_network(model, tokenizer, trust_remote_code=trust_remote_code)[1]
-    folder, common = _locate(model, revision=revision, trust_remote_code=trust_remote_code)
+    folder, common = _ordinary(model, revision=revision, trust_remote_code=trust_remote_code)
     if "gguf_file" not in common:
-        _look_at(Path(folder))
+        look_at(Path(folder))
     with _quiet(gguf="gguf_file" in common):
         return tokenizer if tokenizer is not None else _load_tokenizer(folder, str(model), common)
 
@@ -200,9 +221,11 @@ def network_shape(model: Any, *, revision: str | None = None, trust_remote_code:
         try:
             config = model
             if isinstance(model, str | Path):
-                folder, common = _locate(model, revision=revision, trust_remote_code=trust_remote_code)
+                folder, common = locate(model, revision=revision, trust_remote_code=trust_remote_code)
+                if "gguf_file" in common and (kept := kept_of(Path(model).expanduser())):
+                    folder, common = str(kept), {"trust_remote_code": trust_remote_code}
                 if base := base_of(Path(folder)):
-                    folder, common = _locate(base, revision=None, trust_remote_code=trust_remote_code)
+                    folder, common = locate(base, revision=None, trust_remote_code=trust_remote_code)
                 config = AutoConfig.from_pretrained(folder, **common)
             with torch.device("meta"):
                 return _kind(config).from_config(config, trust_remote_code=trust_remote_code)
@@ -224,59 +247,6 @@ def untrained(model: Any, seed: int) -> Any:
     return fresh.to(device=reference.device, dtype=reference.dtype).eval()
 
 
-def looks_local(path: str | Path) -> bool:
-    """Does this name a place on this machine (there or not), rather than a hub id?"""
-    name = str(path)
-    local = isinstance(path, Path) or name.startswith((".", "/", "~")) or name.lower().endswith(".gguf")
-    return local or name.count("/") > 1 or Path(name).exists()
-
-
-@contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """An empty folder to write into, which then takes the place of `folder`. One that stood there is set aside first;
-    should the process die between the two renames, the next look at the folder puts it back."""
-    new, old = _beside(folder, "new"), _beside(folder, "old")
-    finish_replacement(folder)
-    shutil.rmtree(new, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
-    new.mkdir(parents=True)
-    try:
-        yield new
-        if folder.exists():
-            os.rename(folder, old)
-        os.rename(new, folder)
-    finally:
-        finish_replacement(folder)
-        shutil.rmtree(new, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def finish_replacement(folder: Path) -> None:
-    """Put back what a process that died in the middle of a replacement had set aside."""
-    old = _beside(folder, "old")
-    if old.is_dir() and not folder.exists():
-        os.rename(old, folder)
-
-
-def _locate(path: str | Path, *, revision: str | None, trust_remote_code: bool) -> tuple[str, dict[str, Any]]:
-    """The folder or hub id to load from, and what every loading function is told."""
-    local = Path(path).expanduser()
-    finish_replacement(local)
-    common: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    if revision:
-        common["revision"] = revision
-    if local.is_file() and local.suffix.lower() == ".gguf":
-        missing = [package for package in ("gguf", "accelerate") if find_spec(package) is None]
-        if missing:
-            raise Refused(f"model {path}: a GGUF file needs {' and '.join(missing)}: pip install 'nucleate[gguf]'")
-        common["gguf_file"] = local.name
-        local = local.parent
-    elif not local.is_dir() and looks_local(path):
-        what = "is no folder" if local.exists() else "does not exist"
-        raise Refused(f"model {path}: {what}: give a folder with config.json and *.safetensors, or a hub id")
-    return str(local) if local.is_dir() else str(path), common
-
-
 def _kind(config: Any) -> Any:
     """The class that loads it: with a head where it is a causal language model, else the bare network, and of T5 and
     its kin the encoder alone."""
@@ -293,20 +263,6 @@ def _lacks_its_head_alone(model: Any, missing: Iterable[str]) -> bool:
     top = model.get_output_embeddings()
     own = {name for name, weight in model.named_parameters() if top is not None and weight is top.weight}
     return bool(missing) and set(missing) <= own
-
-
-def _adapter(folder: Path) -> bool:
-    return (folder / "adapter_config.json").exists()
-
-
-def base_of(folder: Path) -> str | None:
-    """Path or hub id of the network that a folder's adapter belongs to; None where it holds none."""
-    if not _adapter(folder):
-        return None
-    base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
-    if not base:
-        raise Refused(f"model {folder}: its adapter_config.json names no base_model_name_or_path: write it there")
-    return str(base)
 
 
 def _load_tokenizer(folder: str, name: str, common: dict[str, Any]) -> PreTrainedTokenizerBase:
@@ -334,26 +290,6 @@ def _forget_gguf(model: Any) -> None:
             delattr(holder, name)
 
 
-def _look_at(folder: Path) -> None:
-    """Refuse a local folder that cannot hold a network, before anything is opened."""
-    if not folder.is_dir():
-        return
-    if _adapter(folder):
-        if not (folder / "adapter_model.safetensors").exists():
-            raise Refused(f"model {folder}: holds no adapter_model.safetensors: save the adapter as safetensors")
-        return
-    if not (folder / "config.json").exists():
-        raise Refused(f"model {folder}: holds no config.json: give the folder of a Hugging Face model")
-    if not any(folder.glob("*.safetensors")):
-        pickles = sorted(f.name for pattern in _PICKLES for f in folder.glob(pattern))
-        if pickles:
-            raise Refused(
-                f"model {folder}: holds weights only as a pickle ({pickles[0]}), which could run code: convert it with "
-                "save_pretrained to safetensors where you trust it"
-            )
-        raise Refused(f"model {folder}: holds no *.safetensors: give a folder with weights")
-
-
 def _reason(name: str, error: Exception, trusted: bool) -> str:
     text = str(error)
     if "trust_remote_code" in text and not trusted:
@@ -365,10 +301,6 @@ def _reason(name: str, error: Exception, trusted: bool) -> str:
 
 def _first_line(error: Exception) -> str:
     return (" ".join(str(error).split()) or type(error).__name__)[:300]
-
-
-def _beside(folder: Path, what: str) -> Path:
-    return folder.parent / f".{folder.name}.{what}"
 
 
 @contextmanager

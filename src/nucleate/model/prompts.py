@@ -88,6 +88,7 @@ def read_prompts_states(
     prompt_of = np.array([distinct[prompt] for prompt in prompts])
     owners = np.split(np.argsort(prompt_of, kind="stable"), np.cumsum(np.bincount(prompt_of))[:-1])  # by prompt
     readings = _Readings(layers, prompts, [instances[i].task for i in kept], spill, speaks)
+    progress("reading the prompts", 0.0)
     budget, note = tokens_per_batch or batch_budget(network, any(layers.values())), None
     if speaks:
         batches, note = _read_shared(network, list(distinct), hidden=any(layers.values()), budget=budget)
@@ -96,10 +97,9 @@ def read_prompts_states(
     done = 0
     with at_rest(network):
         for batch in batches:
-            progress("reading the prompts", done / len(distinct))
             readings.enter(batch, [owners[number] for number in batch.numbers])
             done += len(batch.numbers)
-    progress("reading the prompts", 1.0)
+            progress("reading the prompts", done / len(distinct))
     return PromptReading(
         **readings.close(tokenizer),
         kept=kept,

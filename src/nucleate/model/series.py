@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.file_download import try_to_load_from_cache
 
-from nucleate.model.networks import base_of, finish_replacement, looks_local
+from nucleate.model.places import CHECKPOINT, base_of, listed, looks_local, weights_of
 from nucleate.refusal import Refused
 
 _WANTED = [
@@ -26,7 +25,6 @@ _WANTED = [
     "*.py",
 ]  # no weights that are pickles
 _UNWANTED = ["*/*", "consolidated*", "*.fp16.*"]  # the same weights again, in other forms
-_CHECKPOINT = re.compile(r"(?P<unit>checkpoint|epoch|step)[-_]?(?P<number>\d+)")
 
 
 @dataclass(frozen=True)
@@ -45,20 +43,7 @@ def find_models(arguments: Sequence[str | Path], revisions: Sequence[str] = ()) 
     """All models that the arguments name, in order. A folder that has no weights of its own but folders `epoch-…` or
     `checkpoint-…` (as it is, or in `checkpoints/`) stands for these, the earliest first. With `revisions`, each hub id
     stands for so many models. Two with the same weights are refused: one of them is not what it says."""
-    found: list[tuple[str, str | None]] = []
-    for argument in arguments:
-        local = Path(argument).expanduser()
-        if not looks_local(argument):
-            found += [(str(argument), revision) for revision in revisions] if revisions else [(str(argument), None)]
-            continue
-        if revisions:
-            raise Refused(f"model {argument}: a local folder has no revisions: give a hub id, or leave them out")
-        finish_replacement(local)
-        if not local.exists():
-            raise Refused(f"model {argument}: does not exist: give a folder with weights, a GGUF file or a hub id")
-        if local.is_file() and local.suffix.lower() != ".gguf":
-            raise Refused(f"model {argument}: is neither a folder nor a GGUF file: models come first, the prompts last")
-        found += [(str(one), None) for one in ([local] if _is_model(local) else _checkpoints(local))]
+    found = listed(arguments, revisions)
     names = _names([(*_parts(path), *([revision] if revision else [])) for path, revision in found])
     sources = []
     for name, (path, revision) in zip(names, found, strict=True):
@@ -71,16 +56,17 @@ def find_models(arguments: Sequence[str | Path], revisions: Sequence[str] = ()) 
 def checksum(path: str | Path, revision: str | None = None) -> str | None:
     """sha256 of the bytes of its *.safetensors (or of the GGUF file); None for a hub id that is not on this machine."""
     place = place_of(path, revision)
-    files = _weights(place) if place else []
+    files = weights_of(place) if place else []
     if not files:
         return None
     base = base_of(place) if place else None  # an adapter is nothing without it
+    return digest_of(files, begun=checksum(base) or "" if base else "")
+
+
+def digest_of(files: Sequence[Path], *, begun: str = "") -> str:
+    """sha256 of all their bytes, behind those of what was `begun` with."""
     stats = [file.stat() for file in files]
-    return _digest(
-        tuple(files),
-        tuple((one.st_size, one.st_mtime_ns) for one in stats),
-        checksum(base) or "" if base else "",
-    )
+    return _digest(tuple(files), tuple((one.st_size, one.st_mtime_ns) for one in stats), begun)
 
 
 @cache
@@ -121,7 +107,7 @@ def _is_whole(folder: Path) -> bool:
     """Are all its weights there, and a tokenizer? Its settings alone may have been read before."""
     index = folder / "model.safetensors.index.json"
     shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.is_file() else []
-    weights = bool(_weights(folder)) and all((folder / file).is_file() for file in shards)
+    weights = bool(weights_of(folder)) and all((folder / file).is_file() for file in shards)
     return weights and any(folder.glob("*token*"))
 
 
@@ -148,35 +134,9 @@ def refuse_twins(checksums: Mapping[str, str | None]) -> None:
             )
 
 
-def _is_model(place: Path) -> bool:
-    return bool(_weights(place)) or (place / "config.json").exists() or (place / "adapter_config.json").exists()
-
-
-def _weights(place: Path) -> list[Path]:
-    return [place] if place.is_file() else sorted(place.glob("*.safetensors"))
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    inside = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
-    numbered = [
-        (int(match["number"]), one)
-        for one in inside.iterdir()
-        if one.is_dir() and (match := _CHECKPOINT.fullmatch(one.name)) and match["unit"] != "step"
-    ]
-    if not numbered:
-        raise Refused(
-            f"model {folder}: holds neither config.json with *.safetensors nor folders checkpoint-… or epoch-…: "
-            "give the folder of a model or of its checkpoints"
-        )
-    empty = next((one for _, one in sorted(numbered) if not _is_model(one)), None)
-    if empty is not None:
-        raise Refused(f"model {empty}: holds no weights: remove this checkpoint, or save it again")
-    return [one for _, one in sorted(numbered)]
-
-
 def _age(path: Path, revision: str | None) -> tuple[int | None, int | None]:
     """Epoch and step, from the name and from what Hugging Face's Trainer writes beside the weights."""
-    match = _CHECKPOINT.search(revision) if revision else _CHECKPOINT.fullmatch(path.name)
+    match = CHECKPOINT.search(revision) if revision else CHECKPOINT.fullmatch(path.name)
     if match is None:
         return None, None
     number = int(match["number"])

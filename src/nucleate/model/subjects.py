@@ -10,9 +10,12 @@ from typing import Any, Self
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nucleate.model.batches import layers_of
+from nucleate.model.converted import conversion_told
 from nucleate.model.estimate import Estimate, estimate
-from nucleate.model.networks import as_network, base_of, looks_local, network_shape, tokenizer_of
+from nucleate.model.networks import as_network, network_shape, tokenizer_of
+from nucleate.model.places import base_of, looks_local
 from nucleate.model.series import checksum, find_models, located, refuse_twins
+from nucleate.progress import Progress, silent
 from nucleate.refusal import Refused
 
 Model = str | Path | PreTrainedModel  # a folder, a file or a hub id; or a network that is loaded
@@ -73,9 +76,13 @@ class Subject:
         return as_network(self.what, self.tokenizer, **self.loading)
 
 
-def all_ready(subjects: Sequence[Subject]) -> list[Subject]:
+def all_ready(subjects: Sequence[Subject], progress: Progress = silent) -> list[Subject]:
     """All of them `ready`; two with the same weights are refused."""
-    found = [one.ready() for one in subjects]
+    found = []
+    for one in subjects:
+        if told := conversion_told(one.what):
+            progress(told, None)
+        found.append(one.ready())
     refuse_twins({one.name: one.checksum for one in found})
     return found
 

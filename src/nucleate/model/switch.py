@@ -4,8 +4,9 @@ Both read one thing, the last layer's hidden state, so what they learn from is c
 learning costs next to nothing (`learn_head`). How a network that generates text is switched stands in `switched.py`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ AT_ONCE = 512  # states whose logits are held at once
 
 
 class Switch(nn.Module):
-    """Is this a state of what shall be answered otherwise? A logit per state; above 0 the second head answers.
+    """Is this a state of what shall be answered otherwise? A logit per state; where the probability that it stands for
+    is above `threshold` the second head answers. `layer` is the one whose states it reads; None is the last.
 
     States are z-scored first: a few directions of a network's states are a hundred times wider than the rest. `mlp` has
     three layers, as wide inside as the states (§4.2)."""
@@ -30,11 +32,11 @@ class Switch(nn.Module):
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, width: int, kind: str, *, seed: int = 0) -> None:
+    def __init__(self, width: int, kind: str, *, layer: int | None = None, seed: int = 0) -> None:
         super().__init__()
         if kind not in KINDS:
             raise Refused(f"switch {kind!r} does not exist{nearest(kind, KINDS)}")
-        self.kind = kind
+        self.kind, self.layer, self.threshold = kind, layer, 0.5
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("deviation", torch.ones(width))
         with torch.random.fork_rng(devices=[]):
@@ -52,10 +54,19 @@ class Switch(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         return self.layers((states - self.mean) / self.deviation).squeeze(-1)
 
-    def is_on(self, states: Tensor) -> np.ndarray:
+    def says_yes(self, states: Tensor) -> Tensor:
         """(state,) bool: where the second head answers."""
         with torch.no_grad():
-            return (self(states) > 0).numpy()
+            return self(states) > logit_of(self.threshold)
+
+    def is_on(self, states: Tensor) -> np.ndarray:
+        """The same as an array."""
+        return self.says_yes(states).numpy()
+
+
+def logit_of(probability: float) -> float:
+    """What a switch gives where it holds something for the source with this probability."""
+    return math.log(probability / (1 - probability))
 
 
 class Head(nn.Module):
@@ -89,6 +100,7 @@ class TargetStates:
     starts: np.ndarray  # (group + 1,) where the targets of each group begin
     ends: Tensor  # (instance, width) states of each instance's last token, which the switch reads
     branches: tuple[int, ...]  # instances of each group
+    inner: Tensor | None = None  # (layer, instance, width) the same states of each instance in other layers
 
 
 @dataclass(frozen=True)
@@ -103,12 +115,16 @@ class SwitchTraining:
     max_gradient_norm: float = 1.0
 
 
-def remember(model: nn.Module, groups: Sequence[Group], *, answers_only: bool) -> TargetStates:
-    """Compute once what a head learns from: all that is predicted, or the targets of the groups alone."""
+def remember(
+    model: nn.Module, groups: Sequence[Group], *, answers_only: bool, layers: Sequence[int] = ()
+) -> TargetStates:
+    """Compute once what a head learns from: all that is predicted, or the targets of the groups alone. In the same
+    pass, what a switch could read in these layers."""
     check_positions(model, groups)
     device, dtype = where_it_runs(model)
     collate = pack if packing_is_exact(model, groups) else plain
     columns: list[list[Tensor]] = [[], [], [], [], []]
+    inner: list[Tensor] = []
     was_training = model.training
     model.eval()
     try:
@@ -122,12 +138,17 @@ def remember(model: nn.Module, groups: Sequence[Group], *, answers_only: bool) -
                 columns[1].append(logits[batch.target_row.to(logits.device)][kept].float().cpu())
                 columns[2].append(batch.target_token[kept].cpu())
                 columns[3].append(batch.target_weight[kept].cpu())
-                columns[4].append(last[batch.ends.to(last.device)].float().cpu())
+                chosen = (hidden[layer] for layer in (*layers, -1))
+                *others, end = [one.flatten(0, 1)[batch.ends.to(one.device)].float().cpu() for one in chosen]
+                columns[4].append(end)
+                inner += [torch.stack(others)] if layers else []
     finally:
         model.train(was_training)
     starts = np.cumsum([0, *map(len, columns[2])])
-    states, logits, tokens, weights, ends = map(torch.cat, columns)
-    return TargetStates(states, logits, tokens, weights, starts, ends, tuple(len(group.branches) for group in groups))
+    states, logits, tokens, weights, last_of = map(torch.cat, columns)
+    branches = tuple(len(group.branches) for group in groups)
+    read = torch.cat(inner, dim=1) if inner else None
+    return TargetStates(states, logits, tokens, weights, starts, last_of, branches, read)
 
 
 def _answers(group: Group, target_instance: np.ndarray) -> np.ndarray:
@@ -144,16 +165,20 @@ class TeachingSet:
     first: np.ndarray  # (instance,) where its targets begin
     closing: np.ndarray  # (target,) bool: the token that ends an answer
     allowed: np.ndarray  # the first tokens of all answers
+    ends: Mapping[int, Tensor] = field(default_factory=dict)  # layer -> (instance, width), which a switch may read
+    before: Tensor | None = None  # (target, vocabulary) logits of a network that was redirected before
 
     def answers(self, head: Head | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(instance,) bool: every token of the answer is the likeliest one; so is the one that ends it; the first is,
-        among the first of all answers."""
+        among the first of all answers. Without a head, as the network was."""
         best, own = [], []
         for start in range(0, len(self.memory.tokens), AT_ONCE):
             part = slice(start, start + AT_ONCE)
             with torch.no_grad():
-                added = 0 if head is None else head(self.memory.states[part])
-                logits = self.memory.logits[part] + added
+                if head is not None:
+                    logits = self.memory.logits[part] + head(self.memory.states[part])
+                else:
+                    logits = (self.memory.logits if self.before is None else self.before)[part]
             best.append(logits.argmax(-1).numpy())
             own.append(self.allowed[logits[:, self.allowed].argmax(-1).numpy()])
         tokens = self.memory.tokens.numpy()

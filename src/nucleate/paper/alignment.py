@@ -205,6 +205,7 @@ def _is_there(run: RunWriter, part: str) -> bool:
 def _rows_of(network: Network, method: str, config: Config, tell: Callable[[int], None]) -> Iterator[dict[str, Any]]:
     """All that is measured of one method. `tell` is told how many more attempts are behind it."""
     rates, first = _rates(config), network.redirection
+    tell(0)
     chosen, attempt = best_attempt(first, method, rates, config)
     curve = {0: first.before, **dict(attempt)}
     tell(len(rates))

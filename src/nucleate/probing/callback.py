@@ -44,8 +44,8 @@ class ProbeCallback(TrainerCallback):
     that holds something is refused before the first step, unless `overwrite` is set. `tokenizer` is the Trainer's
     unless given. Under several processes the first one looks, and the others wait for it at their next step.
 
-    Afterwards `result` holds what was found. Each look adds `probe_share`, `probe_separate` and `probe_best_layer` to
-    the `log_history` of the Trainer's state.
+    Afterwards `result` holds what was found. Each look adds `probe/readable`, `probe/clustered` and `probe/best_layer`
+    to the `log_history` of the Trainer's state.
     """
 
     def __init__(
@@ -185,7 +185,11 @@ class ProbeCallback(TrainerCallback):
             seen = self._probe.look(network, self._tokenizer, state.global_step, epoch, progress)
         _say(f"step {state.global_step}: {seen.words}")
         told: dict[str, Any] = {"epoch": state.epoch, "step": state.global_step}
-        told |= {"probe_share": seen.share, "probe_separate": seen.separate, "probe_best_layer": seen.best_layer}
+        told |= {
+            "probe/readable": seen.readable,
+            "probe/clustered": seen.clustered,
+            "probe/best_layer": seen.best_layer,
+        }
         state.log_history.append(told)
 
 

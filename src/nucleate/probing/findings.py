@@ -1,226 +1,316 @@
-"""What a probe comes to, in words: which tasks are separate, from which layer on, what a fine-tuning changed.
+"""What a probe comes to, in words: what is clustered, what is readable, what is no more than the words; what a
+fine-tuning changed.
 
 From the tables alone, so that a run folder read back says the same.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
-from nucleate.long_table import best_layer_of, best_layers, deciding_measure, main_read, value_of
+from nucleate.intervals import discoveries, t_probability
+from nucleate.long_table import best_layers, deciding_measure, main_read, value_of
 from nucleate.probing.separation import MISLABELLED, by_task, mean_interval
-from nucleate.report.sentences import CONTROL_WORDS, percent
+from nucleate.report.sentences import CONTROL_WORDS
+from nucleate.report.tables import percent
 from nucleate.text_table import text_table
 
+CLUSTERED, READABLE, WORDS, NOT_HELD = "clustered", "readable", "no more than the words", "not held"
+VERDICTS = (CLUSTERED, READABLE, WORDS, NOT_HELD)
 _MOST_NAMED = 4  # tasks in a sentence
-_MOST_DOUBTED = 0.1  # of the prompts; beyond, it is the model that errs
 _WHO = {
-    "knn_share": "neighbours: prompts of other instructions",
-    "knn_share_other_inputs": "neighbours: prompts of other instructions with other inputs",
+    "knn_share": "of other instructions",
+    "knn_share_other_inputs": "of other instructions with other inputs",
 }
-_CONTROLS = ("untrained", "surface_instruction", "surface_prompt")
+_CONTROLS = {  # in the order of the table
+    "untrained": "untrained",
+    "surface_prompt": "n-grams: prompt",
+    "surface_instruction": "n-grams: instruction",
+    "neutral": "neutral instruction",
+    "answers": "answers alone",
+    "shuffled": "shuffled",
+}
+_TOLD = {"split": "test", "space": "raw", "labels": "task"}  # where a share is reported
+_WORDS_OF = {**CONTROL_WORDS, "neutral": "the same inputs after a neutral instruction"}
+
+# --- two readings -----------------------------------------------------------------------------------------------------
 
 
-def separated_tasks(tasks: pl.DataFrame, layer: int) -> tuple[list[str], list[str]]:
-    """The tasks of one model that are separate at a layer, and those that are not."""
-    rows = tasks.filter(pl.col("measure") == "separated", pl.col("layer") == layer).sort("task")
-    return tuple(rows.filter(pl.col("value") == truth)["task"].to_list() for truth in (1.0, 0.0))  # type: ignore[return-value]
+class Reading(NamedTuple):
+    """A share on the half that is told, at the layer that was chosen for it, beside its controls."""
+
+    layer: int
+    value: float | None
+    low: float | None
+    high: float | None
+    controls: dict[str, float]  # each at a layer of its own; shuffled labels at the same one
+
+    @property
+    def hardest(self) -> str | None:
+        """The control that is the hardest to exceed."""
+        return max(self.controls, key=lambda name: self.controls[name], default=None)
 
 
-def span_of_layers(tasks: pl.DataFrame, best: int) -> tuple[int, int, bool]:
-    """From which layer to which, the best among them, all tasks are separate that are so there; and whether the last of
-    them is the network's last."""
-    rows = tasks.filter(pl.col("measure") == "separated").sort("layer")
-    layers = rows["layer"].unique().sort().to_list()
-    there = set(separated_tasks(tasks, best)[0])
-    apart = {layer: there <= set(separated_tasks(tasks, layer)[0]) for layer in layers}
-    first = last = best
-    for layer in reversed(layers[: layers.index(best)]):
-        if not apart[layer]:
-            break
-        first = layer
-    for layer in layers[layers.index(best) + 1 :]:
-        if not apart[layer]:
-            break
-        last = layer
-    return first, last, last == layers[-1]
+def reading_of(metrics: pl.DataFrame, model: str, reading: str) -> Reading:
+    """`clustered`, by the neighbours that decide, or `readable`, by linear probes."""
+    metrics = main_read(metrics)
+    measure = deciding_measure(metrics) if reading == CLUSTERED else "linear_accuracy"
+    layer = layer_of(metrics, model, reading)
+    here = {**_TOLD, "layer": layer, "model": model}
+    value, low, high = (value_of(metrics, measure + end, **here) for end in ("", "_low", "_high"))
+    levels: dict[str, float | None] = {}
+    for control in _CONTROLS:
+        at, whose = (None, {}) if control not in ("untrained", "neutral", "shuffled") else (layer, {"model": model})
+        if control in ("untrained", "neutral"):
+            at = layers_of(metrics, reading, control).get(model)
+        levels[control] = value_of(metrics, measure, **_TOLD, **whose, layer=at, control=control)
+    return Reading(layer, value, low, high, {name: level for name, level in levels.items() if level is not None})
 
 
-def difference(here: pl.DataFrame, there: pl.DataFrame) -> pl.DataFrame:
-    """task, share, base_share, difference, low, high: what two models' coordinates say of the prompts on test in both.
+def layers_of(metrics: pl.DataFrame, reading: str, control: str = "none") -> dict[str, int]:
+    """model -> the layer that was chosen for a reading."""
+    return best_layers(metrics, "best_layer" if reading == CLUSTERED else "best_readable_layer", control)
 
-    Each at its own best layer, prompt by prompt; the intervals are over instructions."""
-    same = ["instance", "text", "task"]
-    mine, theirs = (one.filter(pl.col("split") == "test") for one in (here, there))
-    both = mine.join(theirs.select(*same, base="share"), on=same)
-    both = both.drop_nulls(["share", "base"]).sort("instance")
-    names = sorted(both["task"].unique())
-    task = np.array([names.index(name) for name in both["task"]], dtype=np.int64)
-    share, base, unit = (both[column].to_numpy() for column in ("share", "base", "unit"))
-    rows = []
-    for code, name in enumerate(names):
-        found = mean_interval(np.where(task == code, share - base, np.nan), unit, seed=code)
-        bounds = (None, None) if found is None else (found.low, found.high)
-        rows.append((name, by_task(share, task)[code], by_task(base, task)[code], *bounds))
-    schema = {"task": pl.String, "share": pl.Float64, "base_share": pl.Float64, "low": pl.Float64, "high": pl.Float64}
-    frame = pl.DataFrame(rows, schema=schema, orient="row")
-    gap = (pl.col("share") - pl.col("base_share")).alias("difference")
-    return frame.select("task", "share", "base_share", gap, "low", "high")
+
+def layer_of(metrics: pl.DataFrame, model: str, reading: str) -> int:
+    """Of one model."""
+    return layers_of(metrics, reading)[model]
+
+
+def verdict_from(clustered: float | None, readable: float | None, held: float | None) -> str | None:
+    """Of a task, or the whole; None where there are too few prompts to tell."""
+    if clustered == 1:
+        return CLUSTERED
+    if readable == 1:
+        return READABLE
+    if clustered is None or readable is None or held is None:
+        return None
+    return WORDS if held == 1 else NOT_HELD
+
+
+def verdict_of(metrics: pl.DataFrame, model: str) -> str | None:
+    """Of all tasks together."""
+    metrics = main_read(metrics)
+
+    def flag(name: str, reading: str) -> float | None:
+        return value_of(metrics, name, **_TOLD, model=model, layer=layer_of(metrics, model, reading))
+
+    held = [flag(f"held_{reading}", reading) for reading in (CLUSTERED, READABLE)]
+    return verdict_from(flag(CLUSTERED, CLUSTERED), flag(READABLE, READABLE), _either(held))
+
+
+def verdicts_of(metrics: pl.DataFrame, tasks: pl.DataFrame, model: str) -> dict[str, str | None]:
+    """task -> its verdict, each reading at the layer that was chosen for all tasks."""
+    metrics, here = main_read(metrics), tasks.filter(pl.col("model") == model)
+    some = {reading: _values(here, layer_of(metrics, model, reading)) for reading in (CLUSTERED, READABLE)}
+    found = {}
+    for task in sorted(set(here["task"])):
+        held = [values.get((task, f"held_{reading}")) for reading, values in some.items()]
+        clustered, readable = (values.get((task, reading)) for reading, values in some.items())
+        found[task] = verdict_from(clustered, readable, _either(held))
+    return found
+
+
+def _either(flags: Sequence[float | None]) -> float | None:
+    """1 as soon as one is; else None where one is unknown."""
+    return 1.0 if 1.0 in flags else None if None in flags else 0.0
+
+
+def _values(tasks: pl.DataFrame, layer: int) -> dict[tuple[str, str], float]:
+    """(task, measure) -> value."""
+    return {(row["task"], row["measure"]): row["value"] for row in _at(tasks, layer).iter_rows(named=True)}
+
+
+def tasks_that_are(metrics: pl.DataFrame, tasks: pl.DataFrame, model: str, verdict: str) -> set[str]:
+    """The tasks of one verdict; what is clustered counts as readable too."""
+    wanted = VERDICTS[: VERDICTS.index(verdict) + 1] if verdict == READABLE else (verdict,)
+    return {task for task, found in verdicts_of(metrics, tasks, model).items() if found in wanted}
+
+
+# --- the answer in a sentence -----------------------------------------------------------------------------------------
 
 
 def headline(metrics: pl.DataFrame, tasks: pl.DataFrame, coordinates: pl.DataFrame, model: str) -> str:
-    """The answer for one model in a sentence or two."""
-    metrics = main_read(metrics)
-    best, measure = best_layer_of(metrics, model), deciding_measure(metrics)
-    here = tasks.filter(pl.col("model") == model)
-    yes, no = separated_tasks(here, best)
-    parts = []
-    if value_of(metrics, "separated", model=model, layer=best, **_TOLD) == 1:
-        first, last, to_the_end = span_of_layers(here, best)
-        span = f"at layer {best}" if first == last else f"in layers {first} to {last}"
-        span = f"from layer {first} on" if to_the_end and first < last else span
-        parts.append(f"{len(yes)} of {len(yes) + len(no)} tasks are separate {span}" if yes else "separate as a whole")
-        parts += [f"{_named(no)} {'is' if len(no) == 1 else 'are'} not"] if no and yes else []
-    else:
-        if yes or no:
-            parts.append("as a whole no more than the words" if yes else "no more than the words")
-        parts += [f"only {_named(yes)} {'is' if len(yes) == 1 else 'are'} separate"] if yes else []
-    untold = sorted({*here["task"]} - {*yes, *no})
-    parts += [f"too few prompts to tell about {_named(untold)}"] if untold else []
-    count = mislabelled(metrics, coordinates, model)
-    if count is None:
-        parts.append("the labels cannot be checked by a model that hardly tells them apart")
-    else:
-        parts.append(f"{count or 'no'} prompt{' looks' if count == 1 else 's look'} mislabelled")
-    share = value_of(metrics, measure, model=model, layer=best, **_TOLD)
-    if share is None:
-        return "; ".join(parts)
+    """The answer for one model: the verdict, both readings with their hardest control, the tasks, doubtful prompts."""
+    verdict, each = verdict_of(metrics, model), verdicts_of(metrics, tasks, model)
     prompts = coordinates.filter(pl.col("model") == model)
-    unit = "instructions" if prompts["unit"].n_unique() < prompts["text"].n_unique() else "prompts"
-    number, against = _beside_hardest(metrics, measure, model, share)
-    where = f"at layer {best}, the best, {number} of the neighbours on held-out {unit} share the task"
-    return f"{'; '.join(parts)} ({where}{against})"
-
-
-_TOLD = {"split": "test", "space": "raw", "labels": "task"}  # where a share is reported
-
-
-def _beside_hardest(metrics: pl.DataFrame, measure: str, model: str, share: float) -> tuple[str, str]:
-    """The share, and the hardest control, which its margin was taken against: in as many figures as tell them apart."""
-    margin = value_of(metrics, "margin", model=model, layer=best_layer_of(metrics, model), **_TOLD)
-    levels = {
-        control: level
-        for control in _CONTROLS
-        if (level := _level_of_control(metrics, measure, control, model)) is not None
-    }
-    if margin is None or not levels:
-        return percent(share), ""
-    hardest = min(levels, key=lambda control: abs(share - levels[control] - margin))
-    digits = 1 if percent(share) == percent(levels[hardest]) else 0
-    told = f"; the hardest control, {CONTROL_WORDS[hardest]}, gives {percent(levels[hardest], digits)}"
-    return percent(share, digits), told
-
-
-def _level_of_control(metrics: pl.DataFrame, measure: str, control: str, model: str) -> float | None:
-    if control == "untrained":
-        return _untrained(metrics, measure, model)
-    return value_of(metrics, measure, **_TOLD, layer=None, control=control)
-
-
-def mislabelled(metrics: pl.DataFrame, coordinates: pl.DataFrame, model: str) -> int | None:
-    """How many prompts look mislabelled to a model; None where its share of neighbours is within chance, or
-    where it doubts so many that it is the model that errs."""
-    measure, place = deciding_measure(metrics), {"split": "test", "space": "raw", "labels": "task", "model": model}
-    metrics, best = main_read(metrics), best_layer_of(metrics, model)
-    doubts = coordinates.filter(pl.col("model") == model)["margin"]
-    count = int((doubts > MISLABELLED).sum())
-    low = value_of(metrics, f"{measure}_low", layer=best, **place)
-    share = value_of(metrics, measure, layer=best, **place) if low is None else low
-    chance = [_untrained(metrics, measure, model), value_of(metrics, measure, layer=best, control="shuffled", **place)]
-    knows = share is not None and all(level is None or share > level for level in chance)
-    return count if knows and count <= _MOST_DOUBTED * len(doubts) else None
-
-
-def separate_at_best(metrics: pl.DataFrame, tasks: pl.DataFrame, model: str) -> set[str]:
-    """The tasks that are separate at the model's best layer."""
-    return set(separated_tasks(tasks.filter(pl.col("model") == model), best_layer_of(metrics, model))[0])
-
-
-def change(found: pl.DataFrame, base: str, now: Collection[str], before: Collection[str]) -> str:
-    """What a fine-tuning did, in a sentence; `now` and `before` are the tasks that are and were separate."""
-    rose = found.filter(pl.col("low") > 0).sort("difference", descending=True)
-    fell = found.filter(pl.col("high") < 0).sort("difference")
-    parted = pl.col("task").is_in([task for task in now if task not in before])
-    merged = pl.col("task").is_in([task for task in before if task not in now])
+    read, near = (reading_of(metrics, model, reading) for reading in (READABLE, CLUSTERED))
     parts = []
-    for verb, rows in (
-        ("separated", rose.filter(parted)),
-        ("raised", rose.filter(~parted)),
-        ("merged", fell.filter(merged)),
-        ("lowered", fell.filter(~merged)),
-    ):
-        moved = rows.select("task", "base_share", "share").rows()
-        named = [f"{_quoted(task)} ({percent(before)} → {percent(after)})" for task, before, after in moved]
-        parts += [f"{verb} {_named(named, quote=False)}"] if named else []
-    for words, tasks in (
-        ("has {} separate now", [task for task in now if task not in {*before, *rose["task"]}]),
-        ("no longer has {} separate", [task for task in before if task not in {*now, *fell["task"]}]),
-    ):
-        parts += [f"{words.format(_named(sorted(tasks)))}, by a change within chance"] if tasks else []
-    if found["low"].is_null().all():
+    if read.value is not None:
+        parts.append(f"labels are read off layer {read.layer} for {_beside(read, 'of held-out prompts')}")
+    if near.value is not None:
+        told = f"at layer {near.layer}, {_beside(near, 'of the neighbours share the label')}"
+        parts.append(told if verdict in (CLUSTERED, None) else f"not clustered, {told}")
+    if verdict == CLUSTERED:
+        parts.reverse()
+    parts[0] = f"{verdict or 'too few prompts to tell'}: {parts[0]}" if parts else verdict or "too few prompts to tell"
+    parts += _counted(each)
+    parts.append(doubted_in_words(int((prompts["margin"] > MISLABELLED).sum()), read))
+    return "; ".join(parts)
+
+
+def _beside(reading: Reading, of_what: str) -> str:
+    """The share, and the hardest control, in as many figures as tell them apart."""
+    value, hardest = reading.value or 0.0, reading.hardest
+    if hardest is None:
+        return f"{percent(value)} {of_what}"
+    level = reading.controls[hardest]
+    digits = 1 if value != level and percent(value) == percent(level) else 0
+    told = f"{_WORDS_OF[hardest]} {'gives' if hardest == 'untrained' else 'give'} {percent(level, digits)}"
+    return f"{percent(value, digits)} {of_what} ({told})"
+
+
+def _counted(verdicts: Mapping[str, str | None]) -> list[str]:
+    """How many tasks have each verdict, by name where they are few."""
+    told = [verdict for verdict in VERDICTS if verdict in verdicts.values()]
+    counted = [task for task, verdict in verdicts.items() if verdict is not None]
+    parts = []
+    if len(told) == 1:
+        few = {1: "the one task that can be told is", 2: "both tasks are"}
+        parts.append(f"{few.get(len(counted), f'all {len(counted)} tasks are')} {told[0]}")
+    elif told:
+        groups = [sorted(task for task, found in verdicts.items() if found == verdict) for verdict in told]
+        listed = [
+            f"{len(tasks)} {verdict}" + (f" ({_named(tasks)})" if len(tasks) <= _MOST_NAMED else "")
+            for verdict, tasks in zip(told, groups, strict=True)
+        ]
+        parts.append(f"of {len(counted)} tasks: {', '.join(listed[:-1])} and {listed[-1]}")
+    untold = sorted(task for task, verdict in verdicts.items() if verdict is None)
+    return parts + ([f"too few prompts to tell about {_named(untold)}"] if untold else [])
+
+
+def doubted_in_words(count: int, read: Reading) -> str:
+    """How many prompts look mislabelled, and how far that is to be trusted: a probe that cannot read the labels of what
+    it has not met errs more often than whoever labelled."""
+    looks = f"{count or 'no'} prompt{' looks' if count == 1 else 's look'} mislabelled"
+    value = read.value or 0.0
+    if not count or value >= _TRUSTED:
+        return looks
+    return f"{looks}, {'to be taken with care' if value >= _HARDLY else 'which is hardly to be trusted'}"
+
+
+_TRUSTED, _HARDLY = 0.9, 0.5  # shares of labels read: from here on doubts are told plainly; below it, hardly at all
+
+# --- what has changed -------------------------------------------------------------------------------------------------
+
+
+def difference(here: pl.DataFrame, there: pl.DataFrame, reading: str = CLUSTERED) -> pl.DataFrame:
+    """task, share, base_share, difference, low, high, changed: what two models' coordinates say of the prompts on test
+    in both.
+
+    Each at its own best layer, prompt by prompt; the intervals are over instructions. `changed` allows for the number
+    of tasks: of those that are called so, at most one in twenty is expected to be so by chance (Benjamini and
+    Hochberg)."""
+    column = "share" if reading == CLUSTERED else "named"
+    same = ["instance", "text", "task"]
+    mine, theirs = (one.filter(pl.col("split") == "test") for one in (here, there))
+    both = mine.join(theirs.select(*same, base=column), on=same)
+    both = both.drop_nulls([column, "base"]).sort("instance")
+    names = sorted(both["task"].unique())
+    task = np.array([names.index(name) for name in both["task"]], dtype=np.int64)
+    share, base, unit = (both[name].to_numpy().astype(float) for name in (column, "base", "unit"))
+    rows, chances = [], []
+    for code, name in enumerate(names):
+        moved = np.where(task == code, share - base, np.nan)
+        found = mean_interval(moved, unit, seed=code)
+        bounds = (None, None) if found is None else (found.low, found.high)
+        rows.append((name, by_task(share, task)[code], by_task(base, task)[code], *bounds))
+        chances.append(1.0 if found is None else t_probability(by_task(moved, np.unique(unit, return_inverse=True)[1])))
+    schema = {"task": pl.String, "share": pl.Float64, "base_share": pl.Float64, "low": pl.Float64, "high": pl.Float64}
+    frame = pl.DataFrame(rows, schema=schema, orient="row")
+    gap = (pl.col("share") - pl.col("base_share")).alias("difference")
+    changed = pl.Series("changed", discoveries(np.array(chances)), dtype=pl.Boolean)
+    return frame.select("task", "share", "base_share", gap, "low", "high", changed)
+
+
+def change(
+    found: Mapping[str, pl.DataFrame], base: str, now: Mapping[str, set[str]], before: Mapping[str, set[str]]
+) -> str:
+    """What a fine-tuning did, in a sentence: reading -> the differences; the tasks that are so now and were before."""
+    if all(frame["low"].is_null().all() for frame in found.values()):
         return f"compared with {base}, too few instructions to tell what has changed"
-    return f"compared with {base}, the model " + (", ".join(parts) or "changes no task's share beyond chance")
+    parts = []
+    for reading, frame in found.items():
+        moved = frame.filter(pl.col("changed"))
+        rose = moved.filter(pl.col("difference") > 0).sort("difference", descending=True)
+        fell = moved.filter(pl.col("difference") < 0).sort("difference")
+        new = pl.col("task").is_in(sorted(now[reading] - before[reading]))
+        gone = pl.col("task").is_in(sorted(before[reading] - now[reading]))
+        for words, rows in (
+            (f"made {{}} {reading}", rose.filter(new)),
+            (f"made {{}} more {reading}", rose.filter(~new)),
+            (f"made {{}} no longer {reading}", fell.filter(gone)),
+            (f"made {{}} less {reading}", fell.filter(~gone)),
+        ):
+            shares = rows.select("task", "base_share", "share").rows()
+            named = [f"{_quoted(task)} ({percent(old)} → {percent(share)})" for task, old, share in shares]
+            parts += [words.format(_named(named, quote=False))] if named else []
+    return f"compared with {base}, the model " + (", ".join(parts) or "changes no task beyond chance")
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
 
 
 def summary_lines(metrics: pl.DataFrame) -> list[tuple[str, ...]]:
-    """A line per model with its controls beside it; the first line names the columns."""
-    measure = deciding_measure(metrics)
-    against = ("untrained", "n-grams: instruction", "n-grams: prompt", "shuffled")
-    header = ("model", "best layer", "same-task neighbours", "95 %", *against, "best F1", "by t-SNE", "accuracy")
-    lines: list[tuple[str, ...]] = [header]
-    metrics = main_read(metrics)
-    models = list(best_layers(metrics))
-    for model in models:
-        best = best_layer_of(metrics, model)
-        here = {**_TOLD, "layer": best}
-        controls = [
-            *(_level_of_control(metrics, measure, control, model) for control in _CONTROLS),
-            value_of(metrics, measure, **here, model=model, control="shuffled"),
-        ]
-        low, high = (value_of(metrics, f"{measure}_{end}", **here, model=model) for end in ("low", "high"))
-        clustered = pl.col("measure").eq("f1") & pl.col("labels").eq("task") & pl.col("control").eq("none")
-        clustered &= pl.col("split").eq("all") & pl.col("model").eq(model)
-        top = [metrics.filter(clustered, pl.col("space") == space)["value"].max() for space in ("raw", "tsne")]
-        accuracy = value_of(metrics, "accuracy", model=model, split="all")
-        share = value_of(metrics, measure, **here, model=model)
-        interval = _between(low, high)
-        lines.append((model, str(best), _number(share), interval, *(_number(v) for v in (*controls, *top, accuracy))))
-    return lines
+    """Lines for each model: its readings beside their controls, the F1 of its clusters, its right answers; the first
+    line names the columns."""
+    lines = []
+    for model in best_layers(main_read(metrics)):
+        for reading, words in ((READABLE, "labels read"), (CLUSTERED, "neighbours")):
+            one = reading_of(metrics, model, reading)
+            controls = (_number(one.controls.get(control)) for control in _CONTROLS)
+            sure = _between(one.low, one.high)
+            lines.append((model, words, str(one.layer), _number(one.value), sure, *controls))
+        whole = pl.col("measure").eq("f1") & pl.col("labels").eq("task") & pl.col("control").eq("none")
+        whole &= pl.col("split").eq("all") & pl.col("model").eq(model)
+        for space, words in (("raw", "F1 of k-means"), ("tsne", "F1 by t-SNE")):
+            best = main_read(metrics).filter(whole, pl.col("space") == space).sort("value", "layer").tail(1)
+            if len(best):
+                lines.append((model, words, str(best["layer"].item()), _number(best["value"].item()), *[""] * 7))
+        accuracy = value_of(main_read(metrics), "accuracy", model=model, split="all")
+        if accuracy is not None:
+            lines.append((model, "answers right", "", _number(accuracy), *[""] * 7))
+    return _without_empty([("model", "what", "layer", "share", "95 %", *_CONTROLS.values()), *lines])
 
 
 def task_lines(
     metrics: pl.DataFrame, tasks: pl.DataFrame, confusion: pl.DataFrame, model: str
 ) -> list[tuple[str, ...]]:
-    """A line per task of one model at its best layer, the least separate first; the first line names the columns."""
-    best, measure = best_layer_of(metrics, model), deciding_measure(metrics)
+    """A line per task of one model, the least readable first; the first line names the columns."""
+    metrics, measure = main_read(metrics), deciding_measure(metrics)
+    best, readable = (layer_of(metrics, model, reading) for reading in (CLUSTERED, READABLE))
     here = tasks.filter(pl.col("model") == model)
-    value = {(row["task"], row["measure"]): row["value"] for row in _at(here, best).iter_rows(named=True)}
+    near, read = _values(here, best), _values(here, readable)
     others = _at(confusion.filter(pl.col("model") == model), best).filter(pl.col("task") != pl.col("other"))
     most = {row["task"]: row for row in others.sort("share").iter_rows(named=True)}  # the last of each counts
+    verdicts = verdicts_of(metrics, tasks, model)
     lines = []
-    for task in sorted({*here["task"]}, key=lambda task: (value.get((task, "margin"), -1.0), task)):
-        share, margin = value.get((task, measure)), value.get((task, "margin"))
-        control = None if share is None or margin is None else share - margin
-        verdict = {1.0: "yes", 0.0: "no", None: "too few to tell"}[value.get((task, "separated"))]
-        since = _since(here.filter(pl.col("task") == task), best) if verdict == "yes" else None
-        low, high = (value.get((task, f"{measure}_{end}")) for end in ("low", "high"))
-        interval = _between(low, high)
+    for task in sorted(verdicts, key=lambda task: (read.get((task, "linear_margin"), -1.0), task)):
+        since = _since(here.filter(pl.col("task") == task), best) if verdicts[task] == CLUSTERED else None
         beside = f"{most[task]['other']} ({most[task]['share']:.2f})" if task in most and most[task]["share"] else ""
-        from_layer = "" if since is None else str(since)
-        lines.append((task, verdict, from_layer, _number(share), interval, _number(control), beside))
-    header = ("task", "separate", "from layer", "same-task neighbours", "95 %", "hardest control", "most confused with")
-    return [header, *lines]
+        lines.append(
+            (
+                task,
+                verdicts[task] or "too few",
+                _number(read.get((task, "linear_accuracy"))),
+                _between(*(read.get((task, f"linear_accuracy_{end}")) for end in ("low", "high"))),
+                _signed(read.get((task, "linear_margin"))),
+                _number(near.get((task, measure))),
+                _signed(near.get((task, "margin"))),
+                "" if since is None else str(since),
+                beside,
+            )
+        )
+    header = ("task", "verdict", "labels read", "95 %", "above controls", "neighbours", "above their controls")
+    return _without_empty([(*header, "clustered from layer", "most confused with"), *lines])
+
+
+def _without_empty(lines: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Without the columns in which nothing stands."""
+    kept = [place for place in range(len(lines[0])) if any(line[place] for line in lines[1:])]
+    return [tuple(line[place] for place in kept) for line in lines]
 
 
 def _at(frame: pl.DataFrame, layer: int) -> pl.DataFrame:
@@ -228,8 +318,8 @@ def _at(frame: pl.DataFrame, layer: int) -> pl.DataFrame:
 
 
 def _since(task: pl.DataFrame, best: int) -> int:
-    """The first of the layers up to the best one in which a task is separate without a break."""
-    apart = dict(task.filter(pl.col("measure") == "separated").select("layer", "value").rows())
+    """The first of the layers up to the best one in which a task is clustered without a break."""
+    apart = dict(task.filter(pl.col("measure") == CLUSTERED).select("layer", "value").rows())
     since = best
     for layer in sorted(layer for layer in apart if layer < best)[::-1]:
         if apart[layer] != 1:
@@ -240,13 +330,12 @@ def _since(task: pl.DataFrame, best: int) -> int:
 
 def doubt_lines(suspicious: pl.DataFrame, model: str, most: int = 5) -> list[tuple[str, ...]]:
     """The prompts that look most mislabelled to one model; the first line names the columns."""
-    worst = suspicious.filter(pl.col("model") == model, pl.col("counted")).sort(
+    worst = suspicious.filter(pl.col("model") == model, pl.col("margin") > MISLABELLED).sort(
         "margin", "row", descending=[True, False]
     )
-    worst = worst.head(most)
     lines = [
         (str(row["row"]), row["task"], row["nearest"], f"{row['margin']:.2f}", " ".join(row["text"].split())[:60])
-        for row in worst.iter_rows(named=True)
+        for row in worst.head(most).iter_rows(named=True)
     ]
     return [("row", "label", "looks like", "margin", "prompt"), *lines]
 
@@ -271,13 +360,14 @@ def in_full(
 
 def models_title(metrics: pl.DataFrame) -> str:
     """What stands above `summary_lines`."""
-    return f"Each model at its best layer, beside its controls ({_WHO[deciding_measure(metrics)]})"
+    who = _WHO[deciding_measure(metrics)]
+    return f"On held-out prompts, each at its best layer and beside its controls (neighbours: {who})"
 
 
 def doubts_told(suspicious: pl.DataFrame, model: str) -> list[str]:
     """A sentence with the rows of the prompts that look most mislabelled; none where no prompt does."""
     listed = [f"{row} ({task}, looks like {nearest})" for row, task, nearest, *_ in doubt_lines(suspicious, model)[1:]]
-    count = len(suspicious.filter(pl.col("model") == model, pl.col("counted")))
+    count = len(suspicious.filter(pl.col("model") == model, pl.col("margin") > MISLABELLED))
     of = "" if count == len(listed) else f", the first {len(listed)} of {count}"
     return [f"Rows that look mislabelled{of}: {', '.join(listed)}."] if listed else []
 
@@ -291,15 +381,12 @@ def main_model(metrics: pl.DataFrame, models: Sequence[str]) -> str:
     return models[0]
 
 
-def _untrained(metrics: pl.DataFrame, measure: str, model: str) -> float | None:
-    """The same architecture with fresh weights, at its own best layer."""
-    place = {**_TOLD, "control": "untrained", "model": model}
-    best = value_of(metrics, "best_layer", model=model, control="untrained")
-    return value_of(metrics, measure, **place, layer=None if best is None else int(best))
-
-
 def _number(value: object) -> str:
     return "" if value is None else f"{value:.2f}"
+
+
+def _signed(value: float | None) -> str:
+    return "" if value is None else f"{value:+.2f}"
 
 
 def _between(low: float | None, high: float | None) -> str:

@@ -9,10 +9,11 @@ read the same distances, once by rows and once by columns.
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 
+from nucleate.measures.held_out import Told, inner_folds, outer_folds
 from nucleate.measures.labelling import Cohort, Labelling, labelling_of
 from nucleate.measures.neighbours import Labels
 from nucleate.measures.shares import TaskDeals
@@ -48,7 +49,8 @@ class Side:
             Cohort(name, labels[some], mapping[some], none)
             for name, some in ((self.split, self.members), (AGAINST, self.against))
         )
-        return labelling_of([here], there, seed=seed, repeats=repeats, spaces=spaces)
+        dealt = labelling_of([here], there, seed=seed, repeats=repeats, spaces=spaces)
+        return replace(dealt, probed=frozenset())  # linear probes are told by `folds_of`
 
 
 def held_out_units(instructions: Sequence[str], inputs: Sequence[str], tasks: Sequence[str]) -> tuple[list[str], bool]:
@@ -87,6 +89,27 @@ def deciding_search(test: Side, labels: Labels) -> str:
     offered = TaskDeals.of(labels[test.members], labels[test.against]).offered
     among_others = offered.get("other_inputs")
     return "other_inputs" if among_others is not None and among_others.mean() >= 0.5 else ""
+
+
+class Folds(NamedTuple):
+    """Who is told by a linear probe that is fitted to whom: to choose, and to report."""
+
+    inner: list[Told]
+    outer: list[Told]
+
+
+def folds_of(sides: Sequence[Side], labels: Labels, search: str, *, seed: int) -> Folds:
+    """A layer and a penalty are chosen by five folds inside validation, from where test is told; where the data come
+    with a training set, both are told from there. Where the neighbours that decide must have another input, and inputs
+    stand in both halves, nobody is told by a probe that has met the input: a word may give its label away."""
+    _, choosing, telling = sides
+    repeated = np.isin(labels.input[telling.members], labels.input[telling.against]).any()
+    inputs = labels.input if search and repeated else None
+    if np.array_equal(choosing.members, choosing.against):
+        inner = inner_folds(labels.instruction, inputs, choosing.members, seed=seed)
+    else:
+        inner = outer_folds(labels.instruction, inputs, choosing.against, choosing.members, seed=seed)
+    return Folds(inner, outer_folds(labels.instruction, inputs, telling.against, telling.members, seed=seed))
 
 
 def some_units(units: np.ndarray, most: int, *, seed: int) -> np.ndarray:

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -19,11 +18,11 @@ from nucleate.config import differing
 from nucleate.data.prompts import read_prompts
 from nucleate.data.sources import Source
 from nucleate.files import write_whole
-from nucleate.long_table import best_layer_of, deciding_measure, main_read, value_of
 from nucleate.model.packed_pass import where_it_runs
 from nucleate.model.subjects import Subject
 from nucleate.probing.costs import workload_of
-from nucleate.probing.findings import separate_at_best
+from nucleate.probing.findings import CLUSTERED, READABLE, reading_of
+from nucleate.probing.margins import Controls
 from nucleate.probing.one_model import join, note_seconds, part_of, probe_one, surface_of
 from nucleate.probing.result import ProbeResult, load_probe
 from nucleate.probing.settings import ProbeSettings
@@ -46,9 +45,9 @@ class Look:
     """What one look has found."""
 
     words: str  # the answer, with what has changed since the first look
-    share: float | None  # of same-task neighbours at the best layer, by which the verdict goes
-    separate: int  # tasks
-    best_layer: int
+    readable: float | None  # share of held-out labels that are read
+    clustered: float | None  # share of their neighbours that have the same label
+    best_layer: int  # of which labels are read
 
 
 @dataclass(eq=False)
@@ -59,7 +58,7 @@ class LiveProbe:
     folder: Path
     source: Source  # of the prompts
     looks: list[Subject] = field(default_factory=list)  # by rising step; their networks have moved on since
-    surface: dict[str, np.ndarray] = field(default_factory=dict)
+    surface: Controls = field(default_factory=dict)
 
     @classmethod
     def of(cls, data: Source, folder: Path, settings: ProbeSettings) -> "LiveProbe":
@@ -131,19 +130,8 @@ class LiveProbe:
             join(run, self.study, self.looks, self.looks[0].name)
             words = run.manifest["verdict"][subject.name]
         found = load_probe(self.folder)
-        share = value_of(
-            main_read(found.metrics),
-            deciding_measure(found.metrics),
-            model=subject.name,
-            layer=best_layer_of(found.metrics, subject.name),
-            **{"split": "test", "space": "raw", "labels": "task"},
-        )
-        return Look(
-            words=words,
-            share=share,
-            separate=len(separate_at_best(found.metrics, found.tasks, subject.name)),
-            best_layer=best_layer_of(found.metrics, subject.name),
-        )
+        read, near = (reading_of(found.metrics, subject.name, reading) for reading in (READABLE, CLUSTERED))
+        return Look(words, read.value, near.value, read.layer)
 
     def end(self) -> ProbeResult:
         """Close the folder. Its `pieces/` stay, so that a training which goes on can open it again."""

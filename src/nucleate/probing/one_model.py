@@ -17,30 +17,31 @@ import polars as pl
 
 from nucleate.data.prompts import Prompts
 from nucleate.files import write_whole
-from nucleate.long_table import best_layer_of, deciding_measure
+from nucleate.long_table import deciding_measure
 from nucleate.measures.baselines import answer_features, surface_features
 from nucleate.model.networks import untrained
 from nucleate.model.prompts import PromptReading
 from nucleate.model.subjects import Subject
 from nucleate.probing.costs import costs_of, costs_of_text, spread
-from nucleate.probing.findings import difference, mislabelled
+from nucleate.probing.design import Design
+from nucleate.probing.findings import CLUSTERED, READABLE, difference, layer_of
+from nucleate.probing.geometry import geometry_rows
 from nucleate.probing.layers import (
     MOST_SHOWN,
-    Design,
     LayerMeasures,
     Rows,
     Tell,
-    confusion_frame,
+    best_layers_of,
     interval_rows,
     look_closer,
-    margins,
     measure_layers,
-    task_frame,
+    read_labels,
 )
+from nucleate.probing.margins import Controls, margins
 from nucleate.probing.result import TABLES, load_probe
-from nucleate.probing.separation import MISLABELLED, doubts
+from nucleate.probing.separation import MISLABELLED, doubts, mean_known
 from nucleate.probing.study import ProbeStudy
-from nucleate.probing.tables import coordinate_frame, layout_frame, suspicious_frame
+from nucleate.probing.tables import confusion_frame, coordinate_frame, layout_frame, suspicious_frame, task_frame
 from nucleate.progress import Progress, Workload
 from nucleate.runs import RunWriter
 from nucleate.streams import stream
@@ -53,15 +54,17 @@ def probe_one(
     study: ProbeStudy,
     subject: Subject,
     run: RunWriter,
-    surface: Mapping[str, np.ndarray],
+    surface: Controls,
     work: Workload,
     progress: Progress,
 ) -> None:
     """One model, from its weights to its tables."""
+    main, costs, progress = study.main, costs_of(study, subject), _named(progress, subject.name)
+    progress("loading the weights", work.fraction)
     network, tokenizer = subject.load()
+    work.did("loading")
     layers = subject.layers(study.settings.layers)
     deep = layers if study.settings.thorough else spread(layers)
-    main, costs, progress = study.main, costs_of(study, subject), _named(progress, subject.name)
     spill = run.folder / "spill"
     reads = {main: layers, **{read: deep for read in study.other_reads}}
     reading = study.read(
@@ -70,36 +73,47 @@ def probe_one(
     design, states = study.design.only(reading.kept), reading.states[main]
 
     measured = measure_layers(design, states, layers, _telling(work, costs, progress))
-    best = measured.best_layer
-    at_best = np.array(states[layers.index(best)])
-    closer = sorted({*deep, best})
+    best, readable = measured.best_layer, measured.best_readable_layer
+    closer = sorted({*deep, best, readable})
     near = look_closer(
         design, states[[layers.index(layer) for layer in closer]], closer, _telling(work, costs, progress)
     )
-    rows = _with(measured.rows + interval_rows(design, measured, at_best) + near.rows, read=main)
+    progress("intervals", work.fraction)
+    sure = interval_rows(design, measured, np.array(states[layers.index(best)]))
+    rows = _with(measured.rows + sure + near.rows, read=main)
+    rows += _with(geometry_rows(design, states, layers), read=main)
     for read in study.other_reads:
         rows += _with(
             measure_layers(design, reading.states[read], deep, _telling(work, costs, progress)).rows, read=read
         )
+    others = {}
     if study.prompts.has_inputs:
-        neutral = _named(progress, "neutral instruction")
-        rows += _with(
-            _neutral(study, design, network, tokenizer, deep, work, costs, neutral), read=main, control="neutral"
-        )
-    fresh = _untrained(study, design, network, tokenizer, deep, work, costs, _named(progress, "untrained"))
-    rows += _with([*fresh.rows, _best_row(fresh)], read=main, control="untrained")
+        told = _named(progress, "neutral instruction")
+        others["neutral"] = _neutral(study, design, network, tokenizer, deep, work, costs, told)
+    told = _named(progress, "untrained")
+    others["untrained"] = _untrained(study, design, network, tokenizer, deep, work, costs, told)
+    for control, one in others.items():
+        rows += _with([*one.rows, *_best_rows(one)], read=main, control=control)
     rows += _with(_answer_rows(design, reading))
 
-    controls = {"untrained": fresh.shares["test", fresh.best_layer], **surface}
+    progress("margins and doubtful prompts", work.fraction)
+    controls = {
+        reading_of: {**some, **{control: _at_best(one)[reading_of] for control, one in others.items()}}
+        for reading_of, some in surface.items()
+    }
     found = {layer: margins(design, measured, layer, controls) for layer in layers}
     rows += _with([row for one in found.values() for row in one.rows], read=main)
     texts = _texts(study, reading.kept)
+    at_best = np.array(states[layers.index(readable)])
     doubted = doubts(at_best, design.labels.task, texts["prompt"].to_numpy(), seed=design.seed_of("doubts"))
+    clustered = any(row["measure"] == "clustered" and row["value"] == 1 for row in found[best].rows)
+    told_layer = best if clustered else readable
+    at_told = np.array(states[layers.index(told_layer)])
     frames = {
         "tasks": task_frame(design, measured, found, _right(reading)),
         "confusion": confusion_frame(design, measured, closer),
-        "suspicious": suspicious_frame(design, texts, doubted, best),
-        "coordinates": coordinate_frame(design, texts, measured, at_best, near, doubted),
+        "suspicious": suspicious_frame(design, texts, doubted, readable),
+        "coordinates": coordinate_frame(design, texts, measured, told_layer, at_told, near, doubted),
         "dropped": _dropped_frame([(study.prompts.places[place], why) for place, why in reading.dropped]),
     }
     facts = (pl.lit(subject.name).alias("model"), *(pl.lit(v, pl.Int32).alias(n) for n, v in subject.age.items()))
@@ -186,14 +200,14 @@ def _neutral(
     work: Workload,
     costs: Mapping[str, float],
     progress: Progress,
-) -> Rows:
+) -> LayerMeasures:
     """The same inputs after an instruction that says nothing: what is left is the input's own doing."""
     asked = _kept(study.prompts, design.kept)
     asked = replace(asked, instances=tuple(replace(one, instruction=NEUTRAL) for one in asked.instances))
     told = work.part("reading", progress, costs["reading"] / 2)
     reading = study.read(network, tokenizer, asked, {study.main: layers}, told)
     telling = _telling(work, costs, progress, "the neutral instruction")
-    return measure_layers(design.only(reading.kept), reading.states[study.main], layers, telling).rows
+    return measure_layers(design.only(reading.kept), reading.states[study.main], layers, telling)
 
 
 def _untrained(
@@ -212,55 +226,86 @@ def _untrained(
     words = sorted(tokenizer.get_vocab().items())
     key = json.dumps([settings, list(layers), design.kept.tolist(), chat, words], sort_keys=True, default=str)
     if key not in study.known:
+        progress("drawing fresh weights", work.fraction)
         fresh = untrained(network, stream(study.settings.seed, "untrained"))
         prompts, told = _kept(study.prompts, design.kept), work.part("reading", progress, costs["reading"])
         reading = study.read(fresh, tokenizer, prompts, {study.main: layers}, told)
         study.known[key] = measure_layers(design, reading.states[study.main], layers, _telling(work, costs, progress))
+        study.known[key].rows.extend(geometry_rows(design, reading.states[study.main], layers))
     else:
         measuring = len(layers) * costs["measuring the layers"]
         work.skip({"reading": costs["reading"], "measuring the layers": measuring})
     return study.known[key]
 
 
-def surface_of(study: ProbeStudy, run: RunWriter, work: Workload, progress: Progress) -> dict[str, np.ndarray]:
-    """What the text alone gives, as if its n-grams were states: control -> (prompt,) the deciding share on test."""
+def surface_of(study: ProbeStudy, run: RunWriter, work: Workload, progress: Progress) -> Controls:
+    """What the text alone gives, as if its n-grams were states, and right answers alone: reading -> control ->
+    (prompt,) on test."""
     texts = {"surface_prompt": [f"{one.instruction} {one.input}".strip() for one in study.prompts.instances]}
     if study.prompts.has_inputs:
         texts["surface_instruction"] = [one.instruction for one in study.prompts.instances]
-    rows, shares = [], {}
+    rows, found = [], dict[str, LayerMeasures]()
     costs, warm = costs_of_text(study.prompts), False
     for control, column in texts.items():
         for side in study.design.sides:  # the n-grams are those of the other half
-            features = surface_features([column[place] for place in side.against], column)
+            features = surface_features([column[place] for place in side.against], column)[np.newaxis]
             design = replace(study.design, sides=(side,))
-            found = measure_layers(design, features[np.newaxis], [0], lambda what, done, of: None)
-            rows += _with([{**row, "layer": None} for row in found.rows], control=control)
+            one = measure_layers(design, features, [0], _untold, linearly=False)
             if side.split == "test":
-                shares[control] = found.shares["test", 0]
+                read_labels(one, study.design, features, [0])
+                found[control] = one
+            rows += _with([{**row, "layer": None} for row in one.rows], control=control)
             done = work.did("n-grams", costs[control])
             if warm:  # the first one waits for kernels and promises nothing
                 progress("n-grams of the text", done)
             warm = True
-    rows += _answers(study.design)
+    shares: dict[str, dict[str, np.ndarray]] = {
+        "clustered": {control: one.shares["test", 0] for control, one in found.items()},
+        "readable": {control: one.said[0] for control, one in found.items()},
+    }
+    progress("right answers as a control", work.fraction)
+    codings = _codings(study.design)
+    if codings:
+        rows += _highest(codings)
+        nearest = max(codings, key=lambda one: mean_known(one.shares["validation", 0]))
+        named = max(codings, key=lambda one: one.chosen[0])
+        shares["clustered"]["answers"], shares["readable"]["answers"] = nearest.shares["test", 0], named.said[0]
     work.did("n-grams", costs["answers"])
     run.write_part("surface", [study.complete(row) for row in rows])
     return shares
 
 
-def _answers(design: Design) -> Rows:
-    """What states give that hold nothing but the input and the right output, of each score the highest of three
-    codings; nothing where some prompt lacks either."""
+def _untold(what: str, done: int, of: int) -> None:
+    """Progress that nobody hears of."""
+
+
+def _codings(design: Design) -> list[LayerMeasures]:
+    """What states give that hold nothing but the input and the right output, in each coding; none where some prompt
+    lacks either."""
     labels = design.labels
     if (labels.input < 0).any() or (labels.output < 0).any():
         return []
+    codings = answer_features(labels.input, labels.output, labels.task)
+    return [measure_layers(design, features[np.newaxis], [0], _untold) for features in codings]
+
+
+def _highest(codings: Sequence[LayerMeasures]) -> Rows:
+    """Of each score the highest."""
     highest: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for features in answer_features(labels.input, labels.output, labels.task):
-        found = measure_layers(design, features[np.newaxis], [0], lambda what, done, of: None)
+    for found in codings:
         for row in _with([{**row, "layer": None} for row in found.rows], control="answers"):
             key = tuple((name, value) for name, value in sorted(row.items(), key=str) if name != "value")
             if key not in highest or row["value"] > highest[key]["value"]:
                 highest[key] = row
     return list(highest.values())
+
+
+def _at_best(measured: LayerMeasures) -> dict[str, np.ndarray]:
+    """reading -> (prompt,) on test, each at the layer that was chosen for it."""
+    return {
+        "clustered": measured.shares["test", measured.best_layer],
+        "readable": measured.said[measured.best_readable_layer],
+    }
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
@@ -274,9 +319,9 @@ def _with(rows: Sequence[Mapping[str, Any]], *, read: str | None = None, control
     ]
 
 
-def _best_row(measured: LayerMeasures) -> dict[str, Any]:
+def _best_rows(measured: LayerMeasures) -> Rows:
     place = {"split": "validation", "labels": "task", "space": "raw", "layer": None}
-    return {**place, "measure": "best_layer", "value": float(measured.best_layer)}
+    return [{**place, "measure": measure, "value": layer} for measure, layer in best_layers_of(measured).items()]
 
 
 def _right(reading: PromptReading) -> dict[str, np.ndarray]:
@@ -315,9 +360,8 @@ def join(run: RunWriter, study: ProbeStudy, subjects: Sequence[Subject], compare
     run.finish(["surface", *(part_of(subject) for subject in subjects)])
     tables = {n: pl.concat([pl.read_parquet(pieces / f"{part_of(s)}-{n}.parquet") for s in subjects]) for n in TABLES}
     metrics = pl.read_parquet(run.folder / "metrics.parquet")
-    doubted = [one.name for one in subjects if mislabelled(metrics, tables["coordinates"], one.name)]
-    counted = pl.col("model").is_in(doubted) & (pl.col("margin") > MISLABELLED)
-    tables["suspicious"] = tables["suspicious"].with_columns(counted.alias("counted"))
+    counted = (pl.col("margin") > MISLABELLED).alias("counted")
+    tables["suspicious"] = tables["suspicious"].with_columns(counted)
     own = _dropped_frame(study.prompts.dropped)
     tables["dropped"] = pl.concat([own, tables["dropped"]], how="diagonal").select(tables["dropped"].columns)
     if compared is not None:
@@ -347,12 +391,18 @@ def note_seconds(run: RunWriter, began: float, reading: list[float]) -> float:
 
 
 def _over_base(tables: _Frames, metrics: pl.DataFrame, subject: Subject, compared: str) -> pl.DataFrame:
-    """Rows of `tasks`: by how much the deciding share exceeds the base's, each model at its own best layer."""
-    coordinates, measure = tables["coordinates"], f"{deciding_measure(metrics)}_over_base"
-    here, there = (coordinates.filter(pl.col("model") == name) for name in (subject.name, compared))
-    found = difference(here, there).rename({"difference": measure, "low": f"{measure}_low", "high": f"{measure}_high"})
-    long = found.drop("share", "base_share").unpivot(index="task", variable_name="measure").drop_nulls("value")
-    facts = {"model": subject.name, **subject.age, "layer": best_layer_of(metrics, subject.name)}
+    """Rows of `tasks`: by how much either reading exceeds the base's, each model at its own best layer."""
+    here, there = (tables["coordinates"].filter(pl.col("model") == name) for name in (subject.name, compared))
+    parts = []
+    for reading, measure in ((CLUSTERED, deciding_measure(metrics)), (READABLE, "linear_accuracy")):
+        names = {"difference": f"{measure}_over_base", "changed": f"{measure}_changed"}
+        names |= {end: f"{measure}_over_base_{end}" for end in ("low", "high")}
+        found = difference(here, there, reading).rename(names).drop("share", "base_share")
+        found = found.with_columns(pl.col(names["changed"]).cast(pl.Float64))
+        long = found.unpivot(index="task", variable_name="measure").drop_nulls("value")
+        parts.append(long.with_columns(layer=pl.lit(layer_of(metrics, subject.name, reading), pl.Int32)))
+    long = pl.concat(parts)
+    facts = {"model": subject.name, **subject.age}
     schema = tables["tasks"].schema
     whole = long.with_columns(pl.lit(value, schema[name]).alias(name) for name, value in facts.items())
     return whole.select(schema.names())

@@ -88,7 +88,7 @@ def probe_into(
     progress: Progress = silent,
 ) -> bool:
     """`probe` into a run folder, a part for each model. False where the run is finished and nothing was done."""
-    study, subjects, compared = _at_the_door(model, data, base, tokenizer, settings)
+    study, subjects, compared = _at_the_door(model, data, base, tokenizer, settings, progress)
     weights = [one.checksum or "" for one in subjects]
     opening = open_run(
         folder,
@@ -133,10 +133,11 @@ def _at_the_door(
     base: Model | None,
     tokenizer: PreTrainedTokenizerBase | None,
     settings: ProbeSettings,
+    progress: Progress = silent,
 ) -> tuple[ProbeStudy, list[Subject], str | None]:
     study = ProbeStudy.of(read_prompts(data, columns=settings.columns, limit=settings.limit), settings)
     found, compared = _subjects(model, base, tokenizer, settings)
-    subjects = all_ready(found)
+    subjects = all_ready(found, progress)
     for subject in subjects:
         study.check(subject)
     return study, subjects, compared

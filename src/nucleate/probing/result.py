@@ -9,7 +9,16 @@ from typing import Any
 import polars as pl
 
 from nucleate.long_table import best_layer_of
-from nucleate.probing.findings import change, difference, headline, in_full, main_model, separate_at_best
+from nucleate.probing.findings import (
+    CLUSTERED,
+    READABLE,
+    change,
+    difference,
+    headline,
+    in_full,
+    main_model,
+    tasks_that_are,
+)
 from nucleate.refusal import Refused, nearest
 from nucleate.runs import load_run
 
@@ -26,6 +35,8 @@ def load_probe(folder: str | Path) -> "ProbeResult":
         raise Refused(f"{folder} has no {missing}.parquet: an earlier version made it; probe again")
     tables = {name: pl.read_parquet(run.folder / f"{name}.parquet") for name in TABLES}
     metrics = pl.read_parquet(run.folder / "metrics.parquet")
+    if "best_readable_layer" not in metrics["measure"]:
+        raise Refused(f"{folder} has no linear readings: an earlier version made it; probe again")
     return ProbeResult(run.folder, tuple(run.config["models"]), run.config.get("base"), metrics, **tables)
 
 
@@ -52,8 +63,13 @@ class ProbeResult:
         """The answer for one model, with what has changed since the base."""
         found = headline(self.metrics, self.tasks, self.coordinates, model)
         if self.base is not None and model != self.base:
-            moved = [separate_at_best(self.metrics, self.tasks, one) for one in (model, self.base)]
-            found += f"; {change(self.difference(self.base, model=model), self.base, *moved)}"
+            readings = (READABLE, CLUSTERED)
+            moved = {one: self.difference(self.base, model=model, reading=one) for one in readings}
+            now, before = (
+                {reading: tasks_that_are(self.metrics, self.tasks, one, reading) for reading in readings}
+                for one in (model, self.base)
+            )
+            found += f"; {change(moved, self.base, now, before)}"
         return found
 
     @property
@@ -71,9 +87,14 @@ class ProbeResult:
         """The main model's, chosen on validation."""
         return best_layer_of(self.metrics, self.main)
 
-    def difference(self, other: "ProbeResult | str", *, model: str | None = None) -> pl.DataFrame:
-        """task, share, base_share, difference, low, high: this model against another of this result, or against that
-        of another result on the same prompts."""
+    def difference(
+        self, other: "ProbeResult | str", *, model: str | None = None, reading: str = CLUSTERED
+    ) -> pl.DataFrame:
+        """task, share, base_share, difference, low, high, changed: this model against another of this result, or
+        against that of another result on the same prompts; by the neighbours' share, or of `readable` by the labels
+        that are read."""
+        if reading not in (CLUSTERED, READABLE):
+            raise Refused(f"reading {reading!r} does not exist: take {CLUSTERED} or {READABLE}")
         theirs = other if isinstance(other, ProbeResult) else self
         there = other.models[0] if isinstance(other, ProbeResult) else other
         here = self.models[0] if model is None else model
@@ -83,7 +104,7 @@ class ProbeResult:
         mine, base = (r.coordinates.filter(pl.col("model") == n) for r, n in ((self, here), (theirs, there)))
         if mine.join(base, on=["instance", "text"]).is_empty():
             raise Refused("the two probes have no prompt in common; probe the same data with both models")
-        return difference(mine, base)
+        return difference(mine, base, reading)
 
     def plot(self) -> Any:
         """A matplotlib figure: the share of same-task neighbours by layer, beside its controls."""

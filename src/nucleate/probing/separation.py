@@ -63,6 +63,16 @@ def mean_interval(values: np.ndarray, instructions: np.ndarray, *, seed: int) ->
     )
 
 
+def mean_known(values: np.ndarray) -> float:
+    """The mean of the values that are not NaN; NaN without any."""
+    return float("nan") if np.isnan(values).all() else float(np.nanmean(values))
+
+
+def bounds(measure: str, found: Interval | None) -> dict[str, float]:
+    """An interval's ends by the names of their measures; nothing where there is none."""
+    return {} if found is None else {f"{measure}_low": found.low, f"{measure}_high": found.high}
+
+
 @dataclass(frozen=True, eq=False)
 class Doubts:
     """What other task each prompt might have."""

@@ -19,8 +19,9 @@ from nucleate.memory import total_memory
 from nucleate.model.prompts import PromptReading, read_prompts_states
 from nucleate.model.subjects import Subject
 from nucleate.model.texts import PLAIN_CHATS, prompts_of
+from nucleate.probing.design import Design
 from nucleate.probing.halves import held_out_units, sides_of
-from nucleate.probing.layers import Design, LayerMeasures
+from nucleate.probing.layers import LayerMeasures
 from nucleate.probing.separation import FEWEST
 from nucleate.probing.settings import ProbeSettings
 from nucleate.progress import Progress
@@ -47,11 +48,15 @@ class ProbeStudy:
         units, by_instruction = held_out_units(*_columns(instances, "instruction", "input", "task"))
         columns = ("output", "task", "distribution", *(["input"] if prompts.has_inputs else []))
         table = dict(zip(columns, _columns(instances, *columns), strict=True))
+        if prompts.formats is not None:
+            table["format"] = list(prompts.formats)
         (labels,) = Labels.coded({"instruction": units, **table})
         pairs = list(zip(*_columns(instances, "distribution", "mapping"), strict=True))
         book = {pair: code for code, pair in enumerate(sorted(pair for pair in set(pairs) if None not in pair))}
         mapping = np.array([book.get(pair, -1) for pair in pairs])
-        groups = [(one.task, one.distribution) for one in instances]
+        groups: Sequence[object] = [(one.task, one.distribution) for one in instances]
+        if prompts.formats is not None:  # each half has every format of a task
+            groups = list(zip(groups, prompts.formats, strict=True))
         sides = sides_of(units, groups, [one.split for one in instances], seed=settings.seed)
         for side in sides:
             if len(set(labels.task[side.members])) < 2 or len(set(labels.instruction[side.members])) < 4:

@@ -1,17 +1,27 @@
-"""Prompt by prompt: which look mislabelled, and where each one lies.
+"""Task by task, what a model separates and confuses; prompt by prompt, which look mislabelled, and where each one lies.
 
 `texts` is a frame with a row per instance of the design, in their order: instance, row (or line) in the user's data,
 text, and what else is to be shown.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import polars as pl
 from scipy.linalg import eigh
 
-from nucleate.probing.layers import CloserLook, Design, LayerMeasures
-from nucleate.probing.separation import MISLABELLED, Doubts
+from nucleate.probing.design import Design
+from nucleate.probing.layers import CloserLook, LayerMeasures
+from nucleate.probing.margins import Margins
+from nucleate.probing.separation import (
+    MISLABELLED,
+    Doubts,
+    best_cluster_f1,
+    bounds,
+    by_task,
+    mean_interval,
+    mean_known,
+)
 
 LISTED = 10  # prompts of each task, beside all that look mislabelled
 
@@ -36,14 +46,21 @@ def suspicious_frame(design: Design, texts: pl.DataFrame, doubted: Doubts, layer
 
 
 def coordinate_frame(
-    design: Design, texts: pl.DataFrame, measured: LayerMeasures, states: np.ndarray, near: CloserLook, doubted: Doubts
+    design: Design,
+    texts: pl.DataFrame,
+    measured: LayerMeasures,
+    layer: int,
+    states: np.ndarray,
+    near: CloserLook,
+    doubted: Doubts,
 ) -> pl.DataFrame:
-    """A row per prompt at the best layer, whose `states` these are: x and y on the main axes, tsne_x and tsne_y where
-    it was shown, its split, its share of same-task neighbours there and its margin of doubt."""
+    """A row per prompt at the layer that the verdict names, whose `states` these are: x and y on the main axes, tsne_x
+    and tsne_y where it was shown, its split, its margin of doubt; its share of same-task neighbours, and whether a
+    linear probe names its task, each at the best layer for it."""
     best = measured.best_layer
     placed = np.full((len(texts), 2), np.nan)
-    if best in near.embeddings:
-        placed[near.shown] = near.embeddings[best][:, :2]
+    if layer in near.embeddings:
+        placed[near.shown] = near.embeddings[layer][:, :2]
     half: list[str | None] = [None] * len(texts)
     share = np.full(design.everyone, np.nan)
     for side in design.sides[1:]:
@@ -55,15 +72,16 @@ def coordinate_frame(
     frame = texts.drop("prompt").with_columns(
         pl.Series("unit", design.labels.instruction, dtype=pl.Int32),
         pl.Series("split", half, dtype=pl.String),
-        pl.lit(best, pl.Int32).alias("layer"),
+        pl.lit(layer, pl.Int32).alias("layer"),
         pl.Series("share", share[design.kept]),
+        pl.Series("named", measured.named[measured.best_readable_layer][design.kept]),
         pl.Series("margin", doubted.margin),
         pl.Series("x", x),
         pl.Series("y", y),
         pl.Series("tsne_x", placed[:, 0]),
         pl.Series("tsne_y", placed[:, 1]),
     )
-    return frame.with_columns(pl.col("share", "margin", "tsne_x", "tsne_y").fill_nan(None))
+    return frame.with_columns(pl.col("share", "named", "margin", "tsne_x", "tsne_y").fill_nan(None))
 
 
 def layout_frame(instances: np.ndarray, states: np.ndarray, layers: Sequence[int], near: CloserLook) -> pl.DataFrame:
@@ -95,3 +113,43 @@ def main_axes(points: np.ndarray) -> np.ndarray:
     placed = np.zeros((len(points), 3), dtype=np.float32)
     placed[:, : axes.shape[1]] = centred @ axes
     return placed
+
+
+def task_frame(
+    design: Design, measured: LayerMeasures, found: Mapping[int, Margins], right: Mapping[str, np.ndarray]
+) -> pl.DataFrame:
+    """layer, task, measure, value: shares and margins on test, F1 and the answers that are `right` on all prompts."""
+    rows: list[tuple[int | None, str, str, float]] = []
+    for layer, margin in found.items():
+        f1 = best_cluster_f1(design.labels.task, measured.clusters["all", layer])
+        plain, deciding = measured.plain["test", layer], measured.shares["test", layer]
+        for code in np.unique(design.labels.task):
+            name, here = design.tasks[code], np.where(design.task == code, deciding, np.nan)
+            sure = mean_interval(here, design.unit, seed=design.seed_of("interval", name, layer))
+            values = {
+                "f1": f1[code],
+                "knn_share": mean_known(plain[design.task == code]),
+                design.deciding: mean_known(here),
+            }
+            values |= bounds(design.deciding, sure) | margin.by_task[code]
+            here = np.where(design.task == code, measured.named[layer], np.nan)
+            sure = mean_interval(here, design.unit, seed=design.seed_of("interval", "linear_accuracy", name, layer))
+            values |= {"linear_accuracy": mean_known(here), **bounds("linear_accuracy", sure)}
+            rows += [(layer, name, measure, float(value)) for measure, value in values.items() if not np.isnan(value)]
+    for measure, answers in right.items():
+        shares = by_task(answers, design.labels.task)
+        rows += [(None, design.tasks[code], measure, float(v)) for code, v in enumerate(shares) if not np.isnan(v)]
+    schema = {"layer": pl.Int32, "task": pl.String, "measure": pl.String, "value": pl.Float64}
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def confusion_frame(design: Design, measured: LayerMeasures, layers: Sequence[int]) -> pl.DataFrame:
+    """layer, task, other, share: whose task the neighbours on test have."""
+    rows = [
+        (layer, design.tasks[own], design.tasks[other], float(share))
+        for layer in layers
+        for (own, other), share in np.ndenumerate(measured.confusion[layer])
+        if not np.isnan(share)
+    ]
+    schema = {"layer": pl.Int32, "task": pl.String, "other": pl.String, "share": pl.Float64}
+    return pl.DataFrame(rows, schema=schema, orient="row")

@@ -19,7 +19,8 @@ from nucleate.data.sources import Source
 from nucleate.devices import device_for
 from nucleate.files import write_whole
 from nucleate.memory import total_memory
-from nucleate.model.networks import looks_local, untrained
+from nucleate.model.networks import untrained
+from nucleate.model.places import looks_local
 from nucleate.model.subjects import Subject, all_ready, subjects_of
 from nucleate.probing.halves import held_out_units, sides_of
 from nucleate.probing.settings import TransferSettings
@@ -64,7 +65,7 @@ def transfer_into(
     )
     sides = _sides(prompts, units, settings.seed)
     refuse_unpaired(prompts.instances, sides, units=units)
-    subject = _subject(model, settings)
+    subject = _subject(model, settings, progress)
     opening = open_run(
         folder,
         settings=flat_toml(
@@ -106,6 +107,7 @@ def _transfer(
     write_whole(run.folder / "data" / "dataset.parquet", prompts.dataset.frame().write_parquet)
     for sentence in prompts.warnings:
         progress(sentence, None)
+    progress("loading the weights", 0.0)
     network, tokenizer = subject.load()
     layers = (
         settings.layers if settings.layers is not None else range(network.config.get_text_config().num_hidden_layers)
@@ -146,7 +148,7 @@ def _sides(prompts: Prompts, units: list[str], seed: int) -> Sides:
     return {one.split: (one.members, one.against) for one in halves}
 
 
-def _subject(model: str | Path, settings: TransferSettings) -> Subject:
+def _subject(model: str | Path, settings: TransferSettings, progress: Progress) -> Subject:
     """The one model that is meant, with its weights on this machine; refused where it gives no answers."""
     place, name, epoch = _checkpoint(model)
     loading: dict[str, Any] = {n: getattr(settings, n) for n in ("dtype", "trust_remote_code")}
@@ -154,7 +156,7 @@ def _subject(model: str | Path, settings: TransferSettings) -> Subject:
     subjects, _ = subjects_of(str(place), None, None, loading, [settings.revision] if settings.revision else [])
     if len(subjects) != 1:
         raise Refused(f"{model} stands for {len(subjects)} models: name one of them, as {subjects[0].what}")
-    (subject,) = all_ready(subjects)
+    (subject,) = all_ready(subjects, progress)
     shape = subject.shape
     if shape.config.is_encoder_decoder or shape.get_output_embeddings() is None:
         raise Refused(f"{model}: a {type(shape).__name__} is no causal language model, and gives no answers to follow")

@@ -9,12 +9,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from nucleate.data.columns import there_are
 from nucleate.data.dataset import Dataset, Instance
-from nucleate.data.prompts import Prompts
-from nucleate.data.sources import as_text, frame_table, open_source
+from nucleate.data.prompts import Prompts, read_prompts
+from nucleate.data.sources import Source, as_text, frame_table, open_source
+from nucleate.redirecting.settings import RedirectSettings
 from nucleate.refusal import Refused, nearest
 
-SIDES = ("lesson", "validation", "test", "new_inputs")
+SIDES = ("lesson", "validation", "validation_new_inputs", "test", "new_inputs")
+_FEW = {"instructions": 8, "inputs": 12, "judged": 20, "others": 5}  # below that, the result is likely to disappoint
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +30,7 @@ class Redirection:
     sides: dict[str, list[Instance]]  # of the source, with the wished outputs
     others: list[Instance]  # of each other distribution or task
     examples: frozenset[int]  # which of the others the switches learn from, by their number
+    choosing: frozenset[int]  # which of the others the switch is chosen by; none where there are too few
     asked: frozenset[int]  # which of the others are judged by
     of_target: frozenset[int]  # which of the others are the target's
 
@@ -34,11 +38,42 @@ class Redirection:
         """In a sentence."""
         counts = {name: len(side) for name, side in self.sides.items()}
         return (
-            f"{self.source}: {counts['lesson']} prompts to learn from, {counts['validation']} to choose by, "
+            f"{self.source}: {counts['lesson']} prompts to learn from, "
+            f"{counts['validation'] + counts['validation_new_inputs']} to choose by, "
             f"{counts['test']} to judge by, {counts['new_inputs']} more with unseen inputs; of "
             f"{len({name_of(one) for one in self.others})} others {len(self.examples)} to learn from, "
-            f"{len(self.asked)} to judge by"
+            f"{len(self.choosing)} to choose by, {len(self.asked)} to judge by"
         )
+
+    def doubts(self) -> list[str]:
+        """What there is too little of, each in a sentence that says what may come of it."""
+        lesson, told = self.sides["lesson"], []
+        instructions, inputs = ({getattr(one, kind) for one in lesson} for kind in ("instruction", "input"))
+        if len(instructions) < _FEW["instructions"]:
+            told.append(
+                f"{counted(len(instructions), 'instruction')} of the source to learn from: a switch that has seen so "
+                "few may miss the others; give more ways to ask for it"
+            )
+        if self.prompts.has_inputs and len(inputs) < _FEW["inputs"]:
+            told.append(
+                f"{counted(len(inputs), 'input')} of the source to learn from: the head learns the outputs of these, "
+                "hardly those of others; give more inputs"
+            )
+        outputs = {one.output for side in self.sides.values() for one in side}
+        if len(outputs) == 1:
+            told.append(
+                f"every wished output is {outputs.pop()!r}: whether the head goes by the input cannot be seen, only "
+                "whether the switch finds the source"
+            )
+        judged = len(self.sides["test"])
+        if judged < _FEW["judged"]:
+            told.append(f"{counted(judged, 'prompt')} of the source to judge by: the shares told of it are coarse")
+        if len(self.examples) < _FEW["others"]:
+            told.append(
+                f"{counted(len(self.examples), 'prompt')} of other tasks to learn from: what the switch has not seen "
+                "it may take for the source; give more tasks, or more --examples of each"
+            )
+        return [f"too little data? {sentence}" for sentence in told]
 
     def messages(self, instances: Sequence[Instance]) -> list[Any] | None:
         """The chats of these, where the data have some."""
@@ -66,6 +101,7 @@ def redirection(
     own = _thinned([replace(one, output=wished[_key(one)]) for one in own], limit, random.Random(f"{seed} {source}"))
     others: list[Instance] = []
     drawn: set[int] = set()
+    choosing: set[int] = set()
     asked: set[int] = set()
     for name in sorted({name_of(one) for one in rest}):
         rng = random.Random(f"{seed} other {name}")
@@ -74,12 +110,34 @@ def redirection(
         seen = {unit(one) for one in few}
         others += mine
         drawn |= {one.instance for one in few}
-        asked |= {one.instance for one in mine if unit(one) not in seen}
+        unseen = sorted({unit(one) for one in mine} - seen)
+        chosen_by = set(rng.sample(unseen, len(unseen))[: len(unseen) // 4])
+        choosing |= {one.instance for one in mine if unit(one) in chosen_by}
+        asked |= {one.instance for one in mine if unit(one) not in seen | chosen_by}
     if not asked:
         raise Refused(f"{prompts.name}: nothing of the other tasks is left to judge by: give two prompts of each")
     sides = _dealt(own, source, random.Random(f"{seed} sides {source}"))
     of_target = frozenset(one.instance for one in aimed)
-    return Redirection(prompts, source, wished, sides, others, frozenset(drawn), frozenset(asked), of_target)
+    by_role = frozenset(drawn), frozenset(choosing), frozenset(asked)
+    return Redirection(prompts, source, wished, sides, others, *by_role, of_target)
+
+
+def counted(number: int, what: str) -> str:
+    """`1 input`, `2 inputs`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def redirection_of(data: Source, settings: RedirectSettings) -> Redirection:
+    """The prompts read and dealt out; refused where they do not do."""
+    return redirection(
+        read_prompts(data, columns=settings.columns),
+        settings.source,
+        target=settings.target,
+        outputs=settings.outputs,
+        limit=settings.limit,
+        examples=settings.examples,
+        seed=settings.seed,
+    )
 
 
 def name_of(one: Instance) -> str:
@@ -144,7 +202,9 @@ def _pairs_of(source: str, column: str) -> list[tuple[str, str]]:
     table = frame_table(opened.frame(), name) if isinstance(opened, Dataset) else opened
     for one in (column, "output"):
         if one not in table.columns:
-            raise Refused(f"{table.title}: column {one!r} is missing{nearest(one, table.columns)}")
+            raise Refused(
+                f"{table.title}: column {one!r} is missing; {there_are(table, one)}; rename the one that is meant"
+            )
     pairs = []
     for place, *row in zip(table.places, table.cells(column), table.cells("output"), strict=True):
         key, output = (as_text(cell, table.at(place)) for cell in row)
@@ -185,8 +245,8 @@ def _thinned(instances: Sequence[Instance], limit: int, rng: random.Random) -> l
 
 
 def _dealt(own: Sequence[Instance], source: str, rng: random.Random) -> dict[str, list[Instance]]:
-    """The source by side: a fifth of its units to choose by, a fifth to judge by, these also with the fifth of the
-    inputs that nothing else has."""
+    """The source by side: a fifth of its units to choose by, a fifth to judge by. These have inputs that nothing else
+    has: a fifth of all to judge by, a tenth to choose by."""
     unit = _unit(own)
     units = sorted({unit(one) for one in own})
     if len(units) < 3:
@@ -200,14 +260,15 @@ def _dealt(own: Sequence[Instance], source: str, rng: random.Random) -> dict[str
         name: "validation" if n < fifth else "test" if n < 2 * fifth else "lesson" for n, name in enumerate(units)
     }
     inputs = sorted({one.input for one in own}) if unit is not _key else []
-    new = set(rng.sample(inputs, max(1, len(inputs) // 5))) if len(inputs) > 2 else set()
+    drawn = rng.sample(inputs, max(1, len(inputs) // 5) + len(inputs) // 10) if len(inputs) > 2 else []
+    new = dict.fromkeys(drawn, "test") | dict.fromkeys(drawn[max(1, len(inputs) // 5) :], "validation")
     if {"lesson", "validation", "test"} - {side_of[unit(one)] for one in own if one.input not in new}:
-        new = set()  # too few prompts to hold inputs out as well
+        new = {}  # too few prompts to hold inputs out as well
     sides: dict[str, list[Instance]] = {name: [] for name in SIDES}
     for one in own:
         side = side_of[unit(one)]
         if one.input not in new:
             sides[side].append(one)
-        elif side == "test":
-            sides["new_inputs"].append(one)
+        elif side == new[one.input]:
+            sides["new_inputs" if side == "test" else "validation_new_inputs"].append(one)
     return sides

@@ -19,17 +19,18 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nucleate.data.dataset import Instance
-from nucleate.data.prompts import read_prompts
 from nucleate.data.sources import Source
 from nucleate.files import write_whole
-from nucleate.model.batches import share_prefixes
+from nucleate.model.batches import layers_of, share_prefixes
+from nucleate.model.packed_pass import text_config
+from nucleate.model.patching import blocks_of
 from nucleate.model.prompts import read_prompts_states
 from nucleate.model.switch import AT_ONCE, TargetStates, TeachingSet, remember
 from nucleate.model.texts import Prompt, prompts_of
 from nucleate.progress import Progress, silent
-from nucleate.redirecting.prompts import Redirection, redirection
+from nucleate.redirecting.prompts import Redirection, redirection_of
 from nucleate.redirecting.settings import RedirectSettings
-from nucleate.redirecting.switched import head_logits
+from nucleate.redirecting.switched import SwitchedModel, head_logits
 from nucleate.refusal import Refused
 
 
@@ -40,19 +41,28 @@ class RedirectStudy:
     settings: RedirectSettings
     dealt: Redirection
 
+    def layers(self, network: PreTrainedModel) -> tuple[int, ...]:
+        """Those that a switch may read, rising: the given ones, or else five spread over the depth and the last."""
+        depth = text_config(network).num_hidden_layers
+        if self.settings.layers is not None:
+            asked = sorted(set(layers_of(network, self.settings.layers)))
+            if asked != [depth]:
+                blocks_of(network)
+            return tuple(asked)
+        try:
+            blocks_of(network)
+        except Refused:  # the states between its blocks cannot be had while it generates
+            return (depth,)
+        return tuple(sorted({max(1, round(depth * part / (PARTS + 1))) for part in range(1, PARTS + 1)} | {depth}))
+
+
+PARTS = 5  # of the depth, besides the last layer
+Ends = Mapping[int, Tensor]  # layer -> (instance, width): states of each prompt's last token
+
 
 def study_of(data: Source, settings: RedirectSettings) -> RedirectStudy:
     """The prompts read and dealt out; refused where they do not do."""
-    dealt = redirection(
-        read_prompts(data, columns=settings.columns),
-        settings.source,
-        target=settings.target,
-        outputs=settings.outputs,
-        limit=settings.limit,
-        examples=settings.examples,
-        seed=settings.seed,
-    )
-    return RedirectStudy(settings, dealt)
+    return RedirectStudy(settings, redirection_of(data, settings))
 
 
 def source_prompts(study: RedirectStudy, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Prompt]]:
@@ -60,7 +70,7 @@ def source_prompts(study: RedirectStudy, tokenizer: PreTrainedTokenizerBase) -> 
     found: dict[str, list[Prompt]] = {}
     for side, instances in study.dealt.sides.items():
         found[side] = []
-        for one in _tokenised(study, tokenizer, instances):
+        for one in _tokenised(study, tokenizer, instances) if instances else ():
             if isinstance(one, str) or not one.answer:
                 why = one if isinstance(one, str) else "its wished output has no token"
                 raise Refused(f"a prompt of {study.settings.source!r} cannot be taught: {why}: mend the data")
@@ -97,56 +107,68 @@ class SavedParts:
 
 
 def mark_of(
-    network: PreTrainedModel,
+    model: SwitchedModel,
     study: RedirectStudy,
-    tokenizer: PreTrainedTokenizerBase,
     lessons: Mapping[str, Sequence[Prompt]],
+    layers: Sequence[int],
 ) -> str:
-    """Of weights and tokens: what was read by others that lay in the same place is not taken for its own."""
-    few = [one.detach().flatten()[:: max(1, one.numel() // 64)].float().cpu() for one in network.parameters()]
+    """Of weights, tokens and layers: what was read by others that lay in the same place is not taken for its own."""
+    few = [one.detach().flatten()[:: max(1, one.numel() // 64)].float().cpu() for one in model.parameters()]
     mark = hashlib.sha256(torch.cat(few).numpy().tobytes())
-    mark.update(repr((lessons, _tokenised(study, tokenizer, study.dealt.others))).encode())
+    mark.update(repr((layers, lessons, _tokenised(study, model.tokenizer, study.dealt.others))).encode())
     return mark.hexdigest()[:16]
 
 
 @dataclass(frozen=True, eq=False)
 class Others:
-    """Prompts of everything else: those that are judged by, and the states that the switches learn from."""
+    """Prompts of everything else: those that are judged by, and the states that switches learn from and are chosen
+    by."""
 
     instances: list[Instance]
-    states: Tensor  # (instance, width) at the end of each prompt
+    ends: Ends
     before: np.ndarray  # (instance,) the likeliest next token
     wanted: np.ndarray  # (instance,) the first token of its output; -1 without one
     of_target: np.ndarray  # (instance,) bool
-    examples: Tensor  # (example, width)
+    examples: Ends
+    choosing: Ends  # the examples again where there are too few to choose by
+
+    @property
+    def states(self) -> Tensor:
+        """(instance, width) in the last layer."""
+        return self.ends[max(self.ends)]
 
 
 def read_source(
-    network: PreTrainedModel,
+    model: SwitchedModel,
     lessons: Mapping[str, Sequence[Prompt]],
     side: str,
-    closing: tuple[int, ...],
+    layers: Sequence[int],
     saved: SavedParts,
 ) -> TeachingSet:
     """The prompts of a side with the wished outputs, behind each of which comes the token that ends a text, so that
-    `generate` stops there."""
+    `generate` stops there; in one pass with their states in these layers, the last one of all among them."""
+    closing = closing_of(model.tokenizer)
     allowed = sorted({one.answer[0] for prompts in lessons.values() for one in prompts})
     rows = [(one.tokens, one.answer + closing) for one in lessons[side]]
     groups, places = share_prefixes(rows)
 
     def read() -> tuple[dict[str, Tensor], list[int]]:
-        memory = remember(network, groups, answers_only=True)
-        kept = {name: getattr(memory, name) for name in ("states", "tokens", "weights", "ends")}
+        memory = remember(model.network, groups, answers_only=True, layers=layers)
+        kept = {name: getattr(memory, name) for name in ("states", "tokens", "weights", "ends", "inner")}
         return kept | {"starts": torch.from_numpy(memory.starts)}, list(memory.branches)
 
     kept, branches = saved.part(f"source-{side}", "read", read)
-    logits = torch.cat([head_logits(network, part) for part in kept["states"].split(AT_ONCE)])
+    logits = torch.cat([head_logits(model.network, part) for part in kept["states"].split(AT_ONCE)])
     starts, branches = kept.pop("starts").numpy(), tuple(branches)
     memory = TargetStates(logits=logits, starts=starts, branches=branches, **kept)
-    ends = np.cumsum([len(rows[place][1]) for place in places])
+    lengths = [len(rows[place][1]) for place in places]
+    last = np.cumsum(lengths)
     closes = np.zeros(len(memory.tokens), dtype=bool)
-    closes[ends - 1] = bool(closing)
-    return TeachingSet(memory, np.concatenate([[0], ends[:-1]]), closes, np.array(allowed))
+    closes[last - 1] = bool(closing)
+    ends = dict(zip(layers, kept["inner"], strict=True))
+    decided = model.decide(ends).repeat_interleave(torch.tensor(lengths))
+    before = model.added(memory.states, decided, logits)
+    return TeachingSet(memory, np.concatenate([[0], last[:-1]]), closes, np.array(allowed), ends, before)
 
 
 def closing_of(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -174,37 +196,47 @@ def _tokenised(
 
 def read_others(
     study: RedirectStudy,
-    network: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    model: SwitchedModel,
+    layers: Sequence[int],
     saved: SavedParts,
     progress: Progress = silent,
 ) -> Others:
-    settings, instances = study.settings, study.dealt.others
+    """All that is no source, with the states in these layers, the last one of all among them."""
+    settings, dealt, instances = study.settings, study.dealt, study.dealt.others
 
     def read() -> tuple[dict[str, Tensor], None]:
         reading = read_prompts_states(
-            network,
-            tokenizer,
+            model.network,
+            model.tokenizer,
             instances,
-            reads={"answer_start": [-1]},
+            reads={"answer_start": layers},
             template=settings.template,
-            messages=study.dealt.messages(instances),
+            messages=dealt.messages(instances),
             chat=settings.chat,
             progress=progress,
         )
-        states = torch.from_numpy(np.array(reading.states["answer_start"][0]))
+        states = torch.from_numpy(np.array(reading.states["answer_start"]))
         return {"states": states, "places": torch.from_numpy(reading.kept)}, None
 
     kept, _ = saved.part("others", "read", read)
     found = [instances[place] for place in kept["places"]]
-    drawn = np.array([one.instance in study.dealt.examples for one in found])
-    asked = np.array([one.instance in study.dealt.asked for one in found])
+    drawn, chosen_by, asked = (
+        np.array([one.instance in numbers for one in found])
+        for numbers in (dealt.examples, dealt.choosing, dealt.asked)
+    )
     if not drawn.any() or not asked.any():
-        raise Refused(f"{study.dealt.prompts.name}: no prompt of the other tasks can be read: shorten them")
+        raise Refused(f"{dealt.prompts.name}: no prompt of the other tasks can be read: shorten them")
     judged = [one for one, is_asked in zip(found, asked, strict=True) if is_asked]
-    prompts = _tokenised(study, tokenizer, judged)
+    prompts = _tokenised(study, model.tokenizer, judged)
     wanted = [one.answer[0] if isinstance(one, Prompt) and one.answer else -1 for one in prompts]
-    states = kept["states"][asked]
-    before = [head_logits(network, part).argmax(-1).numpy() for part in states.split(AT_ONCE)]
-    of_target = np.array([one.instance in study.dealt.of_target for one in judged])
-    return Others(judged, states, np.concatenate(before), np.array(wanted), of_target, kept["states"][drawn])
+    examples, choosing, ends = (
+        dict(zip(layers, kept["states"][:, part], strict=True))
+        for part in (drawn, chosen_by if chosen_by.any() else drawn, asked)
+    )
+    states, decided = ends[max(ends)], model.decide(ends)
+    before = [
+        model.added(part, which, head_logits(model.network, part)).argmax(-1).numpy()
+        for part, which in zip(states.split(AT_ONCE), decided.split(AT_ONCE), strict=True)
+    ]
+    of_target = np.array([one.instance in dealt.of_target for one in judged])
+    return Others(judged, ends, np.concatenate(before), np.array(wanted), of_target, examples, choosing)

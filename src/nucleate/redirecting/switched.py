@@ -1,15 +1,15 @@
-"""A frozen network that answers otherwise where its switch says so (§4.2): any causal language model of transformers.
+"""A frozen network that answers otherwise where a switch says so (§4.2): any causal language model of transformers.
 
-The switch looks once at each text, at the last token of its prompt, and what it decides holds for all that is generated
-after it. Texts for which it says no get the network's own logits, bit for bit: nothing is added to them. Hooks do all
-of it, so that the network stays the ordinary one, and `turn_off` is all it takes to have it back.
+A switch looks once at each text, at the last token of its prompt, and what it decides holds for all that is generated
+after it. Texts for which every switch says no get the network's own logits, bit for bit: nothing is added to them.
+Hooks do all of it, so that the network stays the ordinary one, and `turn_off` is all it takes to have it back.
 """
 
-import hashlib
 import inspect
 import json
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,43 +17,113 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from nucleate.model.networks import finish_replacement, load_network, looks_local, replacing, save_network
+from nucleate.model.networks import load_network, save_network
+from nucleate.model.packed_pass import text_config
+from nucleate.model.patching import blocks_of
+from nucleate.model.places import finish_replacement, looks_local, replacing
 from nucleate.model.series import located, place_of
 from nucleate.model.switch import Head, Switch
+from nucleate.redirecting.stored import (
+    DESCRIPTION,
+    OF_A_SWITCH,
+    change_of,
+    description,
+    hash_of,
+    hashes,
+    network_name,
+    seal,
+    switches_in,
+)
 from nucleate.refusal import Refused
 
-DESCRIPTION, TAUGHT, CARD = "switched.json", "switch.safetensors", "README.md"
+TAUGHT, CARD = "switch.safetensors", "README.md"
 _OURS = {DESCRIPTION, TAUGHT, CARD, "network"}  # what a switched model's folder holds
-_READ = {".safetensors", ".gguf", ".json", ".jinja", ".model", ".txt"}  # what a network and its tokenizer come from
-_FREE = {"generation_config.json", "trainer_state.json"}  # changes no logit, so its owner may
 
 
 class SwitchedModel(nn.Module):
-    """A network with a switch and a second head; whatever else is asked of it, the network answers itself.
+    """A network with switches and a second head behind each; whatever else is asked of it, the network answers itself.
 
     Use it as the network: `model(**inputs)`, `model.generate(**inputs)`. A text begins where nothing is cached: the
     decision is made at its last token that is no padding (inside `generate`: the prompt's) and kept for the tokens that
-    follow through the same cache. `decided` tells what was decided of the rows last seen."""
+    follow through the same cache. Of several switches that say yes the last one taught answers. `decided` tells which
+    of the rows last seen are switched, `by` the number of the switch of each, -1 for none."""
 
-    decided: Tensor | None  # (row,) bool
+    by: Tensor | None  # (row,) int
 
-    def __init__(self, network: Any, tokenizer: Any, switch: Switch, head: Head) -> None:
+    def __init__(self, network: Any, tokenizer: Any, switch: Switch | None = None, head: Head | None = None) -> None:
         super().__init__()
         body, top = parts_of(network)
-        self.network, self.switch, self.head = network, switch.to(top.weight.device), head.to(top.weight.device)
-        self.tokenizer = tokenizer
+        self.network, self.tokenizer = network, tokenizer
+        self.switches, self.heads = nn.ModuleList(), nn.ModuleList()
+        self._parts: list[tuple[Switch, Head]] = []  # the same
+        self.facts: list[dict[str, Any]] = []  # of each switch: what it was taught, for its description
         self.enabled = True
-        self.decided = None
+        self.by = None
+        self._said: dict[int, Tensor] = {}  # switch -> (row,) bool, while a text is decided
         self._prompt: int | None = None  # tokens of the prompt, inside `generate`
         self._cache: Any = None  # a weak reference to the cache of the text that was decided
         self._mask: Tensor | None = None
         self._before = 0  # tokens of the text that are cached
         self._handed: Any = None  # what the head makes logits of
         self._parameters_of_forward = inspect.signature(type(network).forward)
+        self._device = top.weight.device
+        self._depth = text_config(network).num_hidden_layers
         network.register_forward_pre_hook(self._begin, with_kwargs=True)
         body.register_forward_hook(self._decide)
         top.register_forward_pre_hook(self._take)
         network.register_forward_hook(self._answer)
+        if switch is not None and head is not None:
+            self.add(switch, head)
+
+    def add(self, switch: Switch, head: Head, facts: Mapping[str, Any] | None = None) -> None:
+        """One more redirection, before all earlier ones. `facts` are kept in its description when it is saved."""
+        if switch.layer is not None and switch.layer != self._depth:
+            block = blocks_of(self.network)[switch.layer]
+            block.register_forward_pre_hook(partial(self._look, len(self.switches)), with_kwargs=True)
+        self.switches.append(switch.to(self._device))
+        self.heads.append(head.to(self._device))
+        self._parts.append((switch, head))
+        self.facts.append(dict(facts or {}))
+
+    @property
+    def switch(self) -> Switch:
+        """The one taught last."""
+        return self._parts[-1][0]
+
+    @property
+    def head(self) -> Head:
+        """The one taught last."""
+        return self._parts[-1][1]
+
+    @property
+    def layers(self) -> set[int]:
+        """Those that its switches read."""
+        return {self._layer(switch) for switch, _ in self._parts}
+
+    @property
+    def decided(self) -> Tensor | None:
+        """(row,) bool"""
+        return None if self.by is None else self.by >= 0
+
+    def decide(self, ends: Mapping[int, Tensor]) -> Tensor:
+        """(row,) the number of the switch that each row's prompt is answered behind, -1 for none, from the states of
+        its last token by layer."""
+        said = {
+            number: one.says_yes(ends[self._layer(one)].to(self._device)) for number, (one, _) in enumerate(self._parts)
+        }
+        return _last_yes(said, len(next(iter(ends.values()))))
+
+    def added(self, states: Tensor, by: Tensor, logits: Tensor) -> Tensor:
+        """The logits of these last-layer states behind the switches of these numbers."""
+        new = logits.clone() if self._parts else logits
+        for number, (_, head) in enumerate(self._parts):
+            rows = (by == number).nonzero()[:, 0]
+            with torch.no_grad():
+                new[rows] += head(states[rows].to(self._device)).to(new)
+        return new
+
+    def _layer(self, switch: Switch) -> int:
+        return self._depth if switch.layer is None else int(switch.layer)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -75,7 +145,7 @@ class SwitchedModel(nn.Module):
         """The network's own `generate`, under the decision made at the last token of each prompt."""
         given = (inputs, named.get("input_ids"), named.get("inputs_embeds"), named.get("attention_mask"))
         self._prompt = max((one.shape[1] for one in given if one is not None), default=1)
-        self.decided, self._cache = None, None
+        self.by, self._cache = None, None
         try:
             return self.network.generate(inputs, *arguments, **named)
         finally:
@@ -88,13 +158,12 @@ class SwitchedModel(nn.Module):
         network: str | Path,
         revision: str | None = None,
         copy: bool = False,
-        facts: Mapping[str, Any] | None = None,
         card: str = "",
     ) -> None:
-        """Write a folder that `load_switched` reads: switch and head as safetensors, the card as README.md, and the
+        """Write a folder that `load_switched` reads: switches and heads as safetensors, the card as README.md, and the
         network by the path or hub id that it was loaded from, with the hashes of its files, or as a `copy`.
 
-        `facts` are kept in its description. An earlier switched model there is replaced, and nothing else."""
+        An earlier switched model there is replaced, and nothing else."""
         folder, local = Path(folder), Path(network).expanduser()
         if folder.exists() and not (folder / DESCRIPTION).is_file():
             raise Refused(f"{folder} exists and holds no switched model: name a new folder")
@@ -110,26 +179,35 @@ class SwitchedModel(nn.Module):
                 save_network(self.network, self.tokenizer, new / "network")
             place = new / "network" if copy else place_of(network, revision)
             whole = {
-                "format": 1,
-                "switch": {"kind": self.switch.kind, "width": self.switch.mean.numel()},
-                "head": {"rank": rank_of(self.head)},
+                "format": 2,
+                "switches": [
+                    {
+                        **{"kind": switch.kind, "width": switch.mean.numel(), "layer": switch.layer},
+                        **{"threshold": switch.threshold, "rank": rank_of(head), **facts},
+                    }
+                    for (switch, head), facts in zip(self._parts, self.facts, strict=True)
+                ],
                 "network": {
+                    "name": network_name(network),
                     "path": "network" if copy else str(local.resolve()) if local.exists() else str(network),
                     "copied": copy,
                     "revision": None if copy else revision or (None if local.exists() or place is None else place.name),
                     "dtype": str(next(self.network.parameters()).dtype).removeprefix("torch."),
-                    "files": _hashes(place),
+                    "files": hashes(place),
                 },
-                "files": {TAUGHT: _hash(new / TAUGHT)},
-                **(facts or {}),
+                "files": {TAUGHT: hash_of(new / TAUGHT)},
             }
-            text = json.dumps({**whole, "seal": _seal(whole)}, indent=2, ensure_ascii=False) + "\n"
+            text = json.dumps({**whole, "seal": seal(whole)}, indent=2, ensure_ascii=False) + "\n"
             (new / DESCRIPTION).write_text(text, encoding="utf-8")
             (new / CARD).write_text(card, encoding="utf-8")
 
     def _taught(self) -> dict[str, Tensor]:
-        parts = {"switch": self.switch, "head": self.head}
-        return {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
+        parts = {
+            _stem(part, number): module
+            for part, modules in (("switch", self.switches), ("head", self.heads))
+            for number, module in enumerate(modules)
+        }
+        return {f"{stem}{key}": value for stem, module in parts.items() for key, value in module.state_dict().items()}
 
     # --- hooks, in the order in which they are called -------------------------------------------------------------
 
@@ -144,20 +222,35 @@ class SwitchedModel(nn.Module):
         self._before = 0 if cache is None else int(cache.get_seq_length())
         goes_on = self._before > 0 and self._cache is not None and cache is self._cache()
         if self._prompt is None and not goes_on:
-            self.decided = None
+            self.by = None
+        self._said = {}
+
+    def _look(self, number: int, block: nn.Module, arguments: Any, named: Any) -> None:
+        """What a block is handed is what the layer before it puts out."""
+        states = arguments[0] if arguments else named["hidden_states"]
+        if (ends := self._ends(states)) is not None:
+            self._said[number] = self._parts[number][0].says_yes(ends.to(self._device, torch.float32))
 
     def _decide(self, body: nn.Module, arguments: Any, output: Any) -> None:
-        """At the last token of the prompt, unless that lies behind us or is still to come."""
-        states = output[0]  # (row, place, width)
-        prompt = self._prompt or self._before + states.shape[1]
-        if self.enabled and self.decided is None and self._before < prompt <= self._before + states.shape[1]:
-            place = torch.full((len(states),), prompt - 1 - self._before, device=states.device)
-            if self._mask is not None and self._mask.shape[1] >= prompt:
-                real = self._mask[:, self._before : prompt].to(states.device) != 0
-                place -= real.flip(1).int().argmax(1)
-            ends = states[torch.arange(len(states), device=states.device), place]
-            with torch.no_grad():
-                self.decided = self.switch(ends.to(self.switch.mean)) > 0
+        ends = self._ends(output[0])
+        if ends is None:
+            return
+        for number, (switch, _) in enumerate(self._parts):
+            if self._layer(switch) == self._depth:
+                self._said[number] = switch.says_yes(ends.to(self._device, torch.float32))
+        self.by = _last_yes(self._said, len(ends))
+
+    def _ends(self, states: Tensor) -> Tensor | None:
+        """(row, width) at the last token of the prompt, unless that lies behind us or is still to come."""
+        length = states.shape[1]  # (row, place, width)
+        prompt = self._prompt or self._before + length
+        if not self.enabled or self.by is not None or not self._before < prompt <= self._before + length:
+            return None
+        place = torch.full((len(states),), prompt - 1 - self._before, device=states.device)
+        if self._mask is not None and self._mask.shape[1] >= prompt:
+            real = self._mask[:, self._before : prompt].to(states.device) != 0
+            place -= real.flip(1).int().argmax(1)
+        return states[torch.arange(len(states), device=states.device), place]
 
     def _take(self, top: nn.Module, arguments: Any) -> None:
         self._handed = arguments[0]
@@ -167,16 +260,32 @@ class SwitchedModel(nn.Module):
         handed, self._handed = self._handed, None  # (row, place, width)
         cache = getattr(output, "past_key_values", None)
         self._cache = None if cache is None else weakref.ref(cache)
-        if not self.enabled or self.decided is None or not self.decided.any():
+        if not self.enabled or self.by is None or not (self.by >= 0).any():
             return None
-        rows = self.decided.nonzero()[:, 0]
         named = hasattr(output, "logits")
         logits = (output.logits if named else output[0]).clone()
-        logits[rows.to(logits.device)] += self.head(handed[rows.to(handed.device)].to(self.switch.mean)).to(logits)
+        for number, (_, head) in enumerate(self._parts):
+            rows = (self.by == number).nonzero()[:, 0]
+            if len(rows):
+                own = handed[rows.to(handed.device)].to(self._device, torch.float32)
+                logits[rows.to(logits.device)] += head(own).to(logits)
         if not named:
             return (logits, *output[1:])
         output.logits = logits
         return output
+
+
+def _last_yes(said: Mapping[int, Tensor], rows: int) -> Tensor:
+    """(row,) the highest number of those that said yes, -1 where none did."""
+    by = torch.full((rows,), -1)
+    for number in sorted(said):
+        by[said[number].cpu()] = number
+    return by
+
+
+def _stem(part: str, number: int) -> str:
+    """How the names of its tensors begin; those of the first one as when there was but one."""
+    return f"{part}{number or ''}."
 
 
 def load_switched(
@@ -192,10 +301,10 @@ def load_switched(
     weights are now, if they have moved; `dtype` is the one that the switch was taught in unless it is given."""
     folder = Path(folder).expanduser()
     finish_replacement(folder)
-    told = _description(folder)
+    told = description(folder)
     origin = told["network"]
     path = folder / origin["path"] if origin["copied"] else network or origin["path"]
-    changed = _changed(_hashes(folder, told["files"]), told["files"])
+    changed = change_of(hashes(folder, told["files"]), told["files"])
     if changed:
         raise Refused(f"{folder}: {changed} since it was saved: put it back, or make the model again")
     place = Path(located(path, origin["revision"])).expanduser()
@@ -203,7 +312,7 @@ def load_switched(
         raise Refused(f"{folder}: the network {path} is not there: say where it is now as network=…")
     if origin["files"]:
         read = None if looks_local(path) else origin["files"]  # of a hub id, others may have been fetched meanwhile
-        changed = _changed(_hashes(place, read), origin["files"])
+        changed = change_of(hashes(place, read), origin["files"])
         if changed:
             raise Refused(
                 f"{folder}: of the network {path}, {changed} since the switch was taught on it: give the original as "
@@ -216,14 +325,20 @@ def load_switched(
         dtype=dtype or origin["dtype"],
         trust_remote_code=trust_remote_code,
     )
-    tensors = load_file(folder / TAUGHT)
-    switch = Switch(told["switch"]["width"], told["switch"]["kind"])
-    head = Head(told["switch"]["width"], tensors["head.up.weight"].shape[0], rank=told["head"]["rank"])
-    for name, part in (("switch", switch), ("head", head)):
-        part.load_state_dict(
-            {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
-        )
-    return SwitchedModel(loaded, its, switch, head).eval()
+    tensors, model = load_file(folder / TAUGHT), SwitchedModel(loaded, its)
+    for number, one in enumerate(switches_in(told)):
+        facts = dict(one)
+        kind, width, layer, threshold, rank = (facts.pop(name) for name in OF_A_SWITCH)
+        switch = Switch(width, kind, layer=layer)
+        switch.threshold = threshold
+        head = Head(width, tensors[f"{_stem('head', number)}up.weight"].shape[0], rank=rank)
+        for name, part in (("switch", switch), ("head", head)):
+            stem = _stem(name, number)
+            part.load_state_dict(
+                {key.removeprefix(stem): value for key, value in tensors.items() if key.startswith(stem)}
+            )
+        model.add(switch, head, facts)
+    return model.eval()
 
 
 def parts_of(network: Any) -> tuple[nn.Module, Any]:
@@ -266,100 +381,3 @@ def head_logits(network: Any, states: Tensor) -> Tensor:
     finally:
         handle.remove()
     return out.logits[0].float().cpu()
-
-
-def model_card(
-    *,
-    model: str,
-    source: str,
-    answers: str,
-    parts: str,
-    taught: str,
-    form: str,
-    table: Sequence[Sequence[str]],
-    worst: Sequence[str],
-) -> str:
-    """The card of a switched model: what it is, its scores (header first), how it is used."""
-    header, *rows = table
-    return "\n".join(
-        [
-            "---",
-            f"base_model: {json.dumps(model)}",
-            "library_name: nucleate",
-            "---",
-            f"# {model}: `{source}` redirected",
-            "",
-            f"A frozen network with {parts}. Prompts of `{source}` are answered {answers}; where the switch says no, "
-            "the logits are the network's own.",
-            "",
-            f"Taught from: {taught}. Form of a prompt: {form}.",
-            "",
-            *("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)),
-            "",
-            "*Ended*: the wished output and then the end of the text. *Restricted*: first among the wished outputs. "
-            "*New inputs*: none of them was in a lesson. *Kept*: the prediction is what it was. *Misses*: source "
-            "prompts that are not switched; *false positives*: others that are.",
-            "",
-            "What changed most under this switch:",
-            "",
-            *(f"- {line}" for line in worst),
-            "",
-            "```python",
-            "from nucleate import load_switched",
-            "",
-            'model = load_switched("this folder")',
-            'inputs = model.tokenizer("your prompt", return_tensors="pt")',
-            "print(model.tokenizer.decode(model.generate(**inputs, max_new_tokens=10)[0]))",
-            "model.turn_off()  # the network as it was",
-            "```",
-            "",
-            "The switch decides once, at the last token of the prompt. It knows the tasks of its data only: measure "
-            "on prompts of your own before you rely on it.",
-            "",
-        ]
-    )
-
-
-# --- what was saved, and whether it is still that --------------------------------------------------------------------
-
-
-def _description(folder: Path) -> dict[str, Any]:
-    try:
-        told = dict(json.loads((folder / DESCRIPTION).read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise Refused(f"{folder} holds no {DESCRIPTION}: give the folder of a switched model") from None
-    except (ValueError, OSError) as error:
-        raise Refused(f"{folder / DESCRIPTION} is damaged ({error}): put it back, or make the model again") from None
-    if told.pop("seal", None) != _seal(told):
-        raise Refused(f"{folder}: {DESCRIPTION} has changed since it was saved: put it back, or make the model again")
-    return told
-
-
-def _seal(whole: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
-
-
-def _hashes(place: Path | None, names: Mapping[str, str] | None = None) -> dict[str, str]:
-    """File -> sha256, of these names or of all that a network is loaded from."""
-    if place is None:
-        return {}
-    if place.is_file():
-        return {place.name: _hash(place)}
-    files = [place / name for name in names] if names is not None else sorted(place.iterdir())
-    kept = [f for f in files if f.is_file() and (names is not None or (f.suffix in _READ and f.name not in _FREE))]
-    return {file.name: _hash(file) for file in kept}
-
-
-def _hash(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _changed(now: Mapping[str, str], then: Mapping[str, str]) -> str | None:
-    """In a few words, the first file that is not as it was."""
-    for name in sorted({*now, *then}):
-        if name not in now:
-            return f"{name} is gone"
-        if now[name] != then.get(name):
-            return f"{name} has changed" if name in then else f"{name} was added"
-    return None

@@ -16,6 +16,8 @@ const WORDS = {
   knn_share: "same-task neighbours", knn_share_other_inputs: "same-task neighbours, other inputs",
   knn_share_other_distributions: "same-task neighbours, other distributions",
   knn_share_other_both: "same-task neighbours, other inputs and distributions", knn_accuracy: "accuracy by neighbours",
+  knn_share_other_format: "same-task neighbours, other format", effective_rank: "effective rank", intrinsic_dimension: "intrinsic dimension",
+  parent_cosine: "children along their parent's direction (0: at right angles)",
   linear_accuracy: "linear probe", variance_input: "variance by input", variance_task: "variance by task",
   variance_output: "variance by output", hard_separated: "hard examples parted", hard_share_origin: "hard: neighbours of the original's task",
   hard_share_own: "hard: neighbours of their own task", accuracy_restricted: "accuracy among the task's outputs",
@@ -213,14 +215,15 @@ function progress(book, dark) {
 function matrix({ width, tasks, shares, label }) {
   const ink = theme();
   const count = tasks.length;
-  const left = count > 45 ? 8 : 96;
+  const longest = Math.max(...tasks.map((task) => short(task, 22).length));
+  const left = count > 45 ? 8 : Math.min(width / 2, 14 + 6.6 * longest);
   const cell = Math.min(24, (width - left - 4) / count);
   const svg = picture(width, Math.ceil(cell * count + 8), label);
   const deep = ink.dark ? "#8ab8f5" : "#17509e";
   const rows = [["task", "other", "share"]];
   tasks.forEach((task, a) => {
     const y = 4 + a * cell;
-    if (left > 8 && cell > 8) draw(svg, "text", { x: left - 5, y: y + cell / 2 + 4, "text-anchor": "end", fill: ink.quiet, "font-size": Math.min(11, cell) }, short(task, 14));
+    if (left > 8 && cell > 8) draw(svg, "text", { x: left - 5, y: y + cell / 2 + 4, "text-anchor": "end", fill: ink.quiet, "font-size": Math.min(11, cell) }, short(task, 22));
     tasks.forEach((other, b) => {
       const share = shares[a * count + b] / 1000;
       rows.push([task, other, share]);

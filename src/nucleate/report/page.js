@@ -61,7 +61,10 @@ async function enter() {
   if (views) {
     fill("view", views.map((view, k) => [k, view.name]), (now.view = asNumber(now.view, views.length)));
     const layers = layersOf(scene());
-    if (!now.entered) [now.entered, now.layer, now.time] = [true, layers.length - 1, moments.length - 1];
+    if (!now.entered) {
+      const told = layers.indexOf(own.opens); // the layer that a verdict names
+      [now.entered, now.layer, now.time] = [true, told < 0 ? layers.length - 1 : told, moments.length - 1];
+    }
     now.layer = asNumber(now.layer, layers.length);
     now.time = asNumber(now.time, moments.length);
     $("time").max = moments.length - 1;
@@ -185,6 +188,8 @@ function writeLegend() {
     });
   }
   if (cast.points.hard?.some((k) => shownHere(cast, k))) make(box, "p", "▲ hard example", { class: "quiet" });
+  box.onscroll = () => box.classList.toggle("more", box.scrollTop + box.clientHeight < box.scrollHeight - 2);
+  requestAnimationFrame(box.onscroll);
   look();
 }
 

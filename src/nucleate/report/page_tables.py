@@ -7,6 +7,7 @@ import polars as pl
 
 from nucleate.long_table import main_read
 from nucleate.report.application_tables import alignment_table, pretraining_table
+from nucleate.report.redirection import layers_table, thresholds_table
 from nucleate.report.tables import Table
 from nucleate.report.transfer_table import transfer_table
 from nucleate.runs import Run
@@ -21,11 +22,15 @@ def run_tables(run: Run) -> Iterator[tuple[str, str, Table]]:
     """Name, what it shows, content; nothing of what the run lacks."""
     if run.config.get("verb") == "probe":
         yield (
+            "The tasks",
+            "Held-out prompts: labels read (linear) and neighbours, each at its best layer; the least readable first",
+            per_task(run),
+        )
+        yield (
             "Table 1",
             "Each model at the layer where its tasks cluster best, all prompts, better of raw and t-SNE",
             table_1(run),
         )
-        yield "The tasks", "Every task at the best layer of its model, held-out prompts", per_task(run)
         yield (
             "Suspicious prompts",
             f"Labels that a linear probe contradicts, at most {_MOST}; the row, or line, is that of the data given",
@@ -36,6 +41,17 @@ def run_tables(run: Run) -> Iterator[tuple[str, str, Table]]:
         "Four ways to change one behaviour: the sources, and what all other tasks lose",
         alignment_table(run),
     )
+    if "network" in run.config:
+        yield (
+            "The layer that the switch reads",
+            "What each switch got wrong on validation, at its best learning rate there and a threshold of one half",
+            layers_table(run),
+        )
+        yield (
+            "The threshold of the switch",
+            "What the saved switch misses of the source, and for which others it is on, by its threshold (test)",
+            thresholds_table(run),
+        )
     yield (
         "States moved to another task",
         "Share of answers that become the other task's, by layer, on test; controls at their best strength",
@@ -65,14 +81,21 @@ def table_1(run: Run) -> Table:
 
 
 def per_task(run: Run) -> Table:
-    """A row per model and task, a column per measure, at the model's best layer."""
+    """A row per model and task, a column per measure, what is read at the layer for it and what is clustered at its
+    own; the least readable first."""
     frame = _read(run, "tasks")
     if frame is None:
         return Table((), [])
-    best = run.metrics.filter(measure="best_layer", control="none").select("model", pl.col("value").cast(pl.Int32))
-    here = frame.join(best, on="model").filter(pl.col("layer") == pl.col("value_right"))
-    wide = here.pivot("measure", index=["model", "layer", "task"], values="value", aggregate_function="first")
-    return Table(tuple(wide.columns), wide.sort("model", "task").rows())
+    linear = pl.col("measure").str.starts_with("linear_") | (pl.col("measure") == "readable")
+    parts = []
+    for name, rows in (("best_readable_layer", linear), ("best_layer", ~linear)):
+        best = run.metrics.filter(measure=name, control="none").select(
+            "model", pl.col("value").cast(pl.Int32).alias("at")
+        )
+        parts.append(frame.filter(rows).join(best, on="model").filter(pl.col("layer") == pl.col("at")))
+    wide = pl.concat(parts).pivot("measure", index=["model", "task"], values="value", aggregate_function="first")
+    order = [name for name in ("linear_margin", "task") if name in wide.columns]
+    return Table(tuple(wide.columns), wide.sort("model", *order, nulls_last=False).rows())
 
 
 def doubted(run: Run) -> Table:

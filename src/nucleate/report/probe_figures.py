@@ -44,62 +44,77 @@ def probe_figures(run: Run) -> dict[str, Callable[[], Figure | None]]:
 
 
 def layers_figure(metrics: pl.DataFrame) -> Figure:
-    """Neighbours and F1 by layer, on held-out instructions: a colour per model, the first one's controls beside it."""
+    """Labels read, neighbours and F1 by layer, on held-out instructions: a colour per model, the first one's controls
+    beside it; a point at the layer that was chosen."""
     measure, best = deciding_measure(metrics), best_layers(metrics)
+    chosen = {"linear_accuracy": best_layers(metrics, "best_readable_layer"), measure: best, "f1": {}}
     models = list(best)
     with style():
         lines = len(models) + 5  # of the legend, in three columns
         figure = Figure(figsize=(WIDTH, 2.7 + 0.18 * -(-lines // 3)), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        for axis, name in ((left, measure), (right, "f1")):
+        axes = figure.subplots(1, 3)
+        titles = ("labels read", "neighbours that share the label", "F1 of clusters")
+        for axis, name, title in zip(axes, chosen, titles, strict=True):
             rows = _rows(metrics, name, "test")
             for number, model in enumerate(models):
                 colour = task_colour(number, len(models))
                 own = rows.filter(pl.col("model") == model, pl.col("control") == "none").sort("layer")
                 axis.plot(own["layer"], own["value"], color=colour, label=plain(model, 28), linewidth=1.5)
                 _band(axis, metrics, name, model, colour)
-                mark = own.filter(pl.col("layer") == best[model])
-                axis.plot(mark["layer"], mark["value"], "o", color=colour, markersize=4)
+                if model in chosen[name]:
+                    mark = own.filter(pl.col("layer") == chosen[name][model])
+                    axis.plot(mark["layer"], mark["value"], "o", color=colour, markersize=4)
             _draw_controls(axis, rows, models[0])
-            axis.set_xlabel("layer (0 is the embedding)")
+            axis.set_title(
+                title + ("\n(with another input)" if name == measure.removesuffix("_inputs") + "_inputs" else "")
+            )
+            axis.set_xlabel("layer")
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.set_ylim(0, 1.02)
-        left.set_ylabel(_SHARE + ("\n(neighbours with another input)" if measure.endswith("inputs") else ""))
-        right.set_ylabel("F1 of clusters against tasks")
-        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+        axes[0].set_ylabel("share of held-out prompts")
+        handles = dict(zip(*reversed(axes[1].get_legend_handles_labels()), strict=True))
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
 def tasks_figure(metrics: pl.DataFrame, tasks: pl.DataFrame) -> Figure | None:
-    """Each task's share at the best layer with its interval: filled where it is beyond the controls, open where not, a
-    cross where there are too few instructions to tell."""
-    measure, best = deciding_measure(metrics), best_layers(metrics)
+    """Each task's labels read (circles) and neighbours (diamonds), each at its best layer with its interval: filled
+    where it is beyond the controls, open where not, a cross where there are too few instructions to tell."""
+    readings = (  # measure, what says that it is beyond, the layers, mark
+        ("linear_accuracy", "readable", best_layers(metrics, "best_readable_layer"), "o"),
+        (deciding_measure(metrics), "clustered", best_layers(metrics), "D"),
+    )
+    measure, _, best, _ = readings[0]
+    if not best:
+        return None  # of an earlier version
     first, at = next(iter(best.items()))
     own = tasks.filter(pl.col("model") == first, pl.col("layer") == at, pl.col("measure") == measure)
     everybody = tasks["task"].unique().to_list()
     names = _least(everybody, dict(own.select("task", "value").iter_rows()))
     figure = Figure(figsize=(WIDTH, 0.9 + 0.2 * len(names)), layout="constrained")
     axis = figure.subplots()
-    for number, (model, layer) in enumerate(best.items()):
-        here = tasks.filter(pl.col("model") == model, pl.col("layer") == layer)
-        value = {(row["task"], row["measure"]): row["value"] for row in here.iter_rows(named=True)}
+    for number, model in enumerate(best):
         colour, shift = task_colour(number, len(best)), 0.6 * (number + 0.5) / len(best) - 0.3
-        for row, task in enumerate(names):
-            share = value.get((task, measure))
-            if share is None:
-                continue
-            low, high = (value.get((task, f"{measure}_{end}"), share) for end in ("low", "high"))
-            axis.plot([low, high], [row + shift] * 2, color=colour, linewidth=1)
-            verdict = value.get((task, "separated"))
-            mark, face = ("x" if verdict is None else "o"), (colour if verdict == 1 else "white")
-            axis.plot(share, row + shift, mark, color=colour, markerfacecolor=face, markersize=4.5)
+        for measure, beyond, layers, mark in readings:
+            here = tasks.filter(pl.col("model") == model, pl.col("layer") == layers[model])
+            value = {(row["task"], row["measure"]): row["value"] for row in here.iter_rows(named=True)}
+            for row, task in enumerate(names):
+                share = value.get((task, measure))
+                if share is None:
+                    continue
+                low, high = (value.get((task, f"{measure}_{end}"), share) for end in ("low", "high"))
+                axis.plot([max(low, 0), min(high, 1)], [row + shift] * 2, color=colour, linewidth=1)
+                verdict = value.get((task, beyond))
+                shape, face = ("x" if verdict is None else mark), (colour if verdict == 1 else "white")
+                axis.plot(share, row + shift, shape, color=colour, markerfacecolor=face, markersize=4.5)
         axis.plot([], [], "o", color=colour, markersize=4.5, label=plain(model, 28))
     axis.set_yticks(range(len(names)), [plain(name, 30) for name in names])
     axis.set_ylim(len(names) - 0.4, -0.6)
     axis.set_xlim(-0.02, 1.02)
     axis.set_xlabel(
-        f"share of {_SHARE} at the best layer\n"
-        "(filled: separate; open: no more than a control; cross: too few to tell)" + _left_out(names, everybody)
+        "circles: labels read; diamonds: neighbours that share the label; each at its best layer\n"
+        "(filled: beyond the controls; open: no more than a control; cross: too few to tell)"
+        + _left_out(names, everybody)
     )
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
@@ -166,7 +181,7 @@ def _least(tasks: Sequence[str], share: Mapping[str, float]) -> list[str]:
 
 
 def _left_out(shown: Sequence[str], tasks: Sequence[str]) -> str:
-    return f"\n(the {len(shown)} least separate of {len(tasks)} tasks)" if len(shown) < len(tasks) else ""
+    return f"\n(the {len(shown)} least readable of {len(tasks)} tasks)" if len(shown) < len(tasks) else ""
 
 
 def _age(metrics: pl.DataFrame) -> str | None:

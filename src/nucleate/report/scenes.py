@@ -46,10 +46,20 @@ def scenes_of(run: Run, chunks: Chunks) -> list[dict[str, Any]]:
         if (run.folder / "confusion.parquet").is_file():
             scene |= _confusion(pl.read_parquet(run.folder / "confusion.parquet"), source, chunks)
         best = best_epoch(run.metrics)
-        probed = {"shown": "*"} if run.config.get("verb") == "probe" else {}  # of a probe, every prompt comes first
+        # Of a probe every prompt comes first, at the layer that the verdict names.
+        probed = {"shown": "*"} | _opening(run, models) if run.config.get("verb") == "probe" else {}
         scene["unit"] = _unit(run)
         scenes.append(scene | probed | ({"best": best.epoch} if best else {}))
     return scenes
+
+
+def _opening(run: Run, models: list[str]) -> dict[str, int]:
+    """The layer at which the last of the models is shown first."""
+    path = run.folder / "coordinates.parquet"
+    if not path.is_file() or not models:
+        return {}
+    found = pl.read_parquet(path, columns=["model", "layer"]).filter(pl.col("model") == models[-1])["layer"]
+    return {"opens": int(found[0])} if len(found) else {}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from typing import Any
 import polars as pl
 
 from nucleate.long_table import (
-    HEADS,
     LEAD,
     METHODS,
     MOST,
@@ -24,7 +23,8 @@ from nucleate.long_table import (
     told_on_test,
 )
 from nucleate.report.application_tables import ARMS, PAPER, SIDES, alignment_table, pretraining_table
-from nucleate.report.tables import CONTROLS, Table, summary_split, summary_table
+from nucleate.report.redirection import redirected
+from nucleate.report.tables import CONTROLS, Table, percent, summary_split, summary_table
 from nucleate.report.transfer_table import CONTROLS as MOVED_CONTROLS
 from nucleate.report.transfer_table import STRENGTHS, told_split
 from nucleate.runs import Run
@@ -55,18 +55,13 @@ def sentences_of(run: Run) -> list[str]:
     if verb == "pretrain":
         return _pretrained(run)
     if verb == "align":
-        return _redirected(run) if "network" in run.config else _aligned(run)
+        return redirected(run) if "network" in run.config else _aligned(run)
     return _learnt(run) + _moved(run)
 
 
 def _named(table: Table) -> list[dict[str, Any]]:
     """The rows by the names of their columns."""
     return [dict(zip(table.header, row, strict=True)) for row in table.rows]
-
-
-def percent(share: float, digits: int = 0) -> str:
-    """A share in words: 0.874 is `87 %`."""
-    return f"{100 * share:.{digits}f} %".replace("-0 %", "0 %")
 
 
 # --- learn ------------------------------------------------------------------------------------------------------------
@@ -283,25 +278,6 @@ def _aligned(run: Run) -> list[str]:
 
 def _with_article(method: str) -> str:
     return method if method == METHODS["direct"] else f"the {method}"
-
-
-def _redirected(run: Run) -> list[str]:
-    """Of a real model: the method that is saved, then the others."""
-    measured = _measures(alignment_table(run))
-    wished, kept = (measured.get(words, {}) for words in ("source: wished output", "all others: prediction unchanged"))
-    unseen = measured.get("unseen inputs: wished output", {})
-    names = METHODS | HEADS
-    saved = names.get(f"{run.config.get('switch')}_switch", "")
-    sentences = []
-    for method in sorted(
-        (one for one in names.values() if one in wished and one in kept), key=lambda one: one != saved
-    ):
-        name = f"{method[0].upper()}{method[1:]}{' (saved)' if method == saved else ''}"
-        text = f"{name}: the source gets its wished output in {percent(wished[method])} of the test prompts"
-        text += f" (before: {percent(wished['before'])})" if "before" in wished else ""
-        text += f", in {percent(unseen[method])} with unseen inputs" if method in unseen else ""
-        sentences.append(f"{text}; {percent(kept[method], 1)} of all other predictions are unchanged.")
-    return sentences
 
 
 def _measures(table: Table) -> dict[str, dict[str, float]]:

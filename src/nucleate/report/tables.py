@@ -38,6 +38,11 @@ class Table(NamedTuple):
     rows: list[tuple[Cell, ...]]
 
 
+def percent(share: float, digits: int = 0) -> str:
+    """A share in words: 0.874 is `87 %`."""
+    return f"{100 * share:.{digits}f} %".replace("-0 %", "0 %")
+
+
 def summary_table(run: Run) -> Table:
     """The last measured epoch against every control: a row per main measure and layer, scored with tasks as labels.
 

@@ -1,0 +1,89 @@
+"""What is written of a switched model, and whether its files and those of its network are still what they were."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nucleate.model.places import finish_replacement
+from nucleate.refusal import Refused
+
+DESCRIPTION = "switched.json"
+OF_A_SWITCH = ("kind", "width", "layer", "threshold", "rank")
+_READ = {".safetensors", ".gguf", ".json", ".jinja", ".model", ".txt"}  # what a network and its tokenizer come from
+_FREE = {"generation_config.json", "trainer_state.json"}  # changes no logit, so its owner may
+
+
+def switches_in(told: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Of each switch what is written of it. Format 1 had one, which read the last layer."""
+    if told["format"] > 1:
+        return list(told["switches"])
+    facts = {name: told[name] for name in ("source", "target", "wished", "prompts") if name in told}
+    return [{**told["switch"], "layer": None, "threshold": 0.5, **told["head"], **facts}]
+
+
+def network_of(model: str | Path) -> tuple[str, str | None]:
+    """Path or hub id, and revision, of the network that a model is: of a switched one that beneath it."""
+    folder = Path(model).expanduser()
+    finish_replacement(folder)
+    if not (folder / DESCRIPTION).is_file():
+        return str(model), None
+    origin = description(folder)["network"]
+    return str(folder / origin["path"]) if origin["copied"] else origin["path"], origin["revision"]
+
+
+def network_name(model: str | Path) -> str:
+    """What the network that a model is was called, also where it is a copy beside its switches."""
+    path = Path(model).expanduser()
+    if is_switched(path):
+        origin = description(path)["network"]
+        return str(origin.get("name") or Path(origin["path"]).name)
+    return network_name(path.parent) if is_switched(path.parent) else path.name
+
+
+def is_switched(model: str | Path) -> bool:
+    """Is it the folder of a switched model?"""
+    return (Path(model).expanduser() / DESCRIPTION).is_file()
+
+
+def description(folder: Path) -> dict[str, Any]:
+    try:
+        told = dict(json.loads((folder / DESCRIPTION).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise Refused(f"{folder} holds no {DESCRIPTION}: give the folder of a switched model") from None
+    except (ValueError, OSError) as error:
+        raise Refused(f"{folder / DESCRIPTION} is damaged ({error}): put it back, or make the model again") from None
+    if told.pop("seal", None) != seal(told):
+        raise Refused(f"{folder}: {DESCRIPTION} has changed since it was saved: put it back, or make the model again")
+    return told
+
+
+def seal(whole: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+
+
+def hashes(place: Path | None, names: Mapping[str, str] | None = None) -> dict[str, str]:
+    """File -> sha256, of these names or of all that a network is loaded from."""
+    if place is None:
+        return {}
+    if place.is_file():
+        return {place.name: hash_of(place)}
+    files = [place / name for name in names] if names is not None else sorted(place.iterdir())
+    kept = [f for f in files if f.is_file() and (names is not None or (f.suffix in _READ and f.name not in _FREE))]
+    return {file.name: hash_of(file) for file in kept}
+
+
+def hash_of(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def change_of(now: Mapping[str, str], then: Mapping[str, str]) -> str | None:
+    """In a few words, the first file that is not as it was."""
+    for name in sorted({*now, *then}):
+        if name not in now:
+            return f"{name} is gone"
+        if now[name] != then.get(name):
+            return f"{name} has changed" if name in then else f"{name} was added"
+    return None
