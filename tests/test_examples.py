@@ -71,6 +71,16 @@ def test_the_tables_of_the_study_are_of_finished_runs_nearest_first_and_each_aga
     assert all(value >= 0 for value in parts.values()) and parts["F1 above 0.9"] > 0 and parts["counts"] > 5
 
 
+def test_the_mechanism_is_drawn_in_two_pictures(micro_run, tmp_path):
+    command = [sys.executable, str(EXAMPLES / "studies" / "mechanism.py"), str(micro_run), str(tmp_path)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert [Path(one).name for one in printed] == [
+        f"mechanism_{name}.{ending}" for name in ("layers", "parts") for ending in ("png", "svg")
+    ]
+    assert all(Path(one).stat().st_size > 5000 for one in printed)
+    assert "a linear probe names the task" in (tmp_path / "mechanism_layers.svg").read_text(encoding="utf-8")
+
+
 def test_every_example_is_run_by_a_test():
     """Here, by the commands of the guide, or by the test beside them."""
     guide = (EXAMPLES.parent / "docs" / "guides" / "probe.md").read_text(encoding="utf-8")

@@ -34,9 +34,9 @@ def levels(table: pl.DataFrame, score: Score, control: str = "none") -> Levels:
     return {layer: value for layer, value in found.items() if value is not None}
 
 
-def hardest(table: pl.DataFrame, score: Score) -> Levels:
+def hardest(table: pl.DataFrame, score: Score, *, but: str = "") -> Levels:
     """Of all controls that were measured, layer by layer."""
-    every = [levels(table, score, control) for control in CONTROLS]
+    every = [levels(table, score, control) for control in CONTROLS if control != but]
     return {layer: max(one[layer] for one in every if layer in one) for layer in set().union(*every)}
 
 
@@ -58,10 +58,15 @@ def hardest_move(table: pl.DataFrame, arm: str) -> Levels:
     return {at: max(values) for at, values in found.items()}
 
 
+# Input and right output together name the task, so that of answers a linear probe says nothing.
 LINEAR = Score("linear_accuracy", "test", experiment="learn")
 CLUSTERS = Score("f1", "test", "task", ("centred",), experiment="learn")
 LAYERS: dict[str, tuple[str, Callable[[pl.DataFrame], Levels], Callable[[pl.DataFrame], Levels]]] = {
-    "a linear probe names the task": ("#0072B2", lambda t: levels(t, LINEAR), lambda t: hardest(t, LINEAR)),
+    "a linear probe names the task": (
+        "#0072B2",
+        lambda t: levels(t, LINEAR),
+        lambda t: hardest(t, LINEAR, but="answers"),
+    ),
     "clusters match the tasks (F1, centred)": (
         "#29A36F",
         lambda t: levels(t, CLUSTERS),
