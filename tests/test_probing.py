@@ -17,7 +17,7 @@ from nucleate.cli import main
 from nucleate.data.prompts import read_prompts
 from nucleate.model import prompts as model_prompts
 from nucleate.model.networks import gpt2, save_network, word_tokenizer
-from nucleate.probing import layers, one_model, study
+from nucleate.probing import controls, layers, one_model, study
 from nucleate.probing import probe as door
 from nucleate.probing.findings import summary_lines
 from nucleate.probing.settings import ProbeSettings
@@ -276,7 +276,7 @@ def test_the_stage_that_is_shown_is_the_one_that_runs(folder, monkeypatch):
 
     watched(door.Subject, "load", "tuned: loading the weights")
     watched(model_prompts, "evaluate", "tuned: reading the prompts", "untrained: reading the prompts")
-    watched(one_model, "surface_features", "n-grams of the text")
+    watched(controls, "surface_features", "n-grams of the text")
     watched(one_model, "interval_rows", "tuned: intervals")
     watched(one_model, "untrained", "untrained: drawing fresh weights")
     watched(one_model, "doubts", "tuned: margins and doubtful prompts")

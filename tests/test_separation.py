@@ -9,8 +9,9 @@ from nucleate.measures.neighbours import Labels
 from nucleate.measures.scores import cluster_scores
 from nucleate.measures.shares import NeighbourShares, TaskDeals, neighbour_shares
 from nucleate.measures.survey import Effort, survey
+from nucleate.probing.changes import change, difference
 from nucleate.probing.design import Design
-from nucleate.probing.findings import Reading, change, difference, doubted_in_words, verdict_from
+from nucleate.probing.findings import Reading, doubted_in_words, verdict_from
 from nucleate.probing.halves import Side, deciding_search, held_out_units, sides_of, some_units
 from nucleate.probing.layers import measure_layers
 from nucleate.probing.margins import GAIN, margins

@@ -20,10 +20,11 @@ from nucleate.data.sources import Source
 from nucleate.files import write_whole
 from nucleate.model.packed_pass import where_it_runs
 from nucleate.model.subjects import Subject
+from nucleate.probing.controls import surface_of
 from nucleate.probing.costs import workload_of
 from nucleate.probing.findings import CLUSTERED, READABLE, reading_of
 from nucleate.probing.margins import Controls
-from nucleate.probing.one_model import join, note_seconds, part_of, probe_one, surface_of
+from nucleate.probing.one_model import join, note_seconds, part_of, probe_one
 from nucleate.probing.result import ProbeResult, load_probe
 from nucleate.probing.settings import ProbeSettings
 from nucleate.probing.study import ProbeStudy

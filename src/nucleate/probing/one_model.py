@@ -18,13 +18,14 @@ import polars as pl
 from nucleate.data.prompts import Prompts
 from nucleate.files import write_whole
 from nucleate.long_table import deciding_measure
-from nucleate.measures.baselines import answer_features, surface_features
 from nucleate.model.networks import untrained
 from nucleate.model.prompts import PromptReading
 from nucleate.model.subjects import Subject
-from nucleate.probing.costs import costs_of, costs_of_text, spread
+from nucleate.probing.changes import difference
+from nucleate.probing.controls import at_best_of, rows_with
+from nucleate.probing.costs import costs_of, spread
 from nucleate.probing.design import Design
-from nucleate.probing.findings import CLUSTERED, READABLE, difference, layer_of
+from nucleate.probing.findings import CLUSTERED, READABLE, layer_of
 from nucleate.probing.geometry import geometry_rows
 from nucleate.probing.layers import (
     MOST_SHOWN,
@@ -35,11 +36,10 @@ from nucleate.probing.layers import (
     interval_rows,
     look_closer,
     measure_layers,
-    read_labels,
 )
 from nucleate.probing.margins import Controls, margins
 from nucleate.probing.result import TABLES, load_probe
-from nucleate.probing.separation import MISLABELLED, doubts, mean_known
+from nucleate.probing.separation import MISLABELLED, doubts
 from nucleate.probing.study import ProbeStudy
 from nucleate.probing.tables import confusion_frame, coordinate_frame, layout_frame, suspicious_frame, task_frame
 from nucleate.progress import Progress, Workload
@@ -80,10 +80,10 @@ def probe_one(
     )
     progress("intervals", work.fraction)
     sure = interval_rows(design, measured, np.array(states[layers.index(best)]))
-    rows = _with(measured.rows + sure + near.rows, read=main)
-    rows += _with(geometry_rows(design, states, layers), read=main)
+    rows = rows_with(measured.rows + sure + near.rows, read=main)
+    rows += rows_with(geometry_rows(design, states, layers), read=main)
     for read in study.other_reads:
-        rows += _with(
+        rows += rows_with(
             measure_layers(design, reading.states[read], deep, _telling(work, costs, progress)).rows, read=read
         )
     others = {}
@@ -93,16 +93,16 @@ def probe_one(
     told = _named(progress, "untrained")
     others["untrained"] = _untrained(study, design, network, tokenizer, deep, work, costs, told)
     for control, one in others.items():
-        rows += _with([*one.rows, *_best_rows(one)], read=main, control=control)
-    rows += _with(_answer_rows(design, reading))
+        rows += rows_with([*one.rows, *_best_rows(one)], read=main, control=control)
+    rows += rows_with(_answer_rows(design, reading))
 
     progress("margins and doubtful prompts", work.fraction)
     controls = {
-        reading_of: {**some, **{control: _at_best(one)[reading_of] for control, one in others.items()}}
+        reading_of: {**some, **{control: at_best_of(one)[reading_of] for control, one in others.items()}}
         for reading_of, some in surface.items()
     }
     found = {layer: margins(design, measured, layer, controls) for layer in layers}
-    rows += _with([row for one in found.values() for row in one.rows], read=main)
+    rows += rows_with([row for one in found.values() for row in one.rows], read=main)
     texts = _texts(study, reading.kept)
     at_best = np.array(states[layers.index(readable)])
     doubted = doubts(at_best, design.labels.task, texts["prompt"].to_numpy(), seed=design.seed_of("doubts"))
@@ -238,85 +238,7 @@ def _untrained(
     return study.known[key]
 
 
-def surface_of(study: ProbeStudy, run: RunWriter, work: Workload, progress: Progress) -> Controls:
-    """What the text alone gives, as if its n-grams were states, and right answers alone: reading -> control ->
-    (prompt,) on test."""
-    texts = {"surface_prompt": [f"{one.instruction} {one.input}".strip() for one in study.prompts.instances]}
-    if study.prompts.has_inputs:
-        texts["surface_instruction"] = [one.instruction for one in study.prompts.instances]
-    rows, found = [], dict[str, LayerMeasures]()
-    costs, warm = costs_of_text(study.prompts), False
-    for control, column in texts.items():
-        for side in study.design.sides:  # the n-grams are those of the other half
-            features = surface_features([column[place] for place in side.against], column)[np.newaxis]
-            design = replace(study.design, sides=(side,))
-            one = measure_layers(design, features, [0], _untold, linearly=False)
-            if side.split == "test":
-                read_labels(one, study.design, features, [0])
-                found[control] = one
-            rows += _with([{**row, "layer": None} for row in one.rows], control=control)
-            done = work.did("n-grams", costs[control])
-            if warm:  # the first one waits for kernels and promises nothing
-                progress("n-grams of the text", done)
-            warm = True
-    shares: dict[str, dict[str, np.ndarray]] = {
-        "clustered": {control: one.shares["test", 0] for control, one in found.items()},
-        "readable": {control: one.said[0] for control, one in found.items()},
-    }
-    progress("right answers as a control", work.fraction)
-    codings = _codings(study.design)
-    if codings:
-        rows += _highest(codings)
-        nearest = max(codings, key=lambda one: mean_known(one.shares["validation", 0]))
-        named = max(codings, key=lambda one: one.chosen[0])
-        shares["clustered"]["answers"], shares["readable"]["answers"] = nearest.shares["test", 0], named.said[0]
-    work.did("n-grams", costs["answers"])
-    run.write_part("surface", [study.complete(row) for row in rows])
-    return shares
-
-
-def _untold(what: str, done: int, of: int) -> None:
-    """Progress that nobody hears of."""
-
-
-def _codings(design: Design) -> list[LayerMeasures]:
-    """What states give that hold nothing but the input and the right output, in each coding; none where some prompt
-    lacks either."""
-    labels = design.labels
-    if (labels.input < 0).any() or (labels.output < 0).any():
-        return []
-    codings = answer_features(labels.input, labels.output, labels.task)
-    return [measure_layers(design, features[np.newaxis], [0], _untold) for features in codings]
-
-
-def _highest(codings: Sequence[LayerMeasures]) -> Rows:
-    """Of each score the highest."""
-    highest: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for found in codings:
-        for row in _with([{**row, "layer": None} for row in found.rows], control="answers"):
-            key = tuple((name, value) for name, value in sorted(row.items(), key=str) if name != "value")
-            if key not in highest or row["value"] > highest[key]["value"]:
-                highest[key] = row
-    return list(highest.values())
-
-
-def _at_best(measured: LayerMeasures) -> dict[str, np.ndarray]:
-    """reading -> (prompt,) on test, each at the layer that was chosen for it."""
-    return {
-        "clustered": measured.shares["test", measured.best_layer],
-        "readable": measured.said[measured.best_readable_layer],
-    }
-
-
 # --- rows ------------------------------------------------------------------------------------------------------------
-
-
-def _with(rows: Sequence[Mapping[str, Any]], *, read: str | None = None, control: str = "none") -> Rows:
-    """Rows with their read; those of a control without shuffled and regrouped labels of its own."""
-    kept = [row for row in rows if control == "none" or row.get("control", "none") == "none"]
-    return [
-        {"control": control, **row, "read": read} | ({"control": control} if control != "none" else {}) for row in kept
-    ]
 
 
 def _best_rows(measured: LayerMeasures) -> Rows:

@@ -22,8 +22,9 @@ from nucleate.files import write_whole
 from nucleate.measures.baselines import MOST_FEATURES
 from nucleate.model.subjects import Model, Subject, all_ready, subjects_of
 from nucleate.model.texts import fill
+from nucleate.probing.controls import surface_of
 from nucleate.probing.costs import measuring_seconds, tokens_of, total_of, workload_of
-from nucleate.probing.one_model import finish, note_seconds, part_of, probe_one, surface_of
+from nucleate.probing.one_model import finish, note_seconds, part_of, probe_one
 from nucleate.probing.result import ProbeResult, load_probe
 from nucleate.probing.settings import ProbeSettings
 from nucleate.probing.study import ProbeStudy

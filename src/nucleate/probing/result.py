@@ -9,11 +9,10 @@ from typing import Any
 import polars as pl
 
 from nucleate.long_table import best_layer_of
+from nucleate.probing.changes import change, difference
 from nucleate.probing.findings import (
     CLUSTERED,
     READABLE,
-    change,
-    difference,
     headline,
     in_full,
     main_model,
