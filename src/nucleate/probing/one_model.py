@@ -39,7 +39,7 @@ from nucleate.probing.layers import (
 )
 from nucleate.probing.margins import Controls, margins
 from nucleate.probing.result import TABLES, load_probe
-from nucleate.probing.separation import MISLABELLED, doubts
+from nucleate.probing.separation import MISLABELLED, doubts, planted_precision
 from nucleate.probing.study import ProbeStudy
 from nucleate.probing.tables import confusion_frame, coordinate_frame, layout_frame, suspicious_frame, task_frame
 from nucleate.progress import Progress, Workload
@@ -105,7 +105,12 @@ def probe_one(
     rows += rows_with([row for one in found.values() for row in one.rows], read=main)
     texts = _texts(study, reading.kept)
     at_best = np.array(states[layers.index(readable)])
-    doubted = doubts(at_best, design.labels.task, texts["prompt"].to_numpy(), seed=design.seed_of("doubts"))
+    labelled = at_best, design.labels.task, texts["prompt"].to_numpy()
+    doubted = doubts(*labelled, seed=design.seed_of("doubts"))
+    trust = planted_precision(*labelled, seed=design.seed_of("planted"))
+    if trust is not None:
+        place = {"split": "all", "layer": readable, "labels": "task", "space": "raw"}
+        rows += rows_with([{**place, "measure": "planted_precision", "value": trust}], read=main)
     clustered = any(row["measure"] == "clustered" and row["value"] == 1 for row in found[best].rows)
     told_layer = best if clustered else readable
     at_told = np.array(states[layers.index(told_layer)])

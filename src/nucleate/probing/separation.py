@@ -12,6 +12,7 @@ from nucleate.measures.baselines import LinearProbe
 
 MISLABELLED = 0.5  # a margin of `doubts` from which on a prompt looks mislabelled
 _FOLDS = 5
+_PLANTED, _ENOUGH, _MOST_DEALS = 0.02, 100, 5  # share of labels that are changed on purpose, how many in all, how often
 FEWEST = 4  # instructions; with fewer there is no interval
 
 
@@ -114,3 +115,22 @@ def doubts(states: np.ndarray, task: np.ndarray, prompt: np.ndarray, *, seed: in
         other = answers.argmax(axis=1)
         nearest[asked], margin[asked] = probe.classes[other], answers[rows, other] - given
     return Doubts(nearest, margin)
+
+
+def planted_precision(states: np.ndarray, task: np.ndarray, prompt: np.ndarray, *, seed: int) -> float | None:
+    """How far the head of the list is to be trusted: of two labels in a hundred changed on purpose, the share among as
+    many most doubtful prompts. None where there is but one task. Labels that were wrong before lower it."""
+    tasks, count = np.unique(task), max(1, round(_PLANTED * len(task)))
+    if len(tasks) < 2:
+        return None
+    found, deals = 0, min(_MOST_DEALS, -(-_ENOUGH // count))
+    for deal in range(deals):
+        rng = np.random.default_rng([seed, deal])
+        planted = rng.permutation(len(task))[:count]
+        changed = task.copy()
+        step = rng.integers(1, len(tasks), size=count)
+        changed[planted] = tasks[(np.searchsorted(tasks, task[planted]) + step) % len(tasks)]
+        margin = doubts(states, changed, prompt, seed=seed).margin
+        first = np.argsort(np.where(np.isnan(margin), np.inf, -margin), kind="stable")[:count]
+        found += int(np.isin(first, planted).sum())
+    return found / (deals * count)
