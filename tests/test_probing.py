@@ -321,6 +321,8 @@ def test_a_folder_of_checkpoints_is_a_series_and_its_curve_rises(folder, tmp_pat
     assert curve["step"].to_list() == [10, 20, 30] and curve["value"][2] > 0.7 > 0.5 > curve["value"][0]
     figure = nucleate.report.probe_figures.series_figure(seen.metrics)
     assert figure is not None and figure.axes[0].get_xlabel() == "step"
+    lines = {line.get_label(): line.get_ydata() for line in figure.axes[0].get_lines()}
+    assert lines["labels read"][2] > 0.7 > lines["labels read"][0] and len(lines["neighbours with the same task"]) == 3
     with pytest.raises(Refused, match="series stands for several"):
         nucleate.probe(tmp_path / "series", folder / "prompts.jsonl", base=folder / "base", columns={"task": "label"})
 

@@ -151,17 +151,22 @@ def confusion_figure(metrics: pl.DataFrame, confusion: pl.DataFrame) -> Figure |
 
 
 def series_figure(metrics: pl.DataFrame) -> Figure | None:
-    """Along a series of checkpoints: the share at each one's best layer, and the accuracy. None without a series."""
-    measure, best = deciding_measure(metrics), best_layers(metrics)
+    """Along a series of checkpoints: labels read and neighbours, each at each one's best layer for it, and the accuracy.
+    None without a series."""
     age = _age(metrics)
     if age is None:
         return None
+    lines = (  # measure, split, label, the layers at which it is told
+        ("linear_accuracy", "test", "labels read", best_layers(metrics, "best_readable_layer")),
+        (deciding_measure(metrics), "test", _SHARE, best_layers(metrics)),
+        ("accuracy", "all", "accuracy", None),
+    )
     figure = Figure(figsize=(WIDTH / 2, 2.8), layout="constrained")
     axis = figure.subplots()
-    for name, split, label in ((measure, "test", _SHARE), ("accuracy", "all", "accuracy")):
-        found = _rows(metrics, name, split).filter(pl.col("control") == "none")
-        if name == measure:
-            chosen = pl.DataFrame({"model": list(best), "layer": list(best.values())}, schema_overrides=_LAYER)
+    for measure, split, label, layers in lines:
+        found = _rows(metrics, measure, split).filter(pl.col("control") == "none")
+        if layers is not None:
+            chosen = pl.DataFrame({"model": list(layers), "layer": list(layers.values())}, schema=_CHOSEN)
             found = found.join(chosen, on=["model", "layer"])
         found = found.drop_nulls(age).sort(age)
         if len(found):
@@ -172,7 +177,7 @@ def series_figure(metrics: pl.DataFrame) -> Figure | None:
     return figure
 
 
-_LAYER = {"layer": pl.Int32}
+_CHOSEN = {"model": pl.String, "layer": pl.Int32}
 
 
 def _least(tasks: Sequence[str], share: Mapping[str, float]) -> list[str]:
