@@ -78,6 +78,12 @@ def test_every_bar_has_a_number(folder, result):  # noqa: F811
     assert len(said) == len(BARS) and not any("unknown" in line for line in said)
 
 
+def test_an_estimate_answers_with_its_sentences(folder, capsys):  # noqa: F811
+    given = [folder / "base", folder / "prompts.jsonl", "--columns", "task=label", "--estimate"]
+    code, told, _ = asked(capsys, "probe", *given)
+    assert code == 0 and len(told["estimate"]) == 1 and "parameters" in told["estimate"][0]
+
+
 def test_the_other_verbs_answer_as_well(micro_run, tmp_path, capsys):
     _, told, _ = asked(capsys, "settings", "--size", "micro")
     assert told["model.width"]["value"] == 16 and told["model.width"]["meaning"]

@@ -19,7 +19,7 @@ from nucleate.terminal import table_of
 def answer_of(asked: argparse.Namespace) -> Any:
     """An object that JSON can hold."""
     if getattr(asked, "estimate", None):
-        return {"estimate": True}  # its sentences stand on standard error
+        return {"estimate": asked.estimate}  # its sentences
     return _ANSWERS.get(asked.verb, _of_a_run)(asked)
 
 

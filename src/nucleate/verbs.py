@@ -98,7 +98,8 @@ def _redirect(asked: argparse.Namespace) -> None:
 
     needed, *doubts = budget(asked.model, asked.data, settings)
     if asked.estimate:
-        print("\n".join([needed, *doubts]))
+        asked.estimate = [needed, *doubts]  # for --json
+        print("\n".join(asked.estimate))
         return
     print(needed, file=sys.stderr)  # the doubts are told again when it begins
     _run(asked, partial(redirect_into, Path(asked.out), asked.model, asked.data, settings))
@@ -124,7 +125,8 @@ def probe(asked: argparse.Namespace) -> None:
     from nucleate.probing.result import load_probe
 
     if asked.estimate:
-        print("\n".join(budget(asked.models, asked.data, settings, base=asked.base)))
+        asked.estimate = budget(asked.models, asked.data, settings, base=asked.base)  # for --json
+        print("\n".join(asked.estimate))
         return
     _run(asked, partial(probe_into, Path(asked.out), asked.models, asked.data, settings, base=asked.base))
     if bars:
