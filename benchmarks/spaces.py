@@ -11,7 +11,7 @@ of the instruction. Spaces: raw; standardised (each dimension by the mean and de
 neighbours are sought); cosine (states of length 1); where inputs repeat, centred (less the input's mean state there).
 
 The rule, fixed before the first run: neighbours stay raw unless another space exceeds its controls by 0.02 more in the
-mean over all models and sets, and in two thirds of them.
+mean over all models and sets, and in two thirds of them. Sets that stand in FOLDER/spaces.csv are not read again.
 """
 
 import argparse
@@ -26,6 +26,7 @@ import numpy as np
 import polars as pl
 from plain_states import plain_states
 
+import nucleate
 from nucleate.data.prompts import read_prompts
 from nucleate.measures.baselines import InputMeans, surface_features
 from nucleate.measures.shares import TaskDeals, neighbour_shares
@@ -49,19 +50,21 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
-    rows: list[Row] = []
+    table = asked.out / "spaces.csv"
+    rows: list[Row] = pl.read_csv(table).rows(named=True) if table.is_file() else []
     for model in asked.models:
         network, tokenizer = load_network(model)
-        fresh = untrained(network, seed=1)
+        fresh, name = untrained(network, seed=1), Path(model).stem.split(".")[0]
         for one in asked.sets:
+            if any(row["model"] == name and row["set"] == Path(one).stem for row in rows):
+                continue
             began = time.perf_counter()
-            rows += measured(network, fresh, tokenizer, one, name=Path(model).stem.split(".")[0])
-            print(f"{model}, {one}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
-    frame = pl.DataFrame([{name: row[name] for name in COLUMNS} for row in rows])
-    frame.write_csv(asked.out / "spaces.csv", float_precision=4)
-    verdict = decision(frame)
-    (asked.out / "spaces.json").write_text(json.dumps(verdict, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(verdict, indent=1))
+            rows += measured(network, fresh, tokenizer, one, name=name)
+            pl.DataFrame([{name: row[name] for name in COLUMNS} for row in rows]).write_csv(table, float_precision=4)
+            print(f"{name}, {one}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+    verdict = json.dumps(decision(pl.read_csv(table)), indent=1)
+    (asked.out / "spaces.json").write_text(verdict + "\n", encoding="utf-8")
+    print(verdict)
     return 0
 
 
@@ -69,13 +72,16 @@ def measured(network: Any, fresh: Any, tokenizer: Any, data: str, *, name: str) 
     """A row for every token that is read and every space."""
     prompts = read_prompts(data, limit=LIMIT)
     study = ProbeStudy.of(prompts, ProbeSettings())
-    texts = [f"{one.instruction} {one.input}".strip() for one in prompts.instances]
+    pairs = [(one.instruction, one.input) for one in prompts.instances]
+    texts = [" ".join(pair).strip() for pair in pairs]
     depth = network.config.get_text_config().num_hidden_layers
     layers = list(range(0, depth + 1, max(1, depth // 10)))
     states = {
-        control: plain_states(one, tokenizer, texts, layers)
+        control: nucleate.read_states(one, tokenizer, pairs, layers=layers)[None]
+        if prompts.has_inputs
+        else np.stack([*plain_states(one, tokenizer, texts, layers).values()])
         for control, one in {"": network, "untrained": fresh}.items()
-    }
+    }  # (read, layer, prompt, width)
     columns = {"n-grams of the prompt": texts}
     if prompts.has_inputs:
         columns["n-grams of the instruction"] = [one.instruction for one in prompts.instances]
@@ -84,8 +90,8 @@ def measured(network: Any, fresh: Any, tokenizer: Any, data: str, *, name: str) 
         what: surface_features([column[place] for place in known], column)[None] for what, column in columns.items()
     }
     reads = ("last",) if prompts.has_inputs else ("last", "mean")
-    for read in reads:
-        points = {control: one[read] for control, one in states.items()} | grams
+    for number, read in enumerate(reads):
+        points = {control: one[number] for control, one in states.items()} | grams
         for space in SPACES if prompts.has_inputs else SPACES[:3]:
             told = {control: best_share(study, one, space) for control, one in points.items()}
             (place, own), others = told.pop(""), {control: shares for control, (_, shares) in told.items()}
