@@ -73,11 +73,13 @@ def main() -> int:
             print(
                 f"{name}: {told[name]['sentence']} ({time.perf_counter() - began:.0f} s)", file=sys.stderr, flush=True
             )
-    worst = max(
-        abs(one[reading]["value"] - one[reading]["independent"]) for one in told.values() for reading in READINGS
-    )
-    print(f"the largest difference: {worst:.3f}")
-    return int(worst > TOLERANCE)
+    print(f"the largest difference: {apart(told):.3f}")
+    return int(apart(told) > TOLERANCE)
+
+
+def apart(told: dict[str, Any]) -> float:
+    """The largest difference between the two computations."""
+    return max(abs(one[name]["value"] - one[name]["independent"]) for one in told.values() for name in READINGS)
 
 
 def beside(run: Path, model: str) -> dict[str, Any]:
@@ -100,10 +102,10 @@ def page(told: dict[str, Any]) -> str:
     lines = [
         "# Real models, labelled sets",
         "",
-        "Each row is a share of held-out prompts with its 95 % interval, at the layer that was chosen on other prompts: as",
-        "`nucleate probe` tells it, as transformers and scikit-learn alone make it (`benchmarks/independent.py`), and the",
-        f"hardest control at its own layer. The two differ by {apart(told):.3f} at most. `natural…` are the sets that come with",
-        "nucleate; the others are out of wheels of PyPI (`benchmarks/fetch_sets.py`, which says whose they are).",
+        "Each row is a share of held-out prompts with its 95 % interval, at the layer that was chosen on other prompts: "
+        "as `nucleate probe` tells it, as transformers and scikit-learn alone make it (`benchmarks/independent.py`), and "
+        f"the hardest control at its own layer. The two differ by {apart(told):.3f} at most. `natural…` are the sets "
+        "that come with nucleate; the others are out of wheels of PyPI (`benchmarks/fetch_sets.py`, which says whose).",
         "",
         "| model, set | prompts | tasks | reading | nucleate | layer | scikit-learn | layer | hardest control |",
         "|" + "---|" * 9,
