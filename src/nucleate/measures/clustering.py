@@ -13,12 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from nucleate.measures.kmeans_pairwise import cluster_distances, distinct_distances
-from nucleate.measures.kmeans_points import cluster_points
+from nucleate.measures.kmeans_points import cluster_points, distinct_points
 from nucleate.refusal import Refused
 
 LARGEST_PAIRWISE = 1024  # points: 8 MiB of distances; beyond, products of points are faster (benchmarks/kmeans.py)
@@ -62,7 +63,8 @@ def kmeans_many(jobs: Sequence[KMeansJob], *, initialisations: int = 10, threads
 
     A job's bytes depend on its points, k, seed and on `initialisations`; never on the other jobs or on `threads`.
     Memory for each thread: 8 n (n + k) bytes up to `LARGEST_PAIRWISE` points; beyond, one or two copies of the points,
-    40 n (2 + log k) bytes for the seeds and at most 4 `kmeans_points.LARGEST_TABLE` for the sweeps.
+    40 n (2 + log k) bytes for the seeds, at most 4 `kmeans_points.LARGEST_TABLE` for the sweeps and, up to
+    `kmeans_points.LARGEST_GRAM` points, 4 n n for products that all jobs on them share.
     """
     if initialisations < 1:
         raise Refused(f"kmeans: initialisations is {initialisations}; at least 1 is needed, 10 is usual")
@@ -73,26 +75,23 @@ def kmeans_many(jobs: Sequence[KMeansJob], *, initialisations: int = 10, threads
         groups.setdefault(_identity(job.points), []).append(place)
 
     checked: dict[int, np.ndarray] = {}
-    units: list[list[int]] = []  # what one thread does at a stretch
+    units: list[list[int]] = []  # what one thread does at a stretch: jobs on the same points
     for places in groups.values():
         points = _checked_points(jobs[places[0]].points, places[0])
         for place in places:
             _check_numbers(jobs[place], len(points), place)
             checked[place] = points
-        # Jobs on a large problem share nothing that costs, so they may run side by side.
-        units += [places] if len(points) <= LARGEST_PAIRWISE else [[place] for place in places]
+        units.append(places)
 
     found: dict[int, Clustering] = {}
 
     def work(places: list[int]) -> None:
         points = checked[places[0]]
-        if len(points) <= LARGEST_PAIRWISE:
-            problem = distinct_distances(points)
-            for place in places:
-                found[place] = Clustering(*cluster_distances(*problem, _draws(jobs[place], initialisations)))
-        else:
-            for place in places:
-                found[place] = Clustering(*cluster_points(points, _draws(jobs[place], initialisations)))
+        pairwise = len(points) <= LARGEST_PAIRWISE
+        problem: Any = distinct_distances(points) if pairwise else (distinct_points(points),)
+        solve: Any = cluster_distances if pairwise else cluster_points
+        for place in places:
+            found[place] = Clustering(*solve(*problem, _draws(jobs[place], initialisations)))
 
     # A product's last bits depend on BLAS's threads; the matrix of distances is computed without BLAS.
     large = any(len(points) > LARGEST_PAIRWISE for points in checked.values())

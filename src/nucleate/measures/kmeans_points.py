@@ -1,6 +1,7 @@
 """k-means of many points: on the points themselves, by matrix products in blocks."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
 
 import numpy as np
@@ -8,22 +9,29 @@ import numpy as np
 from nucleate.measures.kmeans_pairwise import MOST_SWEEPS, STAYS, accumulate, add, between, by_appearance, find, kernel
 
 LARGEST_TABLE = 2**26  # entries of the (cluster, point) table of a large problem: 256 MiB in single precision
+LARGEST_GRAM = 2**14  # points whose products with each other are kept for the seeds: 1 GiB
 _BLOCK = 2048  # points that are multiplied at once
 
 
 @dataclass(frozen=True, eq=False)
-class _Points:
+class Points:
+    """A problem, made ready once for all that ask."""
+
     values: np.ndarray  # (m, width) float32: the distinct points around their mean, the largest coordinate near 1
     squares: np.ndarray  # (m,) float32 squared lengths
     copies: np.ndarray  # (m,) float64
     inverse: np.ndarray  # (n,) which distinct point each point is
     exponent: int  # values are 2 ** -exponent times the points
 
+    @cached_property
+    def gram(self) -> np.ndarray | None:
+        """(m, m) products of the points with each other; None where they are too many."""
+        return self.values @ self.values.T if len(self.values) <= LARGEST_GRAM else None
 
-def cluster_points(points: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, float, int]:
+
+def cluster_points(problem: Points, draws: np.ndarray) -> tuple[np.ndarray, float, int]:
     """As `kmeans_pairwise.cluster_distances`, but only the best of Lloyd's ends goes on to single moves: from there on
     the others cost more than they promise."""
-    problem = _distinct_points(points)
     m = len(problem.values)
     initialisations, k, _ = draws.shape
     if m <= k:
@@ -46,7 +54,7 @@ def cluster_points(points: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, f
     return clusters, float(np.ldexp(inertia, 2 * problem.exponent)), descent.sweeps
 
 
-def _distinct_points(points: np.ndarray) -> _Points:
+def distinct_points(points: np.ndarray) -> Points:
     values = points + np.float32(0)  # minus zero becomes zero: the same point, the same bytes
     seen: dict[bytes, int] = {}
     inverse = np.array([seen.setdefault(blake2b(row, digest_size=16).digest(), len(seen)) for row in values])
@@ -57,7 +65,7 @@ def _distinct_points(points: np.ndarray) -> _Points:
         values = values[np.unique(inverse, return_index=True)[1]]
     _centre(values, mean, np.ldexp(1.0, -exponent))
     squares = np.einsum("ij,ij->i", values, values)
-    return _Points(values, squares, np.bincount(inverse).astype(np.float64), inverse, exponent)
+    return Points(values, squares, np.bincount(inverse).astype(np.float64), inverse, exponent)
 
 
 @kernel
@@ -68,16 +76,18 @@ def _centre(points, mean, scale):
             row[t] = (row[t] - mean[t]) * scale
 
 
-def _seeds(problem: _Points, draws: np.ndarray) -> np.ndarray:
+def _seeds(problem: Points, draws: np.ndarray) -> np.ndarray:
     """Greedy k-means++ of all initialisations side by side, their candidates in one product: labels (descent, m)."""
-    descents, k, _ = draws.shape
+    descents, k, trials = draws.shape
     m = len(problem.values)
+    gram = problem.gram if k * descents * trials >= m / 4 else None  # of fewer seeds each is multiplied by itself
     closest = np.ones((descents, m), np.float32)
     labels = np.zeros((descents, m), np.int32)
     reached = np.empty(m)
     for c in range(k):
         candidates = _candidates(closest, problem.copies, reached, draws[:, c] if c else draws[:, 0, :1])
-        products = problem.values[candidates.ravel()] @ problem.values.T  # (descent × trial, m)
+        some = candidates.ravel()
+        products = gram[some] if gram is not None else problem.values[some] @ problem.values.T  # (descent × trial, m)
         _keep_best(products, problem.squares, problem.copies, candidates, c, closest, labels)
     return labels
 
@@ -135,14 +145,14 @@ class _Descent:
     sweeps: int = 0
 
 
-def _begin(problem: _Points, label: np.ndarray) -> _Descent:
+def _begin(problem: Points, label: np.ndarray) -> _Descent:
     label = np.unique(label, return_inverse=True)[1].astype(np.int32)  # seeds that rounding made one own nothing
     k = int(label.max()) + 1
     sums, size = _sums(problem.values, problem.copies, label, k)
     return _Descent(label, sums, size, sums / size[:, None], np.ones(k, bool), np.empty_like(label))
 
 
-def _settle(problem: _Points, descents: list[_Descent], *, alone: bool) -> None:
+def _settle(problem: Points, descents: list[_Descent], *, alone: bool) -> None:
     """Lloyd's sweeps, or single moves (`alone`), of several initialisations side by side until none has a move left.
 
     The products only find who may want to move. Every move is decided in double precision on the distances to the two
@@ -176,7 +186,7 @@ def _settle(problem: _Points, descents: list[_Descent], *, alone: bool) -> None:
             return
 
 
-def _move(problem: _Points, descent: _Descent, alone: bool) -> int:
+def _move(problem: Points, descent: _Descent, alone: bool) -> int:
     descent.sweeps += 1
     descent.changed[:] = False
     move = _move_singly if alone else _move_together
