@@ -4,6 +4,9 @@ The oracle of a look is `probe` of the checkpoint that the Trainer has saved at 
 """
 
 import json
+import struct
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ import peft
 import polars as pl
 import pytest
 import torch
+import wandb
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 import nucleate
@@ -68,13 +72,12 @@ class Texts(torch.utils.data.Dataset):
 def trainer(out: Path, *callbacks: TrainerCallback, model=None, **settings) -> Trainer:
     arguments = TrainingArguments(
         output_dir=str(out),
-        **{"max_steps": STEPS, "save_steps": EVERY, "learning_rate": 3e-3, "seed": 3, **settings},
+        **{"max_steps": STEPS, "save_steps": EVERY, "learning_rate": 3e-3, "seed": 3, "report_to": [],
+           "logging_strategy": "no", **settings},
         per_device_train_batch_size=9,
         use_cpu=True,
-        report_to=[],
         disable_tqdm=True,
-        logging_strategy="no",
-    )
+    )  # fmt: skip
     model = network() if model is None else model
     return Trainer(
         model,
@@ -179,6 +182,57 @@ def test_each_look_stands_in_the_log_of_the_trainer(watched):
     near = callback.result.metrics.filter(measure="best_layer", model="step-8", control="none")["value"].item()
     share = here.filter(measure="knn_share_other_inputs", layer=int(near))["value"].item()
     assert looks[-1]["probe/clustered"] == share
+
+
+def records_of(data: bytes) -> Iterator[bytes]:
+    """The records of a file of W&B: LevelDB's log format in blocks of 32 KiB, behind seven bytes of its own."""
+    place, whole = 7, b""
+    while place < len(data):
+        if -place % 2**15 < 7 and place % 2**15:  # what is left of a block holds no header
+            place += -place % 2**15
+        length, kind = struct.unpack_from("<4xHB", data, place)
+        whole += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last piece
+            yield whole
+            whole = b""
+
+
+def test_trackers_are_told_and_the_loss_of_the_same_step_is_told_too(tmp_path):
+    """By what TensorBoard and W&B, offline, have written."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    callback = ProbeCallback(rows(), every=EVERY, **QUICK)
+    folders = {"TENSORBOARD_LOGGING_DIR": "board", "WANDB_DIR": "wandb"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, folder in folders.items():
+            patch.setenv(name, str(tmp_path / folder))
+            (tmp_path / folder).mkdir()
+        patch.setenv("WANDB_MODE", "offline")
+        watched = trainer(tmp_path / "out", callback, report_to=["tensorboard", "wandb"], logging_strategy="steps",
+                          logging_steps=EVERY)  # fmt: skip
+        watched.train()
+        wandb.finish()
+    looks = [entry for entry in watched.state.log_history if "probe/readable" in entry]
+    events = EventAccumulator(str(tmp_path / "board"))
+    events.Reload()
+    for name in ("readable", "clustered", "best_layer"):
+        (tag,) = [tag for tag in events.Tags()["scalars"] if tag.endswith(f"probe/{name}")]
+        shown = {one.step: one.value for one in events.Scalars(tag)}
+        assert shown == {look["step"]: pytest.approx(look[f"probe/{name}"], abs=1e-6) for look in looks}
+    losses = [entry["step"] for entry in watched.state.log_history if "loss" in entry]
+    assert losses == [3, 6]
+    (written,) = (tmp_path / "wandb").glob("wandb/offline-run-*/*.wandb")
+    for _ in range(60):  # its own process may still be writing
+        records = [Record.FromString(data) for data in records_of(written.read_bytes())]
+        if records[-1].HasField("exit"):
+            break
+        time.sleep(0.5)
+    items = [item for record in records for item in record.history.item]
+    sent = [("/".join([item.key, *item.nested_key]), json.loads(item.value_json)) for item in items]
+    told = [value for key, value in sent if key.endswith("probe/readable")]
+    assert told == [pytest.approx(look["probe/readable"]) for look in looks]
 
 
 def test_the_folder_is_a_finished_run_with_figures_and_page(watched, capsys):

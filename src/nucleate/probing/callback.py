@@ -6,6 +6,7 @@ Every look is a whole probe with all of its controls, in a run folder that `nucl
 changes nothing: the trained weights are, to the bit, those of a training without it.
 """
 
+import inspect
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from tqdm.auto import tqdm
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -44,8 +46,8 @@ class ProbeCallback(TrainerCallback):
     that holds something is refused before the first step, unless `overwrite` is set. `tokenizer` is the Trainer's
     unless given. Under several processes the first one looks, and the others wait for it at their next step.
 
-    Afterwards `result` holds what was found. Each look adds `probe/readable`, `probe/clustered` and `probe/best_layer`
-    to the `log_history` of the Trainer's state.
+    Afterwards `result` holds what was found. Each look hands `probe/readable`, `probe/clustered` and `probe/best_layer`
+    to the Trainer's `log`: to TensorBoard, W&B or whatever else it reports to, and to the `log_history` of its state.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class ProbeCallback(TrainerCallback):
         self.tokenizer = tokenizer
         self.overwrite = overwrite
         self.result: ProbeResult | None = None
+        self._trainer: Trainer | None = None
         self._probe = LiveProbe.of(data, Path(), settings)
         self._unfinished: Path | None = None  # a folder of this one's own that is not finished
         self._seconds = self._since = 0.0  # spent on looks, and when the training began
@@ -92,7 +95,7 @@ class ProbeCallback(TrainerCallback):
         network, tokenizer = _network(model), self.tokenizer or kwargs.get("processing_class")
         if tokenizer is None:
             raise Refused("the Trainer has no processing_class: give ProbeCallback(…, tokenizer=tokenizer)")
-        self._tokenizer = tokenizer
+        self._tokenizer, self._trainer = tokenizer, _calling_trainer()
         if not state.is_world_process_zero:
             return
         place = Path(str(args.output_dir)).resolve()
@@ -110,7 +113,7 @@ class ProbeCallback(TrainerCallback):
             )
             self._unfinished = folder
             if not self._probe.looks:
-                self._look(state, model)
+                self._look(state, control, model)
 
     def on_step_end(
         self,
@@ -122,7 +125,7 @@ class ProbeCallback(TrainerCallback):
     ) -> None:
         steps = self.every if self.every >= 1 else max(1, round(self.every * state.max_steps))
         if state.global_step % steps == 0 or state.global_step >= state.max_steps:
-            self._look_once(state, model)
+            self._look_once(state, control, model)
 
     def on_epoch_end(
         self,
@@ -133,7 +136,7 @@ class ProbeCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         if control.should_training_stop:  # early, perhaps to go back to the best checkpoint
-            self._look_once(state, model)
+            self._look_once(state, control, model)
 
     on_save = on_epoch_end
 
@@ -148,7 +151,7 @@ class ProbeCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         if not args.load_best_model_at_end:  # which has put another network in its place
-            self._look_once(state, model)
+            self._look_once(state, control, model)
         with _spared(f"{self._probe.folder} was not finished"):
             with self._timed():
                 self.result, self._unfinished = self._probe.end(), None
@@ -158,11 +161,11 @@ class ProbeCallback(TrainerCallback):
             share = self._seconds / (time.monotonic() - self._since)
             _say(f"looking took {share:.0%} of the time, tables and page included; page: {page}")
 
-    def _look_once(self, state: TrainerState, model: nn.Module | None) -> None:
+    def _look_once(self, state: TrainerState, control: TrainerControl, model: nn.Module | None) -> None:
         seen = any(look.step == state.global_step for look in self._probe.looks)
         if state.is_world_process_zero and not seen:
             with _spared(f"step {state.global_step} was not probed"), self._timed():
-                self._look(state, model)
+                self._look(state, control, model)
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -172,7 +175,7 @@ class ProbeCallback(TrainerCallback):
         finally:
             self._seconds += time.monotonic() - began
 
-    def _look(self, state: TrainerState, model: nn.Module | None) -> None:
+    def _look(self, state: TrainerState, control: TrainerControl, model: nn.Module | None) -> None:
         first = not self._probe.looks
         epoch = None if state.epoch is None else int(state.epoch + 1e-6)  # whole ones, as a saved checkpoint tells it
 
@@ -184,13 +187,24 @@ class ProbeCallback(TrainerCallback):
         with _as_it_is(network):
             seen = self._probe.look(network, self._tokenizer, state.global_step, epoch, progress)
         _say(f"step {state.global_step}: {seen.words}")
-        told: dict[str, Any] = {"epoch": state.epoch, "step": state.global_step}
-        told |= {
-            "probe/readable": seen.readable,
-            "probe/clustered": seen.clustered,
-            "probe/best_layer": seen.best_layer,
-        }
-        state.log_history.append(told)
+        told = {"readable": seen.readable, "clustered": seen.clustered, "best_layer": seen.best_layer}
+        logs = {f"probe/{name}": value for name, value in told.items() if value is not None}
+        if self._trainer is None:
+            state.log_history.append({**logs, "epoch": state.epoch, "step": state.global_step})
+            return
+        due = control.should_log  # the loss of this step, which `log` would take for told
+        Trainer.log(self._trainer, logs)  # not what a kind of Trainer has made of it, which may average and clear
+        control.should_log = due
+
+
+def _calling_trainer() -> Trainer | None:
+    """The Trainer that has called, which hands itself to no callback."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if isinstance(frame.f_locals.get("self"), Trainer):
+            return frame.f_locals["self"]
+        frame = frame.f_back
+    return None
 
 
 def _say(sentence: str) -> None:

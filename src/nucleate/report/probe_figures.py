@@ -151,8 +151,8 @@ def confusion_figure(metrics: pl.DataFrame, confusion: pl.DataFrame) -> Figure |
 
 
 def series_figure(metrics: pl.DataFrame) -> Figure | None:
-    """Along a series of checkpoints: labels read and neighbours, each at each one's best layer for it, and the accuracy.
-    None without a series."""
+    """Along a series of checkpoints: labels read and neighbours, each at the layer that is best for it, and the
+    accuracy. None without a series."""
     age = _age(metrics)
     if age is None:
         return None
