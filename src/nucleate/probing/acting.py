@@ -96,18 +96,17 @@ def _moved(moves: pl.DataFrame, by: str) -> WhereToAct | None:
 
 def _correlated(metrics: pl.DataFrame, moves: pl.DataFrame, model: str) -> WhereToAct:
     layer = layer_of(metrics, model, READABLE)
-    why = "nothing was moved, for which it takes outputs, inputs that tasks share, and a finished causal language model"
+    why = "not measured (that takes outputs, inputs that tasks share, and a finished causal language model)"
     if not moves.is_empty():
-        why = _too_few(moves)
+        why = f"cannot be told by moving states: {_too_few(moves)}"
         count = min(_counts(moves, "transfer_turned_pairs"), default=None)
-        why += "" if count is None else f"; of {count:.0f} the own answer is the likelier of the two"
+        why += "" if count is None else f", and of {count:.0f} alone the own answer is the likelier of the two"
     return WhereToAct(
         CORRELATION,
         layer,
         *(None,) * 6,
         _of_test(moves, "transfer_kept"),
-        f"where to act: not measured, since {why}; labels are read best off layer {layer}, which is a correlation and "
-        "no cause",
+        f"where to act: {why}; labels are read best off layer {layer}, which is correlation, no cause",
     )
 
 

@@ -42,8 +42,8 @@ def missed(
 def answer(
     metrics: pl.DataFrame, tasks: pl.DataFrame, verdicts: Mapping[str, str]
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """{"models": {name: {verdict, sentence, readable, clustered, where_to_act, tasks}}}, with the values of the half that
-    is told; `verdicts` are the sentences by model."""
+    """{"models": {name: {verdict, sentence, readable, clustered, where_to_act, tasks}}}, with the values of the half
+    that is told; `verdicts` are the sentences by model."""
     found = {}
     for model, sentence in verdicts.items():
         readings = {name: _reading(metrics, model, name) for name in (READABLE, CLUSTERED)}

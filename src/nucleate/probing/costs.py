@@ -18,7 +18,7 @@ from nucleate.threads import thread_count
 _DEEP = 5  # layers that are looked at more closely, and in which states are moved
 MOVED = 200  # pairs of each half that are moved from task to task
 _ALIKE = 12  # moves of a pair in a layer: three strengths, each beside three controls
-_OWN = 4  # tokens of a moved prompt that no other shares
+_OWN = 3  # tokens of a moved prompt that no other shares
 
 
 def workload_of(study: ProbeStudy, subjects: Sequence[Subject], *, text: bool, act: bool = True) -> Workload:

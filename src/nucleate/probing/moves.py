@@ -50,7 +50,9 @@ def moved(
             seed=study.settings.seed,
             most=MOVED,
             reading=reading,
-            progress=lambda text, share: None if share in (None, 1) else progress(f"moving {text}", before + share / 2),
+            progress=lambda text, share: (
+                None if share in (None, 1) else progress(f"where to act: {text}", before + share / 2)
+            ),
             **more,
         )
         return [{"experiment": "transfer", **row} for row in found.rows]
@@ -66,5 +68,5 @@ def moved(
                 break
     except Refused as refusal:  # a model whose blocks cannot be found
         return [], [f"where to act was not tried: {refusal}"]
-    progress("moving done", 1.0)
+    progress("where to act: told", 1.0)
     return rows, []
