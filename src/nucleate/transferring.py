@@ -271,9 +271,7 @@ class _Study:
             pairs = pairs[np.sort(sample.permutation(len(pairs))[:most])]
         plain, kept = np.full(len(held), -1), None
         if likelier and len(pairs):
-            both = np.stack([asked.answer[held[pairs.instance]], asked.answer[known[pairs.donor]]], axis=1)
-            logits = asked.answers(held[pairs.instance], ask=both).logits
-            kept = logits[:, 0] > logits[:, 1]
+            kept = _own_is_likelier(asked, held[pairs.instance], known[pairs.donor])
         elif len(pairs) and asked.right is not None:
             kept = asked.right[held[pairs.instance]]
         elif len(pairs):
@@ -329,9 +327,11 @@ class _Study:
                 shifts["regrouped"] = no_shorter(dealt, mean)
             # As large as it is in the states: a push along an answer's direction that is long enough turns any answer.
             shifts["answers"] = centred.answer_shift(self.pairs, here, there)
-        enough = {
-            name: some for name, shift in shifts.items() if len(some := np.flatnonzero(is_there(shift))) >= FEWEST
-        }
+        able = np.ones(len(self.pairs), dtype=bool)
+        if self.likelier and control != "none":  # what another network holds likelier already cannot be turned
+            able = _own_is_likelier(network, self.held[self.pairs.instance], self.known[self.pairs.donor])
+        there_are = {name: np.flatnonzero(is_there(shift) & able) for name, shift in shifts.items()}
+        enough = {name: some for name, some in there_are.items() if len(some) >= FEWEST}
         moves = [(arm, name) for arm in STRENGTHS if arm in arms for name in enough]
         for these in [moves] if together else [[one] for one in moves]:
             asked = [(enough[name], STRENGTHS[arm] * shifts[name][enough[name]]) for arm, name in these]
@@ -375,6 +375,12 @@ class _Study:
         asked = self.others[some]
         said = network.answers(self.held[asked], layer=layer, states=shift[some].astype(np.float32))
         return {"transfer_others_unchanged": float((said.predicted == self.plain[asked]).mean())}
+
+
+def _own_is_likelier(network: _Asked, own: np.ndarray, donor: np.ndarray) -> np.ndarray:
+    """(pair,) bool: before anything is moved the own answer is likelier than the donor's."""
+    logits = network.answers(own, ask=np.stack([network.answer[own], network.answer[donor]], axis=1)).logits
+    return logits[:, 0] > logits[:, 1]
 
 
 def _by_tasks(study: _Study, pairs: Pairs, found: Mapping[str, np.ndarray], *, count: bool = True) -> Iterator[Row]:
