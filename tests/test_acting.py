@@ -42,7 +42,7 @@ def prompts(verbs: int = 6) -> list[dict[str, str]]:
     """Translations, of which each language has words of its own; nobody holds an answer of another task."""
     return [
         {
-            "instruction": f"{verb} {which} word in {language}",
+            "instruction": f"{verb} {which} word in {language.title()}",
             "input": word,
             "output": f"{word}-{language}",
             "task": language,
@@ -343,7 +343,7 @@ def test_saved_blocks_count_from_nought_and_move_what_our_layer_moves(place, res
         told = json.loads(opened.metadata()["nucleate"])
     assert told["target"] == "french" and told["source"] == "german" and told["layer_type"] == "decoder_block"
     assert told["model_type"] == "gpt2"
-    tokens = tokenizer("Turn the word in german house")["input_ids"]
+    tokens = tokenizer("Turn the word in German house")["input_ids"]
     everything = np.arange(len(tokenizer))[np.newaxis]
 
     def hooked(number: int, added: np.ndarray) -> np.ndarray:
@@ -389,7 +389,7 @@ def test_steering_vectors_of_that_name_move_what_our_layer_moves(place, result, 
 
     file = result.steering_vector("french", "german", layer=2).save(tmp_path / "vector.safetensors")
     theirs = peer.SteeringVector({int(block): one for block, one in load_tensors(file).items()}, "decoder_block")
-    assert_moves_alike(place, result, lambda model, tokens: theirs.apply(model, token_indices=[len(tokens) - 1]))
+    assert_moves_alike(place, result, lambda model, tokens: theirs.apply(model, min_token_index=len(tokens) - 1))
 
 
 def test_repeng_loads_the_control_vector_and_moves_what_our_layer_moves(place, result, tmp_path, monkeypatch):
@@ -412,7 +412,7 @@ def test_repeng_loads_the_control_vector_and_moves_what_our_layer_moves(place, r
 
 def assert_moves_alike(place, result, applied):
     model, tokenizer = load_network(place / "taught")
-    tokens = tokenizer("Turn the word in german house")["input_ids"]
+    tokens = tokenizer("Turn the word in German house")["input_ids"]
     states = result.steering_vector("french", "german", layer=2).layers[2][np.newaxis]
     everything = np.arange(len(tokenizer))[np.newaxis]
     ours = answers_when_moved(model, [(tuple(tokens), len(tokens) - 1)], layer=2, states=states, ask=everything)
