@@ -72,12 +72,10 @@ def _moved(moves: pl.DataFrame, by: str) -> WhereToAct | None:
     beside = "no control could be made" if hardest is None else f"the hardest control, {CONTROLS[hardest]}, gives "
     beside += "" if hardest is None else percent(level)
     parts = [_too_few(moves)] if by == LIKELIER else []
-    if found:
-        tried = f"chosen on validation from {_listed(layers)}" if len(layers) > 1 else "the only one between"
-        parts.append(f"layer {best.layer} ({tried}): {turned}; {beside}")
-    else:
-        parts.append(f"no layer was found beyond its controls: at layer {best.layer} of {_listed(layers)} {turned}")
-        parts[-1] += f"; {beside}"
+    tried = f"chosen on validation from {_listed(layers)}" if len(layers) > 1 else "the only one tried"
+    place = f"layer {best.layer} ({tried})"
+    place += ": " if found else ", "
+    parts.append(f"{'' if found else 'no layer was found beyond its controls: at '}{place}{turned}; {beside}")
     if changed is not None:
         parts.append(f"the same shift changes {percent(changed)} of the answers of other tasks' prompts")
     return WhereToAct(
@@ -126,6 +124,4 @@ def _of_test(moves: pl.DataFrame, measure: str) -> float | None:
 
 def _listed(layers: list[int]) -> str:
     """layers 5, 10 and 15"""
-    if len(layers) == 1:
-        return f"layer {layers[0]} alone"
     return f"layers {', '.join(map(str, layers[:-1]))} and {layers[-1]}"
