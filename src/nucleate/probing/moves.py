@@ -3,8 +3,8 @@
 `moved` is the whole story. On validation every layer is tried at three strengths, each beside random directions,
 regrouped tasks and the answers' states. Where the share is furthest above the hardest of these, it is told on test:
 there alone the untrained network is asked too, and prompts of other tasks. Of each half at most `MOVED` pairs are moved
-(costs.py), so that a model costs about as much again as one reading of its prompts, and every model of a series is
-asked.
+(costs.py): with prompts of ten tokens about 60,000 tokens are fed, however many prompts there are, and half of these
+read by the untrained network. That bound is why every model of a series is asked.
 """
 
 from collections.abc import Sequence
