@@ -118,7 +118,7 @@ def test_a_network_that_uses_the_task_names_the_layer_that_validation_chooses_an
     hardest = max(on_test, key=lambda name: on_test[name])
     assert (where.by, where.layer, where.strength) == ("answers", layer, STRENGTHS[arm])
     assert (where.turned, where.control, where.control_value) == (own, hardest, on_test[hardest])
-    assert own > 0.5 > 0.2 > on_test[hardest]
+    assert own > 0.3 > 0.1 > on_test[hardest]
     unchanged = moves(result.metrics, "transfer_others_unchanged")
     assert unchanged.select("split", "layer", "arm").rows() == [("test", layer, arm)]
     assert where.others_changed == 1 - unchanged["value"].item()
