@@ -7,6 +7,7 @@ import json
 import struct
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,9 @@ def test_a_look_is_a_probe_of_the_checkpoint_saved_at_the_same_step(watched, tmp
     assert probe_into(tmp_path / "run", saved, rows(), same, base=saved[0])
     expected = nucleate.probing.result.load_probe(tmp_path / "run")
     assert callback.result.models == ("step-0", "step-3", "step-6", "step-8")
+    moved = pl.col("experiment") == "transfer"  # which takes as long again, so that a look does without
+    assert not expected.metrics.filter(moved).is_empty() and callback.result.metrics.filter(moved).is_empty()
+    expected = replace(expected, metrics=expected.metrics.filter(~moved))
     for table in ("metrics", "tasks", "confusion", "suspicious", "coordinates", "dropped"):
         here, there = (told(getattr(one, table)) for one in (callback.result, expected))
         assert here.equals(there), table

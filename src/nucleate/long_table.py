@@ -206,24 +206,35 @@ class Move(NamedTuple):
     controls: dict[str, float]  # at the same place
 
 
-def told_move(table: pl.DataFrame, arms: Sequence[str] = MEANS) -> Move | None:
-    """Chosen is where the share is furthest above the hardest control at the same place: in late layers a move to the
-    other answer alone turns every answer, which says nothing of a move to the other task in an earlier one. The
-    embedding is no middle layer; of equals the earliest layer and the smallest strength."""
-    choosing, told = (shares_of(table, "transfer_target", split) for split in ("validation", "test"))
-
-    def controls_at(found: Shares, layer: int, arm: str) -> dict[str, float]:
-        return {name: value for (at, of, name), value in found.items() if (at, of) == (layer, arm) and name != "none"}
-
-    leads = {
-        (layer, arm): share - max(controls_at(choosing, layer, arm).values(), default=0.0)
-        for (layer, arm, control), share in choosing.items()
-        if control == "none" and layer > 0 and arm in arms and (layer, arm, "none") in told
-    }
-    if not leads:
+def told_move(table: pl.DataFrame, arms: Sequence[str] = MEANS, measure: str = "transfer_target") -> Move | None:
+    """Chosen on validation as `best_move` does, among what test can tell of."""
+    choosing, told = (shares_of(table, measure, split) for split in ("validation", "test"))
+    place = best_move({key: share for key, share in choosing.items() if (*key[:2], "none") in told}, arms)
+    if place is None:
         return None
-    layer, arm = min(leads, key=lambda place: (-leads[place], place))
-    return Move(layer, arm, told[layer, arm, "none"], controls_at(told, layer, arm))
+    return Move(*place, told[*place, "none"], _controls_at(told, *place))
+
+
+def best_move(choosing: Shares, arms: Sequence[str] = MEANS) -> tuple[int, str] | None:
+    """The layer and the arm where the share is furthest above the hardest control at the same place: in late layers a
+    move to the other answer alone turns every answer, which says nothing of a move to the other task in an earlier
+    one. The embedding is no middle layer; of equals the earliest layer and the smallest strength."""
+    leads = {
+        (layer, arm): share - max(_controls_at(choosing, layer, arm).values(), default=0.0)
+        for (layer, arm, control), share in choosing.items()
+        if control == "none" and layer > 0 and arm in arms
+    }
+    return min(leads, key=lambda place: (-leads[place], place), default=None)
+
+
+def _controls_at(found: Shares, layer: int, arm: str) -> dict[str, float]:
+    return {name: value for (at, of, name), value in found.items() if (at, of) == (layer, arm) and name != "none"}
+
+
+def is_beyond(share: float, control: float, units: float) -> bool:
+    """Further above a control than two standard errors of the difference. Pairs of one instruction count as one, of so
+    many `units` in all: they share its state but for the input."""
+    return share - control > 2 * float(np.sqrt(sum(one * (1 - one) for one in (share, control)) / units))
 
 
 # --- runs that belong together ----------------------------------------------------------------------------------------

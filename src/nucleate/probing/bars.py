@@ -6,6 +6,7 @@ from typing import Any
 import polars as pl
 
 from nucleate.long_table import deciding_measure
+from nucleate.probing.acting import where_to_act
 from nucleate.probing.findings import (
     CLUSTERED,
     READABLE,
@@ -41,8 +42,8 @@ def missed(
 def answer(
     metrics: pl.DataFrame, tasks: pl.DataFrame, verdicts: Mapping[str, str]
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """{"models": {name: {verdict, sentence, readable, clustered, tasks}}}, with the values of the half that is told;
-    `verdicts` are the sentences by model."""
+    """{"models": {name: {verdict, sentence, readable, clustered, where_to_act, tasks}}}, with the values of the half
+    that is told; `verdicts` are the sentences by model."""
     found = {}
     for model, sentence in verdicts.items():
         readings = {name: _reading(metrics, model, name) for name in (READABLE, CLUSTERED)}
@@ -52,6 +53,7 @@ def answer(
             "verdict": verdict_of(metrics, model),
             "sentence": sentence,
             **readings,
+            "where_to_act": where_to_act(metrics, model).told,
             "tasks": {
                 task: {"verdict": verdict, **{name: share.get(task) for name, share in shares.items()}}
                 for task, verdict in each.items()

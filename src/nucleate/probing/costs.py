@@ -15,22 +15,34 @@ from nucleate.probing.study import ProbeStudy
 from nucleate.progress import Workload
 from nucleate.threads import thread_count
 
-_DEEP = 5  # layers that are looked at more closely
+_DEEP = 5  # layers that are looked at more closely, and in which states are moved
+MOVED = 200  # pairs of each half that are moved from task to task
+_ALIKE = 12  # moves of a pair in a layer: three strengths, each beside three controls
+_OWN = 3  # tokens of a moved prompt that no other shares
 
 
-def workload_of(study: ProbeStudy, subjects: Sequence[Subject], *, text: bool) -> Workload:
-    """Of these models and, with `text`, of the n-grams: in guessed seconds, so that what is learnt of one model holds
-    for the next."""
+def workload_of(study: ProbeStudy, subjects: Sequence[Subject], *, text: bool, act: bool = True) -> Workload:
+    """Of these models and, with `text`, of the n-grams; with `act` of what is moved: in guessed seconds, so that what
+    is learnt of one model holds for the next."""
     parts = dict.fromkeys(_PARTS, 0.0)
     parts["n-grams"] = sum(costs_of_text(study.prompts).values()) * len(study.design.sides) * text
     for subject in subjects:
         for part, seconds in total_of(study, subject).items():
-            parts[part] += seconds
+            parts[part] += seconds if act or part != "moving" else 0.0
     guesses = {part: (seconds, 1.0) for part, seconds in parts.items()}
     return Workload({**guesses, "loading": (len(subjects), 0.0)})  # a disk's time says nothing of the rest
 
 
-_PARTS = ("n-grams", "reading", "measuring the layers", "the neutral instruction", "centring", "t-SNE", "the rest")
+_PARTS = (
+    "n-grams",
+    "reading",
+    "measuring the layers",
+    "the neutral instruction",
+    "centring",
+    "t-SNE",
+    "moving",
+    "the rest",
+)
 
 
 def total_of(study: ProbeStudy, subject: Subject) -> dict[str, float]:
@@ -43,6 +55,7 @@ def total_of(study: ProbeStudy, subject: Subject) -> dict[str, float]:
         "the neutral instruction": deep * has_inputs,
         "centring": deep * has_inputs,
         "t-SNE": deep,
+        "moving": 1,
         "the rest": 1,
     }
     return {part: times[part] * cost for part, cost in costs_of(study, subject).items()}
@@ -62,8 +75,34 @@ def costs_of(study: ProbeStudy, subject: Subject) -> dict[str, float]:
         "the neutral instruction": (1 + ties) * a_layer,
         "centring": 0.1 * a_layer,
         "t-SNE": study.settings.iterations * shown**2 * _SECONDS_A_POINT / thread_count(),
+        "moving": moving_seconds(study, subject, needed.seconds),
         "the rest": 0.2 * a_layer,
     }
+
+
+def moving_seconds(study: ProbeStudy, subject: Subject, reading: float) -> float:
+    """To move states from task to task, where a reading of all prompts takes so long: by the tokens that are fed, and
+    half a reading for the untrained network."""
+    layers, count = len(movable(study, subject)), min(MOVED, study.pairs)
+    if not layers or not count:
+        return 0.0
+    whole = np.mean([len(one.instruction) / 4 + len(one.input) / 3 + 1 for one in study.prompts.instances])
+    fed = layers * count * (whole + _ALIKE * _OWN) + 2 * count * (whole + _OWN)
+    return float(reading * (fed / tokens_of(study.prompts) + 0.5))
+
+
+def movable(study: ProbeStudy, subject: Subject) -> list[int]:
+    """Where states are moved: five layers, evenly spread between the embedding, which holds no task yet, and the last
+    layer, behind which there is nothing but the head; all between with `thorough`. None of what gives no answers."""
+    config = subject.shape.config
+    if config.is_encoder_decoder or subject.shape.get_output_embeddings() is None:
+        return []
+    depth = subject.layers(None)[-1]
+    between = [layer for layer in subject.layers(study.settings.layers) if 0 < layer < depth]
+    if study.settings.thorough or not between:
+        return between
+    wanted = np.linspace(0, depth, _DEEP + 2)[1:-1]
+    return sorted({min(between, key=lambda layer: (abs(layer - one), layer)) for one in wanted})
 
 
 def costs_of_text(prompts: Prompts) -> dict[str, float]:

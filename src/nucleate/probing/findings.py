@@ -287,8 +287,10 @@ def in_full(
     confusion: pl.DataFrame,
     suspicious: pl.DataFrame,
     verdicts: Mapping[str, str],
+    acting: str,
 ) -> str:
-    """All of it as text: the verdicts, the models, task by task the one that matters most, its doubtful prompts."""
+    """All of it as text: the verdicts, where to act on the model that matters most, the models, task by task the one
+    that matters most, its doubtful prompts."""
     main = main_model(metrics, list(verdicts))
     parts = [
         (models_title(metrics), summary_lines(metrics)),
@@ -296,7 +298,8 @@ def in_full(
         (f"Prompts that look mislabelled to {main}", doubt_lines(suspicious, main)),
     ]
     tables = [text_table(lines[0], lines[1:], title=title) for title, lines in parts if len(lines) > 1]
-    return "\n\n".join(["\n".join(f"{model}: {words}." for model, words in verdicts.items()), *tables])
+    said = [f"{model}: {words}." for model, words in verdicts.items()] + [f"{main}, {acting}."]
+    return "\n\n".join(["\n".join(said), *tables])
 
 
 def models_title(metrics: pl.DataFrame) -> str:

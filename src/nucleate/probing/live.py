@@ -123,8 +123,8 @@ class LiveProbe:
         began = time.perf_counter()
         cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with self._open(resume=True) as run, torch.random.fork_rng(devices=cuda):
-            work = workload_of(self.study, [subject], text=False)
-            probe_one(self.study, subject, run, self.surface, work, progress)
+            work = workload_of(self.study, [subject], text=False, act=False)
+            probe_one(self.study, subject, run, self.surface, work, progress, act=False)
             note_seconds(run, began, self.study.reading)
             self.looks.append(replace(subject, what=None))
             self._list(run)

@@ -38,8 +38,10 @@ from nucleate.probing.layers import (
     measure_layers,
 )
 from nucleate.probing.margins import Controls, margins
+from nucleate.probing.moves import moved
 from nucleate.probing.result import TABLES, load_probe
 from nucleate.probing.separation import MISLABELLED, doubts, planted_precision
+from nucleate.probing.steering import write_means
 from nucleate.probing.study import ProbeStudy
 from nucleate.probing.tables import confusion_frame, coordinate_frame, layout_frame, suspicious_frame, task_frame
 from nucleate.progress import Progress, Workload
@@ -57,8 +59,10 @@ def probe_one(
     surface: Controls,
     work: Workload,
     progress: Progress,
+    *,
+    act: bool = True,
 ) -> None:
-    """One model, from its weights to its tables."""
+    """One model, from its weights to its tables; with `act` also where to act on it."""
     main, costs, progress = study.main, costs_of(study, subject), _named(progress, subject.name)
     progress("loading the weights", work.fraction)
     network, tokenizer = subject.load()
@@ -95,6 +99,13 @@ def probe_one(
     for control, one in others.items():
         rows += rows_with([*one.rows, *_best_rows(one)], read=main, control=control)
     rows += rows_with(_answer_rows(design, reading))
+    remarks = _remarks(study, reading)
+    if act:
+        moving = work.part("moving", progress, costs["moving"])
+        found_by_moving, said = moved(study, subject, network, tokenizer, reading, moving)
+        rows, remarks = rows + found_by_moving, remarks + said
+        means, depth = run.folder / "means" / f"{subject.file}.safetensors", subject.layers(None)[-1]
+        write_means(means, design, states, layers, depth=depth, model_type=str(network.config.model_type))
 
     progress("margins and doubtful prompts", work.fraction)
     controls = {
@@ -129,7 +140,6 @@ def probe_one(
     write_whole(run.folder / "layouts" / f"{subject.file}.parquet", layout.write_parquet)
     known = {"model": subject.name, **subject.age}
     run.write_part(part_of(subject), [study.complete({**row, **known}) for row in rows])
-    remarks = _remarks(study, reading)
     for sentence in remarks:
         progress(sentence, None)
     progress("done", work.did("the rest", costs["the rest"]))
@@ -304,6 +314,7 @@ def join(run: RunWriter, study: ProbeStudy, subjects: Sequence[Subject], compare
     told.pop(subjects[-1].name, None)  # what was said of the others stays true
     run.record(
         verdict={one.name: told.get(one.name) or result.verdict_of(one.name) for one in subjects},
+        where_to_act=f"{result.main}, {result.where_to_act}.",
         notes=list(study.notes),
     )
 

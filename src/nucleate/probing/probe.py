@@ -15,7 +15,7 @@ from weakref import finalize
 from transformers import PreTrainedTokenizerBase
 
 from nucleate.config import differing
-from nucleate.data.prompts import Prompts, read_prompts
+from nucleate.data.prompts import read_prompts
 from nucleate.data.sources import Source
 from nucleate.devices import device_for
 from nucleate.files import write_whole
@@ -23,7 +23,7 @@ from nucleate.measures.baselines import MOST_FEATURES
 from nucleate.model.subjects import Model, Subject, all_ready, subjects_of
 from nucleate.model.texts import fill
 from nucleate.probing.controls import surface_of
-from nucleate.probing.costs import measuring_seconds, tokens_of, total_of, workload_of
+from nucleate.probing.costs import measuring_seconds, moving_seconds, tokens_of, total_of, workload_of
 from nucleate.probing.one_model import finish, note_seconds, part_of, probe_one
 from nucleate.probing.result import ProbeResult, load_probe
 from nucleate.probing.settings import ProbeSettings
@@ -106,7 +106,7 @@ def probe_into(
     with opening as run:
         if run is None:
             return False
-        for sentence in (*(_announcement(study.prompts, settings, one) for one in subjects), *study.notes):
+        for sentence in (*(_announcement(study, one) for one in subjects), *study.notes):
             progress(sentence, None)
         write_whole(run.folder / "data" / "dataset.parquet", study.prompts.dataset.frame().write_parquet)
         began = time.perf_counter()
@@ -156,21 +156,24 @@ def budget(
     study = ProbeStudy.of(read_prompts(data, columns=settings.columns, limit=settings.limit), settings)
     if settings.template is not None:
         fill(settings.template, {"instruction": "", "input": ""}, (study.main, *study.other_reads))
-    return [_announcement(study.prompts, settings, one) for one in _subjects(model, base, tokenizer, settings)[0]]
+    return [_announcement(study, one) for one in _subjects(model, base, tokenizer, settings)[0]]
 
 
-def _announcement(prompts: Prompts, settings: ProbeSettings, subject: Subject) -> str:
+def _announcement(study: ProbeStudy, subject: Subject) -> str:
+    prompts, settings = study.prompts, study.settings
     count = len(prompts.instances)
     tokens = tokens_of(prompts)
     needed = subject.estimate(count, tokens, layers=len(subject.layers(settings.layers)))
     passes = 2.5 if prompts.has_inputs else 2  # trained, untrained, and the few distinct neutral prompts
     beside = needed.weight_bytes + 2 * 4 * count * MOST_FEATURES + _LIBRARIES  # untrained network, n-grams
     measuring = measuring_seconds(needed.state_bytes / 4, count)
+    moving = moving_seconds(study, subject, needed.seconds)
     return (
         f"{subject.name}: {_millions(needed.parameters)} parameters, {count:,} prompts of about {_rounded(tokens)} "
         f"tokens in all; about {_size(needed.peak_bytes + beside)} of memory ({_size(needed.weight_bytes)} of weights, "
-        f"{_size(needed.state_bytes)} of states), {about(needed.seconds * passes)} to read and {about(measuring)} to "
-        "measure"
+        f"{_size(needed.state_bytes)} of states), {about(needed.seconds * passes)} to read"
+        f"{', ' if moving else ' and '}{about(measuring)} to measure"
+        f"{f' and {about(moving)} to move states from task to task' if moving else ''}"
     )
 
 

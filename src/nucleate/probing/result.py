@@ -1,6 +1,7 @@
 """What a probe found, read back from its run folder: tables, the answer in words, the difference to another model."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import polars as pl
 
 from nucleate.long_table import best_layer_of
+from nucleate.probing.acting import WhereToAct, where_to_act
 from nucleate.probing.changes import change, difference
 from nucleate.probing.findings import (
     CLUSTERED,
@@ -18,6 +20,7 @@ from nucleate.probing.findings import (
     main_model,
     tasks_that_are,
 )
+from nucleate.probing.steering import SteeringVector, steering_vector
 from nucleate.refusal import Refused, nearest
 from nucleate.runs import load_run
 
@@ -82,6 +85,38 @@ class ProbeResult:
         return self.verdicts[self.main]
 
     @property
+    def where_to_act(self) -> WhereToAct:
+        """The layer at which the main model is to be acted on, and how that is known; prints as a sentence."""
+        return self.where_to_act_on(self.main)
+
+    def where_to_act_on(self, model: str) -> WhereToAct:
+        """The same for one of the models."""
+        return where_to_act(self.metrics, model)
+
+    def steering_vector(
+        self,
+        target: str,
+        source: str | None = None,
+        *,
+        layer: int | Sequence[int] | None = None,
+        model: str | None = None,
+    ) -> SteeringVector:
+        """The mean state of `target` less that of `source` (of all other tasks unless given), at one layer or several:
+        at that of `where_to_act` unless given. Means are of the half that chose, less what their inputs alone say
+        where tasks share inputs."""
+        name = self.main if model is None else model
+        if name not in self.models:
+            raise Refused(f"model {name!r} was not probed{nearest(name, self.models)}")
+        where = self.where_to_act_on(name)
+        if layer is None and where.layer is None:
+            raise Refused("no layer was found at which to act: name one, as layer=8")
+        asked = where.layer if layer is None else layer
+        layers = [asked] if isinstance(asked, int) else sorted(set(asked or ()))
+        strength = where.strength if layers == [where.layer] else None
+        file = self.folder / "means" / f"{name.replace('/', '--')}.safetensors"
+        return steering_vector(file, target, source, layers, strength)
+
+    @property
     def best_layer(self) -> int:
         """The main model's, chosen on validation."""
         return best_layer_of(self.metrics, self.main)
@@ -118,4 +153,4 @@ class ProbeResult:
         return Path(shutil.copytree(self.folder, run))
 
     def __str__(self) -> str:
-        return in_full(self.metrics, self.tasks, self.confusion, self.suspicious, self.verdicts)
+        return in_full(self.metrics, self.tasks, self.confusion, self.suspicious, self.verdicts, str(self.where_to_act))

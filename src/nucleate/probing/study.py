@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,6 +16,7 @@ from nucleate.data.prompts import Prompts
 from nucleate.measures.neighbours import Labels
 from nucleate.measures.shares import TaskDeals
 from nucleate.measures.survey import Effort
+from nucleate.measures.transfer import pairs_of
 from nucleate.memory import total_memory
 from nucleate.model.prompts import PromptReading, read_prompts_states
 from nucleate.model.subjects import Subject
@@ -94,6 +96,22 @@ class ProbeStudy:
                 f"{'' if settings.limit is None else f', or a limit above {settings.limit}'}"
             )
         return cls(prompts, settings, design, tuple(notes))
+
+    @property
+    def units(self) -> list[str]:
+        """(prompt,) what it is held out with."""
+        return [str(code) for code in self.design.labels.instruction]
+
+    @property
+    def halves(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """split -> the prompts that are moved, and those by whose means."""
+        return {side.split: (side.members, side.against) for side in self.design.sides[1:]}
+
+    @cached_property
+    def pairs(self) -> int:
+        """Of a prompt and another task that gives its input another output, in the half that has fewer."""
+        labels = self.design.labels
+        return min(len(pairs_of(labels[held], labels[known], seed=0)) for held, known in self.halves.values())
 
     def check(self, subject: Subject) -> None:
         """Refuse what would be refused of the first prompts, while nothing is written yet."""

@@ -9,7 +9,7 @@ from nucleate.long_table import main_read
 from nucleate.report.application_tables import alignment_table, pretraining_table
 from nucleate.report.redirection import layers_table, thresholds_table
 from nucleate.report.tables import Table
-from nucleate.report.transfer_table import transfer_table
+from nucleate.report.transfer_table import acting_table, transfer_table
 from nucleate.runs import Run
 
 _DOUBTED = ("model", "row", "task", "nearest", "margin", "text")
@@ -52,11 +52,19 @@ def run_tables(run: Run) -> Iterator[tuple[str, str, Table]]:
             "What the saved switch misses of the source, and for which others it is on, by its threshold (test)",
             thresholds_table(run),
         )
-    yield (
-        "States moved to another task",
-        "Share of answers that become the other task's, by layer, on test; controls at their best strength",
-        transfer_table(run),
-    )
+    if run.config.get("verb") == "probe":
+        yield (
+            "Where to act",
+            "Another task's mean put in place of the own one: the share of answers that follow, on validation at every "
+            "layer tried and on test at the one chosen; controls at their best strength",
+            acting_table(run),
+        )
+    else:
+        yield (
+            "States moved to another task",
+            "Share of answers that become the other task's, by layer, on test; controls at their best strength",
+            transfer_table(run),
+        )
     yield "Pre-training", "How fast and how far each arm learns after its pre-training", pretraining_table(run)
 
 

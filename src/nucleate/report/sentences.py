@@ -18,6 +18,7 @@ from nucleate.long_table import (
     TURNED,
     Score,
     best_epoch,
+    is_beyond,
     shares_of,
     told_move,
     told_on_test,
@@ -318,10 +319,8 @@ def _moved(run: Run) -> list[str]:
     number += f" place in layer {best.layer} (chosen on validation)"
     sentences = [f"{number}; {kept}."]
     if hardest is not None:
-        # Pairs of one instruction count as one: they share its state but for the input.
         units = rows.filter(measure="transfer_instructions", split="test")["value"].item()
-        spread = sum(share * (1 - share) / units for share in (best.share, controls[hardest])) ** 0.5
-        if best.share - controls[hardest] <= 2 * spread:
+        if not is_beyond(best.share, controls[hardest], units):
             verdict = "Not seen beyond the controls"
         elif round(best.share - TURNED, 3) < 0:
             verdict = f"Seen in part, short of the ledger's {percent(TURNED)}"
@@ -343,7 +342,9 @@ def _moved(run: Run) -> list[str]:
 
 
 def _probed(run: Run) -> list[str]:
-    """The answer for each model, as the run has recorded it, and what has to be said besides."""
+    """The answer for each model and where to act on the one that matters most, as the run has recorded it, and what has
+    to be said besides."""
     found = run.manifest.get("verdict", {})
     verdicts: Sequence[str] = [f"{model}: {said}." for model, said in found.items()] if isinstance(found, dict) else []
-    return [*verdicts, *map(str, run.manifest.get("notes", []))]
+    acting = [str(run.manifest[name]) for name in ("where_to_act",) if name in run.manifest]
+    return [*verdicts, *acting, *map(str, run.manifest.get("notes", []))]

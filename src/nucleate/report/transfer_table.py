@@ -1,5 +1,7 @@
 """What follows when a state is moved to another task, layer by layer, in rows of plain values."""
 
+import polars as pl
+
 from nucleate.long_table import MEANS, Shares, shares_of
 from nucleate.report.tables import Cell, Table
 from nucleate.runs import Run
@@ -11,6 +13,7 @@ CONTROLS = {
     "answers": "the answers' states",
     "untrained": "the untrained network",
 }
+COUNTED = {"transfer_target": "the answer", "transfer_turned": "the likelier of two"}  # measure -> what it counts
 
 
 def transfer_table(run: Run) -> Table:
@@ -28,6 +31,29 @@ def transfer_table(run: Run) -> Table:
         beside = [_highest(target, layer, control) for control in CONTROLS]
         rows.append((layer, *own, *beside, stay.get((layer, "mean", "none"))))
     return Table(header, rows)
+
+
+def acting_table(run: Run) -> Table:
+    """Of a probe, a row per model, half and layer: on validation all that were tried, on test the one that was chosen.
+    The share of answers that become the other task's or, where too few were right, of pairs whose other answer becomes
+    the likelier one; each control at its best strength."""
+    if run.config.get("verb") != "probe":
+        return Table((), [])
+    rows: list[tuple[Cell, ...]] = []
+    for model in run.config["models"]:
+        own = run.metrics.filter(pl.col("model") == model, pl.col("experiment") == "transfer")
+        counted = next((one for one in COUNTED if shares_of(own, one, "test")), None)
+        if counted is None:
+            continue
+        for split in ("validation", "test"):
+            turned, stay = (shares_of(own, measure, split) for measure in (counted, "transfer_others_unchanged"))
+            for layer in sorted({layer for layer, _, _ in turned}):
+                arms = [turned.get((layer, arm, "none")) for arm in MEANS]
+                beside = [_highest(turned, layer, control) for control in CONTROLS]
+                kept = max((share for (at, _, _), share in stay.items() if at == layer), default=None)
+                rows.append((model, split, COUNTED[counted], layer, *arms, *beside, kept))
+    header = ("model", "half", "counted", "layer", "mean", "x 2", "x 3", *CONTROLS, "others stay")
+    return Table(header, rows) if rows else Table((), [])
 
 
 def told_split(run: Run) -> str | None:
