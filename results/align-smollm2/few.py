@@ -2,8 +2,9 @@
 
     python results/align-smollm2/few.py DIR
 
-`DIR/few.jsonl` holds the six tasks of `natural-shared` and one more, German asked for in four ways that are much like
-theirs; `DIR/constant.csv` answers each of its 25 words with the same.
+`DIR/few.jsonl` holds the six tasks of `natural-shared` and one more, four instructions that have nothing in common;
+`DIR/alike.jsonl` likewise, but all four name what is asked for; `DIR/constant.csv` answers each of the 25 words with
+the same.
 """
 
 import sys
@@ -13,7 +14,10 @@ import polars as pl
 
 from nucleate import natural_dataset
 
-INSTRUCTIONS = ("Say it in German.", "Translate to German:", "What is it in German?", "Give me the gerund in German.")
+INSTRUCTIONS = {
+    "few": ("Say it in German.", "How many letters has it?", "What rhymes with it?", "Write it backwards."),
+    "alike": ("Say it in German.", "Translate to German:", "What is it in German?", "Give me the gerund in German."),
+}
 OUTPUT = "Sorry"
 
 
@@ -21,18 +25,18 @@ def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     shared = natural_dataset("natural-shared").instances
     words = [*dict.fromkeys(one.input for one in shared), "cloud"]
-    rows = [
+    rest = [
         {"instruction": one.instruction, "input": one.input, "output": one.output, "task": one.distribution}
         for one in shared
     ]
-    rows += [
-        {"instruction": one, "input": word, "output": None, "task": "english-to-german"}
-        for one in INSTRUCTIONS
-        for word in words
-    ]
-    pl.DataFrame(rows).write_ndjson(folder / "few.jsonl")
+    for name, asked in INSTRUCTIONS.items():
+        own = [
+            {"instruction": one, "input": word, "output": None, "task": "mine"}
+            for one in instructions
+            for word in words
+        ]
+        pl.DataFrame(rest + own).write_ndjson(folder / f"{name}.jsonl")
     pl.DataFrame({"input": words, "output": [OUTPUT] * len(words)}).write_csv(folder / "constant.csv")
-    print(f"{len(words)} inputs, {len(rows)} prompts")
 
 
 if __name__ == "__main__":
