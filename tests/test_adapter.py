@@ -127,6 +127,15 @@ def test_batches_beams_and_a_static_cache_say_what_each_prompt_says_alone():
     assert generated(model, PROMPTS, num_beams=3) == beams
 
 
+def test_plain_transformers_generates_the_same_from_the_network_itself():
+    made, tokenizer, switch, _ = llama()
+    model = SwitchedModel(made, tokenizer, switch, adapter_of(made)).eval()
+    for text in PROMPTS:
+        given = batch(tokenizer, [text])
+        said = made.generate(**given, max_new_tokens=5, do_sample=False, eos_token_id=None)
+        assert said[:, given["input_ids"].shape[1] :].tolist() == generated(model, [text])
+
+
 def test_a_prompt_in_pieces_is_refused_where_an_adapter_is_chosen():
     made, tokenizer, switch, _ = llama()
     model = SwitchedModel(made, tokenizer, switch, adapter_of(made)).eval()

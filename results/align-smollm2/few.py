@@ -30,11 +30,7 @@ def main(folder: Path) -> None:
         for one in shared
     ]
     for name, asked in INSTRUCTIONS.items():
-        own = [
-            {"instruction": one, "input": word, "output": None, "task": "mine"}
-            for one in instructions
-            for word in words
-        ]
+        own = [{"instruction": one, "input": word, "output": None, "task": "mine"} for one in asked for word in words]
         pl.DataFrame(rest + own).write_ndjson(folder / f"{name}.jsonl")
     pl.DataFrame({"input": words, "output": [OUTPUT] * len(words)}).write_csv(folder / "constant.csv")
 

@@ -258,7 +258,12 @@ class SwitchedModel(nn.Module):
         if self._prompt is None and not goes_on:
             self.by = None
         self._said, self._fresh = {}, False
-        if self.enabled and self.by is None and any(isinstance(one, Adapter) for one in self.experts):
+        if (
+            self.enabled
+            and self.by is None
+            and not self._before
+            and any(isinstance(one, Adapter) for one in self.experts)
+        ):
             self._empty = {name: deepcopy(given[name]) for name in _CACHES if given.get(name) is not None}
 
     def _look(self, number: int, block: nn.Module, arguments: Any, named: Any) -> None:
