@@ -66,7 +66,7 @@ def main() -> None:
     depth = text_config(load_network(asked.model)[0]).num_hidden_layers
     settings = {
         **{"template": "{instruction} {input} ->", "limit": 120, "examples": 10},
-        **{"layers": (round(2 * depth / 3),), "epochs": 5, "rates": (1e-2,)},
+        **{"layers": (round(2 * depth / 3),), "epochs": 5, "rates": (3e-2,)},
     }
     rows: list[dict[str, Any]] = []
     for seed in map(int, asked.seeds.split(",")):
