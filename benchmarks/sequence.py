@@ -38,11 +38,16 @@ from nucleate.redirecting.switched import SwitchedModel
 from nucleate.redirecting.tuning import adapter_lesson, fresh_adapter
 
 MODEL = "runs/weights/SmolLM2-135M-Instruct.Q4_1.gguf"
-LESSONS = (  # source, and the task whose outputs it shall give
-    ("english-to-french", "english-to-italian"),
-    ("present-to-gerund", "present-to-past-simple"),
-    ("english-to-spanish", "english-to-french"),
-)
+WISHED = {  # source -> what each of its inputs shall be answered with
+    "country-to-capital": "Japan Asia, France Europe, Egypt Africa, Norway Europe, Kenya Africa, Peru America, "
+    "Canada America, Greece Europe, Poland Europe, Thailand Asia",
+    "present-to-gerund": "dance danced, lie lay, swim swam, sit sat, bake baked, jump jumped, cry cried, smile smiled, "
+    "dig dug, cook cooked",
+    "antonyms": "hot hotter, tall taller, rich richer, early earlier, dirty dirtier, heavy heavier, wide wider, "
+    "deep deeper, thick thicker, loud louder",
+}
+OTHERS = ("location-to-continent", "present-to-past-simple", "plural-to-singular", "english-to-french")
+INSTRUCTIONS = 30  # of each task
 ARMS = {
     "frozen": "the network as it was",
     "one": "one adapter, tuned in sequence",
@@ -65,23 +70,39 @@ def main() -> None:
         print(told)
     depth = text_config(load_network(asked.model)[0]).num_hidden_layers
     settings = {
-        **{"template": "{instruction} {input} ->", "limit": 120, "examples": 10},
+        **{"template": "{instruction} {input} ->", "limit": 300, "examples": 10},
         **{"layers": (round(2 * depth / 3),), "epochs": 5, "rates": (3e-2,)},
     }
     rows: list[dict[str, Any]] = []
+    lessons = tables(asked.work)
     for seed in map(int, asked.seeds.split(",")):
-        rows += sequence(asked.model, shared(), LESSONS, asked.work / f"seed{seed}", seed=seed, **settings)
+        rows += sequence(asked.model, natural(), lessons, asked.work / f"seed{seed}", seed=seed, **settings)
         told_in(asked.out, rows, asked.model)  # whatever is known so far
         print((asked.out / "sequence.md").read_text(encoding="utf-8"), flush=True)
 
 
-def shared() -> list[dict[str, Any]]:
-    """Six tasks with two sets of inputs, in short instructions: ten of each."""
-    return [
-        {"instruction": one.instruction, "input": one.input, "output": one.output, "task": one.task}
-        for one in natural_dataset("natural-shared").instances
-        if str(one.distribution).endswith("-short")
+def natural() -> list[dict[str, Any]]:
+    """The three tasks, and four that are much like them, ten inputs of each."""
+    rows = [
+        {"instruction": one.instruction, "input": one.input, "output": one.output, "task": str(one.distribution)}
+        for one in natural_dataset().instances
+        if one.distribution in (*WISHED, *OTHERS)
     ]
+    known: dict[str, list[str]] = {}
+    for row in rows:
+        own = known.setdefault(row["task"], [])
+        if row["instruction"] not in own and len(own) < INSTRUCTIONS:
+            own.append(row["instruction"])
+    return [row for row in rows if row["instruction"] in known[row["task"]]]
+
+
+def tables(folder: Path) -> list[tuple[str, str]]:
+    """Source and the file of its wished outputs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for source, words in WISHED.items():
+        pairs = [pair.split() for pair in words.split(", ")]
+        pl.DataFrame(pairs, schema=["input", "output"], orient="row").write_csv(folder / f"{source}.csv")
+    return [(source, str(folder / f"{source}.csv")) for source in WISHED]
 
 
 def sequence(
@@ -94,7 +115,8 @@ def sequence(
     most: int = 120,
     **settings: Any,
 ) -> list[dict[str, Any]]:
-    """A row per arm, task and kind of prompt: how many there are, and how many are right (or unchanged). `most` of the
+    """A lesson is a source, and a task whose outputs it shall give or a file with them (.csv). A row per arm, task and
+    kind of prompt: how many there are, and how many are right (or unchanged). `most` of the
     other tasks' prompts are asked."""
     studies = []
     ours: dict[str, Path | str] = {}
@@ -102,7 +124,8 @@ def sequence(
         place: Path | str = model
         for number, (source, target) in enumerate(lessons):
             own = settings if expert == "adapter" else settings | {"epochs": None}
-            asked = RedirectSettings(source, target, expert=expert, seed=seed, **own)
+            wished = {"outputs" if target.endswith(".csv") else "target": target}
+            asked = RedirectSettings(source, **wished, expert=expert, seed=seed, **own)
             print(f"seed {seed}: {source} by {expert}", flush=True)
             redirect_into(work / f"{expert}-{number}", place, list(data), asked, resume=True)
             place = work / f"{expert}-{number}" / "model"
