@@ -1,6 +1,6 @@
 """Three tasks redirected one after another in one model: what each still answers after the last, against three peers.
 
-    python benchmarks/sequence.py [--model M] [--seeds 100,101,102] [--out results/sequence] [--work runs/sequence]
+    python benchmarks/sequence.py --seeds 100,101,102 [--model M] [--out results/sequence] [--work runs/sequence]
 
 Ours: `nucleate align --model` three times, each time on the model that came out of the time before, with `--expert
 adapter` (a switch that chooses among adapters, as in SwitchCIT, Wu et al., arXiv 2407.11780) and with heads. Peers: one
@@ -11,6 +11,7 @@ benchmark goes on where it was.
 """
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -65,6 +66,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/sequence"))
     parser.add_argument("--work", type=Path, default=Path("runs/sequence"))
     asked = parser.parse_args()
+    if len(sys.argv) == 1:  # it takes an hour
+        print(__doc__)
+        return
     torch.set_num_threads(1)
     if told := conversion_told(asked.model):
         print(told)
@@ -243,7 +247,7 @@ def lines_of(frame: pl.DataFrame, model: str) -> Iterator[str]:
         f"After the last of the three, taught in the order of the columns. Of a seed {counts['instructions']} prompts "
         f"with instructions that no lesson used, {counts.get('and inputs', 0)} with inputs that none used either, and "
         f"{counts['unchanged']} of tasks that were never redirected; {interval}. Made by "
-        "`python benchmarks/sequence.py`."
+        f"`python benchmarks/sequence.py --seeds {','.join(map(str, seeds))}`."
     )
     yield ""
     yield f"| wished outputs | {' | '.join(tasks)} | all three | unseen inputs | all other tasks unchanged |"

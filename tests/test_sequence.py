@@ -55,3 +55,13 @@ def test_a_benchmark_that_was_killed_goes_on_and_counts_the_same(counted, networ
     assert len(pl.read_parquet(tmp_path / "sequence.parquet")) == len(rows)
     benchmark.told_in(tmp_path, [*rows, *({**row, "seed": 8} for row in rows)], network)
     assert "means over seeds 7, 8" in (tmp_path / "sequence.md").read_text(encoding="utf-8")
+
+
+def test_every_input_of_a_source_has_a_wished_output_and_every_task_as_many_instructions(tmp_path):
+    rows = benchmark.natural()
+    for source, file in benchmark.tables(tmp_path):
+        own = [row for row in rows if row["task"] == source]
+        assert len({row["instruction"] for row in own}) == benchmark.INSTRUCTIONS
+        assert {row["input"] for row in own} == set(pl.read_csv(file)["input"])
+        assert not {row["output"] for row in own} & set(pl.read_csv(file)["output"])
+    assert {row["task"] for row in rows} == {*benchmark.WISHED, *benchmark.OTHERS}
