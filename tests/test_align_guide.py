@@ -11,9 +11,9 @@ import torch
 
 from nucleate.cli import main
 from nucleate.model.networks import gpt2, save_network, word_tokenizer
+from nucleate.redirecting.loading import load_switched
 from nucleate.redirecting.settings import RedirectSettings
 from nucleate.redirecting.study import study_of
-from nucleate.redirecting.switched import load_switched
 from nucleate.report.redirection import saved_arm
 from nucleate.runs import load_run
 from test_guides import BLOCK, ROOT, options_of

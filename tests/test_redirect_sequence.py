@@ -14,10 +14,10 @@ import torch
 
 from nucleate.cli import main
 from nucleate.model.networks import load_network
+from nucleate.redirecting.loading import load_switched
 from nucleate.redirecting.redirect import redirect_into
 from nucleate.redirecting.settings import RedirectSettings
 from nucleate.redirecting.study import study_of
-from nucleate.redirecting.switched import load_switched
 from nucleate.report.redirection import saved_arm
 from nucleate.runs import load_run
 from test_redirecting import QUICK, network, prompts, values  # noqa: F401

@@ -15,10 +15,10 @@ from killed_run import die_at_file, in_a_child
 from nucleate.cli import main
 from nucleate.model.networks import load_network, save_network
 from nucleate.redirecting import redirect, study, teaching
+from nucleate.redirecting.loading import load_switched
 from nucleate.redirecting.redirect import redirect_into
 from nucleate.redirecting.settings import RedirectSettings
 from nucleate.redirecting.study import closing_of, study_of
-from nucleate.redirecting.switched import load_switched
 from nucleate.refusal import Refused
 from nucleate.report.application_tables import alignment_table
 from nucleate.report.redirection import saved_arm, verdict_of

@@ -386,18 +386,18 @@ def test_the_sentences_of_an_alignment_say_whether_the_papers_order_was_seen(tmp
 
 
 def test_the_sentences_of_a_redirected_model_begin_with_whether_it_worked() -> None:
-    """Of a run that an earlier version made: the MLP switch changes 8 % of all others, which is short of the bar."""
+    """Of the guide's own run: one prompt in a hundred short of the bar, and said so."""
     run = load_run(RESULTS / "align-smollm2" / "continent")
     first, beside = sentences_of(run)
     table = alignment_table(run)
     values = {row[0]: dict(zip(table.header, row, strict=True)) for row in table.rows}
     wished, kept = values["source: wished output"], values["all others: prediction unchanged"]
     assert first.startswith(
-        "Does not work: the others lose 8 % of their predictions, most of all location-to-continent"
+        "Does not work: the switch finds 97 % of the source but the output is the wished one for 94 %"
     )
-    assert first.endswith("Saved is the MLP switch.")
-    assert f"its wished output in {100 * wished['MLP switch']:.0f} % (before: {100 * wished['before']:.0f} %)" in first
-    assert f"{100 * kept['MLP switch']:.0f} % of the other predictions are unchanged" in first
+    assert first.endswith("Saved is the MLP switch, which reads layer 30 and is on above 0.5.")
+    assert f"{100 * wished['MLP switch']:.0f} % of 77 (before: {100 * wished['before']:.0f} %)" in first
+    assert f"{100 * kept['MLP switch']:.0f} % of 6,150 other predictions are unchanged" in first
     for method in ("whole head", "low-rank head", "linear switch"):
         assert f"the {method} {100 * wished[method]:.0f} % of the source as wished" in beside
         assert f"{100 * kept[method]:.1f} % of all others unchanged" in beside
@@ -556,3 +556,13 @@ def test_reporting_never_loads_torch_nor_pyplot_and_changes_nothing_in_the_run_f
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "[]", "")
     assert content() == before
+
+
+def test_the_redirection_that_must_fail_is_kept_and_told_as_failed() -> None:
+    """One constant output, four instructions that have nothing in common, 25 inputs."""
+    run = load_run(RESULTS / "align-smollm2" / "few")
+    first, beside = sentences_of(run)
+    assert first.startswith("Does not work: the switch misses 100 % of the source; give more instructions")
+    assert "the others lose 9 % of their predictions" in first and "unseen inputs" in first
+    assert "the low-rank head 100 % of the source as wished" in beside, "the head alone has learnt its one output"
+    assert first in " ".join((RESULTS / "align-smollm2" / "README.md").read_text(encoding="utf-8").split())

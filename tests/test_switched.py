@@ -9,10 +9,12 @@ from torch import nn
 
 from nucleate.model import series
 from nucleate.model.networks import save_network
+from nucleate.model.own_head import head_logits
 from nucleate.model.prefix_tree import Group
 from nucleate.model.switch import Head, Switch, remember
+from nucleate.redirecting.loading import load_switched
 from nucleate.redirecting.stored import seal
-from nucleate.redirecting.switched import SwitchedModel, head_logits, load_switched
+from nucleate.redirecting.switched import SwitchedModel
 from nucleate.refusal import Refused
 from test_families import CAUSAL, tiny, words
 from test_prefix_tree import layers_alone
@@ -63,7 +65,7 @@ def test_rows_that_are_off_keep_their_logits_to_the_bit_and_the_others_get_the_h
     for text, (states, logits) in zip(PROMPTS, plain, strict=True):
         with torch.no_grad():
             found = model(**batch(model.tokenizer, [text])).logits[0]
-            expected = logits + model.head(states)
+            expected = logits + model.expert(states)
         on.append(bool(model.decided[0]))
         assert on[-1] == bool(model.switch(states[-1:])[0] > 0)
         assert torch.equal(found, logits) if not on[-1] else torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
@@ -135,7 +137,7 @@ def test_of_two_switches_that_say_yes_the_one_taught_last_answers(llama):
         wanted.append(1 if on[1] else 0 if on[0] else -1)
         with torch.no_grad():
             found = model(**batch(tokenizer, [text])).logits[0]
-            expected = logits + (0 if wanted[-1] < 0 else model.heads[wanted[-1]](states))
+            expected = logits + (0 if wanted[-1] < 0 else model.experts[wanted[-1]](states))
         assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4) and model.by.tolist() == [wanted[-1]]
     assert len(set(wanted)) == 3, "each is needed once"
     with torch.no_grad():
@@ -169,7 +171,7 @@ def test_generation_keeps_to_the_decision_of_the_prompt(switched, use_cache):
         for _ in range(6):
             with torch.no_grad():
                 out = model(input_ids=torch.tensor([expected]), output_hidden_states=True)
-                logits = out.logits[0, -1] + (model.head(out.hidden_states[-1][0, -1]) if on else 0)
+                logits = out.logits[0, -1] + (model.expert(out.hidden_states[-1][0, -1]) if on else 0)
             expected.append(int(logits.argmax()))
         model.turn_on()
         given = batch(model.tokenizer, [text])
@@ -241,7 +243,7 @@ def test_logits_are_those_that_head_and_switch_learnt_from(llama):
     llama.turn_off()
     memory = remember(llama.network, [Group((), (one,), ((5,),)) for one in tokens], answers_only=True)
     llama.turn_on()
-    expected = memory.logits + (llama.switch(memory.ends) > 0)[:, None] * llama.head(memory.states)
+    expected = memory.logits + (llama.switch(memory.ends) > 0)[:, None] * llama.expert(memory.states)
     for text, wanted in zip(PROMPTS, expected, strict=True):
         with torch.no_grad():
             found = llama(**batch(llama.tokenizer, [text])).logits[0, -1]

@@ -18,7 +18,7 @@ _HOMES = {
     "load_dataset": "nucleate.data.dataset",
     "load_probe": "nucleate.probing.result",
     "load_run": "nucleate.runs",
-    "load_switched": "nucleate.redirecting.switched",
+    "load_switched": "nucleate.redirecting.loading",
     "natural_dataset": "nucleate.data.natural",
     "probe": "nucleate.probing.probe",
     "read_states": "nucleate.model.states",

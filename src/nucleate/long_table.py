@@ -28,7 +28,11 @@ METHODS = {  # of alignment, by their arms, in the order of Table 2
     "linear_switch": "linear switch",
     "mlp_switch": "MLP switch",
 }
-HEADS = {"direct": "whole head", "head": "low-rank head"}  # what the first two tune of a ready-made model
+HEADS = {  # what is tuned of a ready-made model, without a switch
+    "direct": "whole head",
+    "head": "low-rank head",
+    "adapter": "adapter",
+}
 # Settings in which runs of one experiment may differ: whose it is, where it computes, what is only looked at.
 _OF_NO_MATTER = ("seed", "device", "measure.display_iterations")
 

@@ -133,7 +133,7 @@ def remember(
                 batch = collate([group]).to(device, dtype)
                 logits, hidden = evaluate(model, batch, hidden=True)
                 last = hidden[-1].flatten(0, 1)  # as the head was handed it: after the final norm
-                kept = _answers(group, batch.target_instance) if answers_only else slice(None)
+                kept = answer_places(group, batch.target_instance) if answers_only else slice(None)
                 columns[0].append(last[batch.target_at.to(last.device)][kept].float().cpu())
                 columns[1].append(logits[batch.target_row.to(logits.device)][kept].float().cpu())
                 columns[2].append(batch.target_token[kept].cpu())
@@ -151,7 +151,7 @@ def remember(
     return TargetStates(states, logits, tokens, weights, starts, last_of, branches, read)
 
 
-def _answers(group: Group, target_instance: np.ndarray) -> np.ndarray:
+def answer_places(group: Group, target_instance: np.ndarray) -> np.ndarray:
     """Which of a group's predictions are its answers: of each instance the last ones, in order."""
     own = [np.flatnonzero(target_instance == branch) for branch in range(len(group.branches))]
     return np.concatenate([places[len(places) - len(group.target(b)) :] for b, places in enumerate(own)])

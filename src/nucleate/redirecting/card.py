@@ -12,9 +12,16 @@ from nucleate.report.tables import percent
 from nucleate.runs import Run
 
 _WORST = 5  # of the other tasks are named
+_BY = {
+    "head": "a second head of rank {rank} that a switch puts in place of the network's own answer",
+    "adapter": "a LoRA adapter of rank {rank} (a folder of peft's), through which prompt and answer go where a switch "
+    "says so",
+}
 
 
-def model_card(run: Run, *, model: str, taught: str, rank: int, earlier: Sequence[str], has_inputs: bool) -> str:
+def model_card(
+    run: Run, *, model: str, taught: str, expert: str, rank: int, earlier: Sequence[str], has_inputs: bool
+) -> str:
     """From the run's own tables. `taught` says from which prompts, `earlier` the sources redirected before this one."""
     config, verdict = run.config, verdict_of(run)
     source = str(config["source"])
@@ -35,9 +42,8 @@ def model_card(run: Run, *, model: str, taught: str, rank: int, earlier: Sequenc
             "---",
             f"# {model}: `{source}` redirected",
             "",
-            f"Prompts of `{source}` are answered {answers}, by a second head of rank {rank} that a switch puts in "
-            "place of the network's own answer. No weight of the network was changed; where the switch says no, its "
-            "logits are its own, to the bit.",
+            f"Prompts of `{source}` are answered {answers}, by {_BY[expert].format(rank=rank)}. No weight of the "
+            "network was changed; where the switch says no, its logits are its own, to the bit.",
             *([f"Redirected before, and still so: {', '.join(f'`{one}`' for one in earlier)}."] if earlier else []),
             "",
             *([verdict.sentence, ""] if verdict else []),

@@ -1,6 +1,7 @@
 """What has come of a redirection, as rows of the long table: the source as wished, all others as they were, on test."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,10 +9,10 @@ import polars as pl
 import torch
 from transformers import PreTrainedModel
 
+from nucleate.model.own_head import head_logits
 from nucleate.model.switch import AT_ONCE, Head, TeachingSet
 from nucleate.redirecting.prompts import name_of
 from nucleate.redirecting.study import Others
-from nucleate.redirecting.switched import head_logits
 from nucleate.redirecting.teaching import THRESHOLDS, Errors, Method, errors_at
 
 Row = dict[str, Any]
@@ -22,7 +23,7 @@ def before_rows(sides: Mapping[str, TeachingSet], others: Others) -> Iterator[Ro
     """The network as it was: how often it gave the wished output already, and was right elsewhere; and how many
     prompts that is told of."""
     nothing = {name: np.zeros(len(side.first), dtype=bool) for name, side in sides.items()}
-    scores = _of_source(sides, None, nothing)
+    scores = _of_source(sides, lambda side: sides[side].answers(None), nothing)
     scored = others.wanted >= 0
     if scored.any():
         scores["others_accuracy"] = float((others.before == others.wanted)[scored].mean())
@@ -54,23 +55,30 @@ def method_rows(
 
 
 def _after(network: PreTrainedModel, others: Others, method: Method) -> tuple[np.ndarray, np.ndarray]:
-    """(instance,) the likeliest next token of the others now, and where the second head gives it."""
+    """(instance,) the likeliest next token of the others now, and where head or adapter gives it."""
     on, after = method.on(others.ends), others.before.copy()
     places = np.flatnonzero(on)
+    if method.answered is not None:
+        after[places] = method.answered.others[places]
+        return after, on
     for start in range(0, len(places), AT_ONCE):
         part = places[start : start + AT_ONCE]
         with torch.no_grad():
-            after[part] = (head_logits(network, others.states[part]) + method.head(others.states[part])).argmax(-1)
+            after[part] = (head_logits(network, others.states[part]) + method.expert(others.states[part])).argmax(-1)
     return after, on
 
 
-def _of_source(sides: Mapping[str, TeachingSet], head: Head | None, on: Mapping[str, np.ndarray]) -> dict[str, float]:
+def _of_source(
+    sides: Mapping[str, TeachingSet],
+    answers: Callable[[str], tuple[np.ndarray, ...]],
+    on: Mapping[str, np.ndarray],
+) -> dict[str, float]:
     """`source_accuracy`: all tokens of the wished output are right; `…_ended`: so is the one that ends it;
     `…_restricted`: its first token is, among the first of all wished outputs, where these are more than one."""
     scores = {}
     for side, name in _JUDGED.items():
         if side in sides:
-            both = zip(("", "_ended", "_restricted"), sides[side].answers(head), sides[side].answers(None), strict=True)
+            both = zip(("", "_ended", "_restricted"), answers(side), sides[side].answers(None), strict=True)
             told = {"": True, "_ended": sides[side].closing.any(), "_restricted": len(sides[side].allowed) > 1}
             for measure, now, then in both:
                 if told[measure]:
@@ -84,7 +92,7 @@ def _scores(
     """By measure. An output of the others is right where its first token is. `accuracy_drop` is the paper's,
     `…_others` leaves the target out."""
     switched = {side: method.on(sides[side].ends) for side in _JUDGED if side in sides}
-    scores = _of_source(sides, method.head, switched)
+    scores = _of_source(sides, partial(_answers, method, sides), switched)
     if method.switch is not None:
         scores |= {f"switch_misses{_JUDGED[side]}": 1 - here.mean() for side, here in switched.items()}
         scores["switch_false_positives"] = on.mean()
@@ -104,6 +112,14 @@ def _scores(
             scores["accuracy_drop_others"] = drop[scored & neither].mean()
     scores |= {"chosen_rate": method.rate, "chosen_epoch": method.epoch}
     return {measure: float(value) for measure, value in scores.items()}
+
+
+def _answers(method: Method, sides: Mapping[str, TeachingSet], side: str) -> tuple[np.ndarray, ...]:
+    """Of its head or adapter alone, whatever its switch says."""
+    if method.answered is not None:
+        return method.answered.sides[side]
+    assert isinstance(method.expert, Head)
+    return sides[side].answers(method.expert)
 
 
 def _of_errors(errors: Errors, ending: str = "", *, inputs: str = "") -> list[Row]:

@@ -2,9 +2,10 @@
 
 A frozen network is read once: states of the prompts of a source task, with the outputs that are wished from now on, and
 of all other tasks. From these a second head and the switches are taught in minutes on a CPU, and measured on
-instructions and inputs that they have not seen. `_redirect` is the whole story; `teaching.py` compares the methods,
-`outcome.py` says what has come of each; the network with the better switch is saved in the run (`model/`). What is read
-and what is taught is kept until the run is done (`states/`), so that a killed one goes on from there.
+instructions and inputs that they have not seen; in place of the head an adapter may be tuned. `_redirect` is the whole
+story; `teaching.py` compares the methods, `tuning.py` tunes the adapter, `outcome.py` says what has come of each; the
+network with the better switch is saved in the run (`model/`). What is read and what is taught is kept until the run is
+done (`states/`), so that a killed one goes on from there.
 """
 
 import json
@@ -28,6 +29,7 @@ from nucleate.model.series import located
 from nucleate.model.texts import PLAIN_CHATS, Prompt
 from nucleate.progress import Progress, Workload, about, silent
 from nucleate.redirecting.card import model_card
+from nucleate.redirecting.loading import load_switched
 from nucleate.redirecting.outcome import before_rows, method_rows
 from nucleate.redirecting.settings import RedirectSettings
 from nucleate.redirecting.stored import is_switched, network_name, network_of
@@ -41,8 +43,9 @@ from nucleate.redirecting.study import (
     source_prompts,
     study_of,
 )
-from nucleate.redirecting.switched import SwitchedModel, load_switched
+from nucleate.redirecting.switched import SwitchedModel
 from nucleate.redirecting.teaching import better_switch, teach
+from nucleate.redirecting.tuning import passes_of, tuned_adapter
 from nucleate.runs import RunWriter, load_run, open_run
 
 
@@ -109,6 +112,8 @@ def budget(model: str | Path, data: Source, settings: RedirectSettings) -> list[
     prompts = [*(one for side in study.dealt.sides.values() for one in side), *study.dealt.others]
     shared = sum(len(text) for text in {one.instruction for one in prompts}) / 4
     tokens = round(shared + sum((len(one.input) + len(one.output or "")) / 3 + 1 for one in prompts))
+    if settings.expert == "adapter":
+        tokens += round(tokens / len(prompts) * passes_of(study))
     needed = estimate(
         network_of(model)[0],
         len(prompts),
@@ -154,8 +159,11 @@ def _redirect(
             work.skip({"teaching": piece})
         progress(text, work.did("teaching", 0 if begun else piece))
 
-    methods = teach(settings, tried, sides, others, saved, told)
-    if "direct" not in methods:
+    adapter = None
+    if settings.expert == "adapter":
+        adapter = tuned_adapter(study, model, lessons, sides, others, saved, told)
+    methods = teach(settings, tried, sides, others, saved, told, adapter)
+    if "head" in methods and "direct" not in methods:
         progress("the whole head was left out: it has too many weights to be taught here", None)
 
     progress("judging", work.fraction)
@@ -175,12 +183,13 @@ def _redirect(
     assert best.switch is not None
     prompts = {"template": settings.template, "chat": settings.chat}
     facts = {"source": settings.source, "target": settings.target, "wished": study.dealt.wished, "prompts": prompts}
-    model.add(best.switch, best.head, facts)
+    model.add(best.switch, best.expert, facts)
     model.turn_on()
     card = model_card(
         load_run(run.folder),
         model=network_name(name),
         taught=f"{study.dealt.describe()} (data: {study.dealt.prompts.name}, seed {settings.seed})",
+        expert=settings.expert,
         rank=settings.rank,
         earlier=earlier,
         has_inputs=study.dealt.prompts.has_inputs,
@@ -192,7 +201,8 @@ def _redirect(
 def _workload(study: RedirectStudy, lessons: Mapping[str, Sequence[Prompt]], saved: SavedParts) -> Workload:
     """The prompts of the source and of all others, and what is taught from them: about half as long as the reading."""
     source, others = sum(map(len, lessons.values())), len(study.dealt.others)
-    work = Workload({"source": (source, 1.0), "others": (1, float(others)), "teaching": (1, 0.5 * (source + others))})
+    taught = passes_of(study) if study.settings.expert == "adapter" else 0.5 * (source + others)
+    work = Workload({"source": (source, 1.0), "others": (1, float(others)), "teaching": (1, taught)})
     work.skip({"source": sum(len(own) for name, own in lessons.items() if saved.holds(f"source-{name}"))})
     work.skip({"others": saved.holds("others")})
     return work

@@ -24,6 +24,11 @@ class RedirectSettings:
     chat: bool = setting(False, "as the user's turn of the model's chat template")
     limit: int = setting(200, "prompts of each distribution or task", least=9, form="N")
     examples: int = setting(1, "prompts of each other one, from which the switch learns", least=1, form="N")
+    expert: str = setting(
+        "head",
+        "what answers where the switch says yes: a second head, or a LoRA adapter tuned on the wished outputs",
+        choices=("head", "adapter"),
+    )
     switch: str | None = setting(
         None, "which one is saved (default: the better one on validation)", choices=("linear", "mlp")
     )
@@ -49,15 +54,17 @@ class RedirectSettings:
     device: str = setting("auto", "where to compute: auto (cuda if there is one), cpu or cuda", choices=DEVICES)
     trust_remote_code: bool = setting(False, "run code that comes with the model")
     seed: int = setting(100, "root of every random stream", least=0)
-    rank: int = setting(16, "of the second head", least=1, option=None)
+    rank: int = setting(16, "of the second head, or of the adapter", least=1, option=None)
     epochs: int | None = setting(
         None,
-        "over the prompts of the source, for each method and rate (default: 30, or what a hundred steps take)",
+        "over the prompts of the source, for each method and rate (default: 30, or what a hundred steps take); of an "
+        "adapter ten steps each (default: 10)",
         least=1,
         option=None,
     )
     batch: int = setting(40, "prompts of an optimiser step", least=1, option=None)
     rates: Sequence[float] = setting((3e-3, 1e-2, 3e-2), "learning rates tried, the same for all methods", option=None)
+    adapter_rate: float = setting(1e-3, "learning rate of an adapter", option=None)
 
     def __post_init__(self) -> None:
         check_all(self)

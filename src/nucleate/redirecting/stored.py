@@ -10,17 +10,18 @@ from nucleate.model.places import finish_replacement
 from nucleate.refusal import Refused
 
 DESCRIPTION = "switched.json"
-OF_A_SWITCH = ("kind", "width", "layer", "threshold", "rank")
+OF_A_SWITCH = ("kind", "width", "layer", "threshold", "rank", "expert")
 _READ = {".safetensors", ".gguf", ".json", ".jinja", ".model", ".txt"}  # what a network and its tokenizer come from
 _FREE = {"generation_config.json", "trainer_state.json"}  # changes no logit, so its owner may
 
 
 def switches_in(told: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Of each switch what is written of it. Format 1 had one, which read the last layer."""
+    """Of each switch what is written of it. Format 1 had one, which read the last layer; before format 3 what answers
+    behind a switch was a head."""
     if told["format"] > 1:
-        return list(told["switches"])
+        return [{"expert": "head", **one} for one in told["switches"]]
     facts = {name: told[name] for name in ("source", "target", "wished", "prompts") if name in told}
-    return [{**told["switch"], "layer": None, "threshold": 0.5, **told["head"], **facts}]
+    return [{**told["switch"], "layer": None, "threshold": 0.5, "expert": "head", **told["head"], **facts}]
 
 
 def network_of(model: str | Path) -> tuple[str, str | None]:
@@ -69,8 +70,9 @@ def hashes(place: Path | None, names: Mapping[str, str] | None = None) -> dict[s
         return {}
     if place.is_file():
         return {place.name: hash_of(place)}
-    files = [place / name for name in names] if names is not None else sorted(place.iterdir())
-    kept = [f for f in files if f.is_file() and (names is not None or (f.suffix in _READ and f.name not in _FREE))]
+    if names is not None:
+        return {name: hash_of(place / name) for name in names if (place / name).is_file()}
+    kept = [f for f in sorted(place.iterdir()) if f.is_file() and f.suffix in _READ and f.name not in _FREE]
     return {file.name: hash_of(file) for file in kept}
 
 

@@ -22,15 +22,17 @@ from nucleate.data.dataset import Instance
 from nucleate.data.sources import Source
 from nucleate.files import write_whole
 from nucleate.model.batches import layers_of, share_prefixes
+from nucleate.model.own_head import head_logits
 from nucleate.model.packed_pass import text_config
 from nucleate.model.patching import blocks_of
+from nucleate.model.prefix_tree import Group
 from nucleate.model.prompts import read_prompts_states
 from nucleate.model.switch import AT_ONCE, TargetStates, TeachingSet, remember
 from nucleate.model.texts import Prompt, prompts_of
 from nucleate.progress import Progress, silent
 from nucleate.redirecting.prompts import Redirection, redirection_of
 from nucleate.redirecting.settings import RedirectSettings
-from nucleate.redirecting.switched import SwitchedModel, head_logits
+from nucleate.redirecting.switched import SwitchedModel
 from nucleate.refusal import Refused
 
 
@@ -150,7 +152,7 @@ def read_source(
     closing = closing_of(model.tokenizer)
     allowed = sorted({one.answer[0] for prompts in lessons.values() for one in prompts})
     rows = [(one.tokens, one.answer + closing) for one in lessons[side]]
-    groups, places = share_prefixes(rows)
+    groups, places = share_prefixes(rows)  # as `groups_of` does
 
     def read() -> tuple[dict[str, Tensor], list[int]]:
         memory = remember(model.network, groups, answers_only=True, layers=layers)
@@ -168,7 +170,23 @@ def read_source(
     ends = dict(zip(layers, kept["inner"], strict=True))
     decided = model.decide(ends).repeat_interleave(torch.tensor(lengths))
     before = model.added(memory.states, decided, logits)
+    for number in model.adapted(decided):
+
+        def again(number: int = number) -> tuple[dict[str, Tensor], None]:
+            with model.through(number):
+                return {"states": remember(model.network, groups, answers_only=True).states}, None
+
+        rows_of = (decided == number).nonzero()[:, 0]
+        states = saved.part(f"source-{side}-{number}", "read", again)[0]["states"][rows_of]
+        before[rows_of] = torch.cat([head_logits(model.network, part) for part in states.split(AT_ONCE)])
     return TeachingSet(memory, np.concatenate([[0], last[:-1]]), closes, np.array(allowed), ends, before)
+
+
+def groups_of(tokenizer: PreTrainedTokenizerBase, lessons: Mapping[str, Sequence[Prompt]], side: str) -> list[Group]:
+    """The prompts of a side with the wished outputs and what closes them, by instruction, in the order in which
+    `read_source` reads them."""
+    closing = closing_of(tokenizer)
+    return share_prefixes([(one.tokens, one.answer + closing) for one in lessons[side]])[0]
 
 
 def closing_of(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -234,9 +252,36 @@ def read_others(
         for part in (drawn, chosen_by if chosen_by.any() else drawn, asked)
     )
     states, decided = ends[max(ends)], model.decide(ends)
-    before = [
-        model.added(part, which, head_logits(model.network, part)).argmax(-1).numpy()
-        for part, which in zip(states.split(AT_ONCE), decided.split(AT_ONCE), strict=True)
-    ]
+    before = np.concatenate(
+        [
+            model.added(part, which, head_logits(model.network, part)).argmax(-1).numpy()
+            for part, which in zip(states.split(AT_ONCE), decided.split(AT_ONCE), strict=True)
+        ]
+    )
+    for number in model.adapted(decided):
+        places = np.flatnonzero(decided.numpy() == number)
+
+        def again(number: int = number, places: np.ndarray = places) -> tuple[dict[str, Tensor], None]:
+            with model.through(number):
+                tokens = likeliest_tokens(study, model, [judged[place] for place in places])
+            return {"tokens": torch.from_numpy(tokens)}, None
+
+        before[places] = saved.part(f"others-{number}", "read", again)[0]["tokens"].numpy()
     of_target = np.array([one.instance in dealt.of_target for one in judged])
-    return Others(judged, ends, np.concatenate(before), np.array(wanted), of_target, examples, choosing)
+    return Others(judged, ends, before, np.array(wanted), of_target, examples, choosing)
+
+
+def likeliest_tokens(study: RedirectStudy, model: SwitchedModel, instances: Sequence[Instance]) -> np.ndarray:
+    """(instance,) the likeliest next token of the network alone, or of the adapter that it now goes through."""
+    depth = text_config(model.network).num_hidden_layers
+    reading = read_prompts_states(
+        model.network,
+        model.tokenizer,
+        instances,
+        reads={"answer_start": (depth,)},
+        template=study.settings.template,
+        messages=study.dealt.messages(instances),
+        chat=study.settings.chat,
+    )
+    states = torch.from_numpy(np.array(reading.states["answer_start"][0]))
+    return np.concatenate([head_logits(model.network, part).argmax(-1).numpy() for part in states.split(AT_ONCE)])

@@ -2,46 +2,52 @@
 
 A switch looks once at each text, at the last token of its prompt, and what it decides holds for all that is generated
 after it. Texts for which every switch says no get the network's own logits, bit for bit: nothing is added to them.
-Hooks do all of it, so that the network stays the ordinary one, and `turn_off` is all it takes to have it back.
+What answers behind a switch is a second head, whose logits are added, or an adapter, through which the whole text then
+goes: its prompt is read once more. Hooks do all of it, so that the network stays the ordinary one, and `turn_off` is
+all it takes to have it back.
 """
 
 import inspect
 import json
+import re
 import weakref
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from nucleate.model.networks import load_network, save_network
+from nucleate.model.adapter import CONFIG, WEIGHTS, Adapter, Rows
+from nucleate.model.networks import save_network
+from nucleate.model.own_head import parts_of
 from nucleate.model.packed_pass import text_config
 from nucleate.model.patching import blocks_of
-from nucleate.model.places import finish_replacement, looks_local, replacing
-from nucleate.model.series import located, place_of
+from nucleate.model.places import replacing
+from nucleate.model.series import place_of
 from nucleate.model.switch import Head, Switch
 from nucleate.redirecting.stored import (
     DESCRIPTION,
-    OF_A_SWITCH,
-    change_of,
-    description,
     hash_of,
     hashes,
     network_name,
     seal,
-    switches_in,
 )
 from nucleate.refusal import Refused
 
 TAUGHT, CARD = "switch.safetensors", "README.md"
-_OURS = {DESCRIPTION, TAUGHT, CARD, "network"}  # what a switched model's folder holds
+_OURS = {DESCRIPTION, TAUGHT, CARD, "network"}  # what a switched model's folder holds, beside folders of adapters
+_CACHES = ("past_key_values", "cache_params")
+Expert = Head | Adapter
 
 
 class SwitchedModel(nn.Module):
-    """A network with switches and a second head behind each; whatever else is asked of it, the network answers itself.
+    """A network with switches and behind each a second head or an adapter; whatever else is asked of it, the network
+    answers itself.
 
     Use it as the network: `model(**inputs)`, `model.generate(**inputs)`. A text begins where nothing is cached: the
     decision is made at its last token that is no padding (inside `generate`: the prompt's) and kept for the tokens that
@@ -50,12 +56,14 @@ class SwitchedModel(nn.Module):
 
     by: Tensor | None  # (row,) int
 
-    def __init__(self, network: Any, tokenizer: Any, switch: Switch | None = None, head: Head | None = None) -> None:
+    def __init__(
+        self, network: Any, tokenizer: Any, switch: Switch | None = None, expert: Expert | None = None
+    ) -> None:
         super().__init__()
         body, top = parts_of(network)
         self.network, self.tokenizer = network, tokenizer
-        self.switches, self.heads = nn.ModuleList(), nn.ModuleList()
-        self._parts: list[tuple[Switch, Head]] = []  # the same
+        self.switches, self.experts = nn.ModuleList(), nn.ModuleList()
+        self._parts: list[tuple[Switch, Expert]] = []  # the same
         self.facts: list[dict[str, Any]] = []  # of each switch: what it was taught, for its description
         self.enabled = True
         self.by = None
@@ -65,24 +73,28 @@ class SwitchedModel(nn.Module):
         self._mask: Tensor | None = None
         self._before = 0  # tokens of the text that are cached
         self._handed: Any = None  # what the head makes logits of
+        self._fresh = self._repeated = False  # was it decided in this pass; is this the one through an adapter
+        self._empty: dict[str, Any] = {}  # caches as they were before the text was read
         self._parameters_of_forward = inspect.signature(type(network).forward)
         self._device = top.weight.device
         self._depth = text_config(network).num_hidden_layers
         network.register_forward_pre_hook(self._begin, with_kwargs=True)
         body.register_forward_hook(self._decide)
         top.register_forward_pre_hook(self._take)
-        network.register_forward_hook(self._answer)
-        if switch is not None and head is not None:
-            self.add(switch, head)
+        network.register_forward_hook(self._answer, with_kwargs=True)
+        if switch is not None and expert is not None:
+            self.add(switch, expert)
 
-    def add(self, switch: Switch, head: Head, facts: Mapping[str, Any] | None = None) -> None:
+    def add(self, switch: Switch, expert: Expert, facts: Mapping[str, Any] | None = None) -> None:
         """One more redirection, before all earlier ones. `facts` are kept in its description when it is saved."""
         if switch.layer is not None and switch.layer != self._depth:
             block = blocks_of(self.network)[switch.layer]
             block.register_forward_pre_hook(partial(self._look, len(self.switches)), with_kwargs=True)
         self.switches.append(switch.to(self._device))
-        self.heads.append(head.to(self._device))
-        self._parts.append((switch, head))
+        self.experts.append(expert.to(self._device))
+        if isinstance(expert, Adapter):
+            expert.attach(self.network, partial(self._rows_of, len(self._parts)))
+        self._parts.append((switch, expert))
         self.facts.append(dict(facts or {}))
 
     @property
@@ -91,8 +103,8 @@ class SwitchedModel(nn.Module):
         return self._parts[-1][0]
 
     @property
-    def head(self) -> Head:
-        """The one taught last."""
+    def expert(self) -> Expert:
+        """What answers behind that."""
         return self._parts[-1][1]
 
     @property
@@ -114,13 +126,23 @@ class SwitchedModel(nn.Module):
         return _last_yes(said, len(next(iter(ends.values()))))
 
     def added(self, states: Tensor, by: Tensor, logits: Tensor) -> Tensor:
-        """The logits of these last-layer states behind the switches of these numbers."""
+        """The logits of these last-layer states with the heads behind the switches of these numbers. What an adapter
+        answers cannot be made of them: it is read inside `through`."""
         new = logits.clone() if self._parts else logits
-        for number, (_, head) in enumerate(self._parts):
+        for number, (_, expert) in enumerate(self._parts):
             rows = (by == number).nonzero()[:, 0]
-            with torch.no_grad():
-                new[rows] += head(states[rows].to(self._device)).to(new)
+            if isinstance(expert, Head):
+                with torch.no_grad():
+                    new[rows] += expert(states[rows].to(self._device)).to(new)
         return new
+
+    def adapted(self, by: Tensor) -> list[int]:
+        """Which of these numbers stand for adapters, each once."""
+        return [int(number) for number in by.unique() if number >= 0 and isinstance(self.experts[number], Adapter)]
+
+    def through(self, number: int) -> AbstractContextManager[None]:
+        """Inside, the network alone goes through the adapter of that number. To be turned off before."""
+        return self.experts[number].on(self.network)  # type: ignore[operator]
 
     def _layer(self, switch: Switch) -> int:
         return self._depth if switch.layer is None else int(switch.layer)
@@ -160,8 +182,9 @@ class SwitchedModel(nn.Module):
         copy: bool = False,
         card: str = "",
     ) -> None:
-        """Write a folder that `load_switched` reads: switches and heads as safetensors, the card as README.md, and the
-        network by the path or hub id that it was loaded from, with the hashes of its files, or as a `copy`.
+        """Write a folder that `load_switched` reads: switches and heads as safetensors, adapters as folders of peft's,
+        the card as README.md, and the network by the path or hub id that it was loaded from, with the hashes of its
+        files, or as a `copy`.
 
         An earlier switched model there is replaced, and nothing else."""
         folder, local = Path(folder), Path(network).expanduser()
@@ -169,7 +192,8 @@ class SwitchedModel(nn.Module):
             raise Refused(f"{folder} exists and holds no switched model: name a new folder")
         if not copy and local.exists() and local.resolve().is_relative_to(folder.resolve()):
             raise Refused(f"{network} lies in {folder}, which will be replaced: name another folder, or copy=True")
-        others = {inside.name for inside in folder.iterdir()} - _OURS if folder.exists() else set()
+        found = {inside.name for inside in folder.iterdir()} if folder.exists() else set()
+        others = {name for name in found - _OURS if not re.fullmatch(r"adapter\d*", name)}
         if others:
             raise Refused(f"{folder} also holds {min(others)}, which is not ours to replace: name a new folder")
         with replacing(folder) as new:
@@ -178,24 +202,31 @@ class SwitchedModel(nn.Module):
             if copy:
                 save_network(self.network, self.tokenizer, new / "network")
             place = new / "network" if copy else place_of(network, revision)
+            path = "network" if copy else str(local.resolve()) if local.exists() else str(network)
+            files = [TAUGHT]
+            for number, expert in enumerate(self.experts):
+                if isinstance(expert, Adapter):
+                    expert.save(new / stem_of("adapter", number), network=self.network, base=path)
+                    files += [f"{stem_of('adapter', number)}/{name}" for name in (CONFIG, WEIGHTS)]
             whole = {
-                "format": 2,
+                "format": 3,
                 "switches": [
                     {
                         **{"kind": switch.kind, "width": switch.mean.numel(), "layer": switch.layer},
-                        **{"threshold": switch.threshold, "rank": rank_of(head), **facts},
+                        **{"threshold": switch.threshold, "rank": rank_of(expert)},
+                        **{"expert": "adapter" if isinstance(expert, Adapter) else "head", **facts},
                     }
-                    for (switch, head), facts in zip(self._parts, self.facts, strict=True)
+                    for (switch, expert), facts in zip(self._parts, self.facts, strict=True)
                 ],
                 "network": {
                     "name": network_name(network),
-                    "path": "network" if copy else str(local.resolve()) if local.exists() else str(network),
+                    "path": path,
                     "copied": copy,
                     "revision": None if copy else revision or (None if local.exists() or place is None else place.name),
                     "dtype": str(next(self.network.parameters()).dtype).removeprefix("torch."),
                     "files": hashes(place),
                 },
-                "files": {TAUGHT: hash_of(new / TAUGHT)},
+                "files": {name: hash_of(new / name) for name in files},
             }
             text = json.dumps({**whole, "seal": seal(whole)}, indent=2, ensure_ascii=False) + "\n"
             (new / DESCRIPTION).write_text(text, encoding="utf-8")
@@ -203,11 +234,12 @@ class SwitchedModel(nn.Module):
 
     def _taught(self) -> dict[str, Tensor]:
         parts = {
-            _stem(part, number): module
-            for part, modules in (("switch", self.switches), ("head", self.heads))
+            stem_of(part, number): module
+            for part, modules in (("switch", self.switches), ("head", self.experts))
             for number, module in enumerate(modules)
+            if not isinstance(module, Adapter)  # which has files of its own
         }
-        return {f"{stem}{key}": value for stem, module in parts.items() for key, value in module.state_dict().items()}
+        return {f"{stem}.{key}": value for stem, module in parts.items() for key, value in module.state_dict().items()}
 
     # --- hooks, in the order in which they are called -------------------------------------------------------------
 
@@ -221,9 +253,18 @@ class SwitchedModel(nn.Module):
         self._mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
         self._before = 0 if cache is None else int(cache.get_seq_length())
         goes_on = self._before > 0 and self._cache is not None and cache is self._cache()
+        if self._repeated:
+            return
         if self._prompt is None and not goes_on:
             self.by = None
-        self._said = {}
+        self._said, self._fresh = {}, False
+        if (
+            self.enabled
+            and self.by is None
+            and not self._before
+            and any(isinstance(one, Adapter) for one in self.experts)
+        ):
+            self._empty = {name: deepcopy(given[name]) for name in _CACHES if given.get(name) is not None}
 
     def _look(self, number: int, block: nn.Module, arguments: Any, named: Any) -> None:
         """What a block is handed is what the layer before it puts out."""
@@ -238,7 +279,7 @@ class SwitchedModel(nn.Module):
         for number, (switch, _) in enumerate(self._parts):
             if self._layer(switch) == self._depth:
                 self._said[number] = switch.says_yes(ends.to(self._device, torch.float32))
-        self.by = _last_yes(self._said, len(ends))
+        self.by, self._fresh = _last_yes(self._said, len(ends)), True
 
     def _ends(self, states: Tensor) -> Tensor | None:
         """(row, width) at the last token of the prompt, unless that lies behind us or is still to come."""
@@ -255,24 +296,46 @@ class SwitchedModel(nn.Module):
     def _take(self, top: nn.Module, arguments: Any) -> None:
         self._handed = arguments[0]
 
-    def _answer(self, network: Any, arguments: Any, output: Any) -> Any:
-        """Add the second head to the logits of the rows that are switched, at every place."""
+    def _rows_of(self, number: int) -> Rows:
+        """Which rows go through the adapter of that number."""
+        return self.by == number if self.enabled and self.by is not None else False
+
+    def _answer(self, network: Any, arguments: Any, named: Any, output: Any) -> Any:
+        """Read the text once more where an adapter was chosen; else add the second head to the logits of the rows that
+        are switched, at every place."""
         handed, self._handed = self._handed, None  # (row, place, width)
+        if self._fresh and self.by is not None and self.adapted(self.by):
+            return self._read_again(arguments, named)
+        self._fresh = False
         cache = getattr(output, "past_key_values", None)
         self._cache = None if cache is None else weakref.ref(cache)
         if not self.enabled or self.by is None or not (self.by >= 0).any():
             return None
         named = hasattr(output, "logits")
         logits = (output.logits if named else output[0]).clone()
-        for number, (_, head) in enumerate(self._parts):
+        for number, (_, expert) in enumerate(self._parts):
             rows = (self.by == number).nonzero()[:, 0]
-            if len(rows):
+            if len(rows) and isinstance(expert, Head):
                 own = handed[rows.to(handed.device)].to(self._device, torch.float32)
-                logits[rows.to(logits.device)] += head(own).to(logits)
+                logits[rows.to(logits.device)] += expert(own).to(logits)
         if not named:
             return (logits, *output[1:])
         output.logits = logits
         return output
+
+    def _read_again(self, arguments: Any, named: Any) -> Any:
+        """The same pass under the decision just made, into caches as they were before it."""
+        self._fresh = False
+        if self._before:
+            raise Refused("an adapter reads a prompt as a whole: hand it over in one piece, with nothing of it cached")
+        given = self._parameters_of_forward.bind_partial(self.network, *arguments, **named).arguments
+        for name, empty in self._empty.items():
+            ((given | given.get("kwargs", {}))[name]).__dict__ = deepcopy(empty).__dict__
+        self._repeated = True
+        try:
+            return self.network(*arguments, **named)
+        finally:
+            self._repeated = False
 
 
 def _last_yes(said: Mapping[int, Tensor], rows: int) -> Tensor:
@@ -283,101 +346,13 @@ def _last_yes(said: Mapping[int, Tensor], rows: int) -> Tensor:
     return by
 
 
-def _stem(part: str, number: int) -> str:
+def stem_of(part: str, number: int) -> str:
     """How the names of its tensors begin; those of the first one as when there was but one."""
-    return f"{part}{number or ''}."
+    return f"{part}{number or ''}"
 
 
-def load_switched(
-    folder: str | Path,
-    *,
-    network: str | Path | None = None,
-    device: str | torch.device = "cpu",
-    dtype: str | None = None,
-    trust_remote_code: bool = False,
-    tokenizer: Any = None,
-) -> SwitchedModel:
-    """What `SwitchedModel.save` wrote, refused where a file was changed since. `network` says where the original
-    weights are now, if they have moved; `dtype` is the one that the switch was taught in unless it is given."""
-    folder = Path(folder).expanduser()
-    finish_replacement(folder)
-    told = description(folder)
-    origin = told["network"]
-    path = folder / origin["path"] if origin["copied"] else network or origin["path"]
-    changed = change_of(hashes(folder, told["files"]), told["files"])
-    if changed:
-        raise Refused(f"{folder}: {changed} since it was saved: put it back, or make the model again")
-    place = Path(located(path, origin["revision"])).expanduser()
-    if not place.exists():
-        raise Refused(f"{folder}: the network {path} is not there: say where it is now as network=…")
-    if origin["files"]:
-        read = None if looks_local(path) else origin["files"]  # of a hub id, others may have been fetched meanwhile
-        changed = change_of(hashes(place, read), origin["files"])
-        if changed:
-            raise Refused(
-                f"{folder}: of the network {path}, {changed} since the switch was taught on it: give the original as "
-                "network=…, or make the switch again"
-            )
-    loaded, its = load_network(
-        place,
-        tokenizer=tokenizer,
-        device=device,
-        dtype=dtype or origin["dtype"],
-        trust_remote_code=trust_remote_code,
-    )
-    tensors, model = load_file(folder / TAUGHT), SwitchedModel(loaded, its)
-    for number, one in enumerate(switches_in(told)):
-        facts = dict(one)
-        kind, width, layer, threshold, rank = (facts.pop(name) for name in OF_A_SWITCH)
-        switch = Switch(width, kind, layer=layer)
-        switch.threshold = threshold
-        head = Head(width, tensors[f"{_stem('head', number)}up.weight"].shape[0], rank=rank)
-        for name, part in (("switch", switch), ("head", head)):
-            stem = _stem(name, number)
-            part.load_state_dict(
-                {key.removeprefix(stem): value for key, value in tensors.items() if key.startswith(stem)}
-            )
-        model.add(switch, head, facts)
-    return model.eval()
-
-
-def parts_of(network: Any) -> tuple[nn.Module, Any]:
-    """The body that gives the last hidden states and the head that makes logits of them; refused where there are none,
-    or where something stands between."""
-    name = type(network).__name__
-    top = network.get_output_embeddings()
-    body = network.get_decoder() if hasattr(network, "get_decoder") else getattr(network, "base_model", None)
-    if top is None or body is None or body is network or network.config.is_encoder_decoder:
-        raise Refused(f"{name} is no causal language model with a head of its own: take one that generates text")
-    seen: list[Tensor] = []
-    handles = [
-        body.register_forward_hook(lambda module, arguments, output: seen.append(output[0])),
-        top.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0])),
-    ]
-    try:
-        with torch.inference_mode():
-            network(input_ids=torch.tensor([[1, 1]], device=next(network.parameters()).device), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if len(seen) != 2 or not torch.equal(seen[0].to(seen[1].device), seen[1]):
-        raise Refused(f"{name} does not hand its last hidden states to its head as they are: it cannot be switched")
-    return body, top
-
-
-def rank_of(head: Head) -> int | None:
-    """None of one as wide as the whole head."""
-    return None if head.down is None else head.down.out_features
-
-
-def head_logits(network: Any, states: Tensor) -> Tensor:
-    """(state, vocabulary) float32 what the network's own code makes of last-layer states, scales and caps included."""
-    top = network.get_output_embeddings()
-    there = states.to(top.weight)[None]
-    handle = top.register_forward_pre_hook(lambda module, arguments: (there,))
-    try:
-        with torch.inference_mode():
-            out = network(input_ids=torch.ones(1, 1, dtype=torch.long, device=there.device), use_cache=False)
-    finally:
-        handle.remove()
-    return out.logits[0].float().cpu()
+def rank_of(expert: Expert) -> int | None:
+    """None of a head as wide as the whole one."""
+    if isinstance(expert, Adapter):
+        return expert.rank
+    return None if expert.down is None else expert.down.out_features

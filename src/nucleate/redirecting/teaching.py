@@ -1,9 +1,9 @@
-"""The four methods, taught from states that were read once: heads at several rates, switches at several layers.
+"""The methods, taught from states that were read once: heads at several rates, switches at several layers.
 
 What is kept of each is chosen on validation: of a head the rate and the epoch, by the source's wished outputs; of a
 switch the rate and the layer, by how well it tells the source from all others, and then the threshold. Where inputs
 are held out to choose by, they weigh as much as the instructions. Every switch stands before the same head, the
-low-rank one.
+low-rank one, or before the adapter that `tuning.py` has tuned.
 """
 
 import math
@@ -32,9 +32,11 @@ from nucleate.model.switch import (
 from nucleate.model.training import weights
 from nucleate.redirecting.settings import RedirectSettings
 from nucleate.redirecting.study import Ends, Others, SavedParts
+from nucleate.redirecting.switched import Expert
 from nucleate.streams import stream
 
 SWITCHED = {f"{kind}_switch": kind for kind in KINDS}  # method -> the kind of its switch
+CHOSEN_BY = ("validation", "validation_new_inputs")  # sides of the source
 THRESHOLDS = (0.01, 0.05, *(n / 10 for n in range(1, 10)), 0.95, 0.99)
 _NAMES = METHODS | HEADS  # of a real model the head alone is tuned
 _EPOCHS, _STEPS = 30, 100  # at least
@@ -57,20 +59,29 @@ class Errors(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
+class Answered:
+    """What an adapter answers, of the source by side as `TeachingSet.answers` tells it."""
+
+    sides: Mapping[str, tuple[np.ndarray, ...]]
+    others: np.ndarray  # (instance,) the likeliest next token
+
+
+@dataclass(frozen=True, eq=False)
 class Method:
     """What one method has come to."""
 
-    rate: float  # of its head
+    rate: float  # of its head or adapter
     epoch: int
-    head: Head
+    expert: Expert
     curve: list[float]  # source accuracy on validation, epoch by epoch, at that rate
-    right: list[list[list[int]]]  # the same by epoch, set of prompts and prompt, of the head alone
+    right: list[list[list[int]]]  # the same by epoch, set of prompts and prompt, of that alone
     switch: Switch | None = None
     switch_rate: float | None = None
     errors: Mapping[int, Errors] = field(default_factory=dict)  # by layer, at the best rate there
+    answered: Answered | None = None  # of an adapter; what a head answers is made of states
 
     def on(self, ends: Ends) -> np.ndarray:
-        """(instance,) bool: where the second head answers."""
+        """(instance,) bool: where its head or adapter answers."""
         if self.switch is None:
             return np.ones(len(next(iter(ends.values()))), dtype=bool)
         return self.switch.is_on(ends[self.switch.layer or 0])
@@ -114,16 +125,17 @@ def teach(
     others: Others,
     saved: SavedParts,
     told: Callable[[str, float, bool], None],
+    adapter: Method | None = None,
 ) -> dict[str, Method]:
-    """Every method at its best; of equal heads the one that also ends its outputs most often, then the earliest epoch
-    and the lowest rate; of equal switches the surest. `told` hears what was taught, what share of all that is and
-    whether it was there already."""
+    """Every method at its best, with an `adapter` in place of the heads; of equal heads the one that also ends its
+    outputs most often, then the earliest epoch and the lowest rate; of equal switches the surest. `told` hears what was
+    taught, what share of all that is and whether it was there already."""
     memory = sides["lesson"].memory
     width, vocabulary = memory.states.shape[1], memory.logits.shape[1]
-    ranks: dict[str, int | None] = {"head": min(settings.rank, width)}
-    if width * vocabulary <= _AFFORDABLE:
+    ranks: dict[str, int | None] = {} if adapter else {"head": min(settings.rank, width)}
+    if not adapter and width * vocabulary <= _AFFORDABLE:
         ranks["direct"] = None
-    piece = 1 / (len(ranks) * len(settings.rates) + len(layers))
+    piece = (0.2 if adapter else 1) / (len(ranks) * len(settings.rates) + len(layers))
 
     def part(name: str, words: str, make: Callable[[], tuple[dict[str, Tensor], Any]]) -> tuple[dict[str, Tensor], Any]:
         begun = saved.holds(name)
@@ -132,7 +144,7 @@ def teach(
         told(f"teaching: {words}", piece, begun)
         return made
 
-    methods: dict[str, Method] = {}
+    methods: dict[str, Method] = {"adapter": adapter} if adapter else {}
     for arm, rank in ranks.items():
         tried = []
         for rate in settings.rates:
@@ -154,14 +166,14 @@ def teach(
         layer = max(errors, key=lambda one: errors[one].order)
         tensors, found = by_layer[layer]
         switch = _filled(Switch(width, kind, layer=layer), tensors, f"{kind}/")
-        behind = replace(methods["head"], switch=switch, switch_rate=found[kind][0], errors=errors)
+        behind = replace(adapter or methods["head"], switch=switch, switch_rate=found[kind][0], errors=errors)
         switch.threshold = settings.threshold or threshold_for(
             [behind.logits(side.ends) for side in _chosen_by(sides)],
             behind.logits(others.choosing),
             units=len(sides["validation"].memory.branches),
         )
         methods[name] = replace(behind, curve=_curve_behind(behind, sides))
-    return {arm: methods[arm] for arm in METHODS if arm in methods}
+    return {arm: methods[arm] for arm in HEADS | METHODS if arm in methods}
 
 
 def _curve_behind(method: Method, sides: Mapping[str, TeachingSet]) -> list[float]:
@@ -175,7 +187,7 @@ def _curve_behind(method: Method, sides: Mapping[str, TeachingSet]) -> list[floa
 
 def _chosen_by(sides: Mapping[str, TeachingSet]) -> list[TeachingSet]:
     """What of the source the methods are chosen by: held-out instructions, and held-out inputs where there are some."""
-    return [sides[name] for name in ("validation", "validation_new_inputs") if name in sides]
+    return [sides[name] for name in CHOSEN_BY if name in sides]
 
 
 def better_switch(methods: Mapping[str, Method]) -> str:

@@ -29,6 +29,7 @@ _ARM_LOOKS: dict[str, dict[str, Any]] = {
 _METHOD_LOOKS: dict[str, dict[str, Any]] = {
     "direct": {"color": _GREY},
     "head": {"color": _ORANGE},
+    "adapter": {"color": _ORANGE},
     "linear_switch": {"color": _LIGHT_BLUE},
     "mlp_switch": {"color": _BLUE},
 }
@@ -113,7 +114,8 @@ def _redirection_figure(run: Run) -> Figure | None:
     tasks = others.group_by("name").agg(pl.col("kept").mean()).sort("kept", "name")["name"].to_list()
     figure = Figure(figsize=(WIDTH, 1.5 + 0.19 * max(len(tasks), 8)), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for place, (method, words) in enumerate(METHODS.items()):
+    for method, words in (HEADS | METHODS).items():
+        place = 1 if method == "adapter" else [*METHODS].index(method)  # it stands where the head would
         line = curves.filter(arm=method).sort("epoch")
         width = 1.3 + 1.2 * (len(METHODS) - 1 - place)  # lines that coincide lie inside each other
         look = {"marker": "o", **_METHOD_LOOKS[method]}

@@ -169,7 +169,7 @@ def alignment_table(run: Run) -> Table:
     found = {(row["arm"], row["measure"]): row["value"] for row in rows.to_dicts()}
     names, told = METHODS, ALIGNMENT
     if "network" in run.config:  # of a real model the head alone is tuned, where even that is affordable
-        names, told = {"main": "before", **names, **HEADS}, REDIRECTION
+        names, told = {"main": "before", **HEADS, **{k: v for k, v in names.items() if k not in HEADS}}, REDIRECTION
         if "target" not in run.config:  # then all others are all others but the target
             told = {measure: words for measure, words in told.items() if "but the target" not in words}
     arms = [arm for arm in names if any(found_arm == arm for found_arm, _ in found)]

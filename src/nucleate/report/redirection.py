@@ -10,7 +10,7 @@ from nucleate.report.tables import Table, percent
 from nucleate.runs import Run
 
 BARS = {"want": 0.95, "keep": 0.95}  # of the source answered as wished, of all others unchanged; unless others are set
-_NAMES = METHODS | HEADS
+_NAMES = HEADS | {arm: name for arm, name in METHODS.items() if arm not in HEADS}
 _RUNS_ON = "the output is the wished one but the text runs on behind it; give more prompts"
 _MOST_LOST = 0.5  # another task that keeps less is named
 
@@ -37,9 +37,9 @@ def verdict_of(run: Run) -> Verdict | None:
         return None
     want, keep = (float(run.config.get(name, bar)) for name, bar in BARS.items())
     wished, unseen, kept = found["source_accuracy"], found.get("source_accuracy_new_inputs"), found["others_kept"]
-    ended = found.get("source_accuracy_ended", wished)
+    ended, expert = found.get("source_accuracy_ended", wished), str(run.config.get("expert", "head"))
     reasons = [
-        *(_why_missed(found, want, "") if wished < want else []),
+        *(_why_missed(found, want, "", expert) if wished < want else []),
         *([_RUNS_ON] if ended < want <= wished else []),
         *(_why_lost(run, kept, keep) if kept < keep else []),
     ]
@@ -56,7 +56,7 @@ def verdict_of(run: Run) -> Verdict | None:
     if reasons:
         said = f"Does not work: {'; and '.join(reasons)}. O{numbers[1:]}."
     elif unseen is not None and unseen < want:
-        (why, *_) = _why_missed(found, want, "_new_inputs")
+        (why, *_) = _why_missed(found, want, "_new_inputs", expert)
         said = f"Works only for the inputs that it was taught: {why}. O{numbers[1:]}."
     else:
         said = f"Works: {numbers}."
@@ -73,8 +73,8 @@ def _on_test(run: Run, arm: str) -> dict[str, float]:
     return dict(rows.select("measure", "value").iter_rows())
 
 
-def _why_missed(found: Mapping[str, float], want: float, inputs: str) -> list[str]:
-    """Why too little of the source gets its wished output: the switch, or the head behind it."""
+def _why_missed(found: Mapping[str, float], want: float, inputs: str, expert: str) -> list[str]:
+    """Why too little of the source gets its wished output: the switch, or the head or adapter behind it."""
     wished, missed = found[f"source_accuracy{inputs}"], found.get(f"switch_misses{inputs}", 0.0)
     what = "the source's prompts with other inputs" if inputs else "the source"
     more = "inputs" if inputs else "instructions"
@@ -82,7 +82,8 @@ def _why_missed(found: Mapping[str, float], want: float, inputs: str) -> list[st
     advice = f"give more {more}, another layer or threshold"
     if missed <= 1 - want:
         where = f"finds {percent(1 - missed)} of {what}" if missed else f"finds {what}"
-        more = "more inputs: a new head learns outputs, hardly a rule" if inputs else "more instructions and inputs"
+        rule = ": a new head learns outputs, hardly a rule" if expert == "head" else ""
+        more = f"more inputs{rule}" if inputs else "more instructions and inputs"
         return [f"the switch {where} but the output is the wished one for {_beside(wished, want)}; give {more}"]
     wrong = 1 - min(1.0, wished / (1 - missed)) if missed < 1 else 0.0
     if wrong > 1 - want:
