@@ -4,6 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from nucleate.long_table import verdict_from
 from nucleate.measures.labelling import Cohort, labelling_of
 from nucleate.measures.neighbours import Labels
 from nucleate.measures.scores import cluster_scores
@@ -11,7 +12,7 @@ from nucleate.measures.shares import NeighbourShares, TaskDeals, neighbour_share
 from nucleate.measures.survey import Effort, survey
 from nucleate.probing.changes import change, difference
 from nucleate.probing.design import Design
-from nucleate.probing.findings import doubted_in_words, verdict_from
+from nucleate.probing.findings import doubted_in_words
 from nucleate.probing.halves import Side, deciding_search, held_out_units, sides_of, some_units
 from nucleate.probing.layers import measure_layers
 from nucleate.probing.margins import GAIN, margins

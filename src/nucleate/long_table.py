@@ -241,6 +241,28 @@ def is_beyond(share: float, control: float, units: float) -> bool:
     return share - control > 2 * float(np.sqrt(sum(one * (1 - one) for one in (share, control)) / units))
 
 
+# --- the verdict of a probe -------------------------------------------------------------------------------------------
+
+CLUSTERED, READABLE, WORDS, NOT_HELD = "clustered", "readable", "no more than the words", "not held"
+VERDICTS = (CLUSTERED, READABLE, WORDS, NOT_HELD)
+
+
+def verdict_from(clustered: float | None, readable: float | None, held: float | None) -> str | None:
+    """Of a task, or the whole; None where there are too few prompts to tell."""
+    if clustered == 1:
+        return CLUSTERED
+    if readable == 1:
+        return READABLE
+    if clustered is None or readable is None or held is None:
+        return None
+    return WORDS if held == 1 else NOT_HELD
+
+
+def either(flags: Sequence[float | None]) -> float | None:
+    """1 as soon as one is; else None where one is unknown."""
+    return 1.0 if 1.0 in flags else None if None in flags else 0.0
+
+
 # --- runs that belong together ----------------------------------------------------------------------------------------
 
 

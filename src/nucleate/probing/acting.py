@@ -8,9 +8,9 @@ from typing import Any
 
 import polars as pl
 
-from nucleate.long_table import is_beyond, shares_of, told_move, value_of
+from nucleate.long_table import READABLE, is_beyond, shares_of, told_move, value_of
 from nucleate.measures.transfer import FEWEST, STRENGTHS
-from nucleate.probing.findings import READABLE, layer_of
+from nucleate.probing.findings import layer_of
 from nucleate.report.tables import percent
 from nucleate.report.transfer_table import CONTROLS
 from nucleate.report.transfer_table import STRENGTHS as IN_WORDS
@@ -111,7 +111,8 @@ def _correlated(metrics: pl.DataFrame, moves: pl.DataFrame, model: str) -> Where
 def _too_few(moves: pl.DataFrame) -> str:
     """How many pairs are answered as their own task, in the half that has fewer."""
     count = min(_counts(moves, "transfer_pairs"), default=0)
-    return f"only {count:.0f} pairs of a prompt and another task are answered as their own task, {FEWEST} are needed"
+    some = f"only {count:.0f} pairs" if count else "no pairs"
+    return f"{some} of a prompt and another task are answered as their own task, {FEWEST} are needed"
 
 
 def _counts(moves: pl.DataFrame, measure: str) -> list[float]:

@@ -9,7 +9,8 @@ import numpy as np
 import polars as pl
 
 from nucleate.intervals import discoveries, t_probability
-from nucleate.probing.findings import CLUSTERED, named_in_words, quoted
+from nucleate.long_table import CLUSTERED
+from nucleate.probing.findings import named_in_words, quoted
 from nucleate.probing.separation import by_task, mean_interval
 from nucleate.report.tables import percent
 

@@ -9,14 +9,22 @@ from typing import NamedTuple
 
 import polars as pl
 
-from nucleate.long_table import best_layers, deciding_measure, main_read, value_of
+from nucleate.long_table import (
+    CLUSTERED,
+    READABLE,
+    VERDICTS,
+    best_layers,
+    deciding_measure,
+    either,
+    main_read,
+    value_of,
+    verdict_from,
+)
 from nucleate.probing.separation import MISLABELLED
 from nucleate.report.sentences import CONTROL_WORDS
 from nucleate.report.tables import percent
 from nucleate.text_table import text_table
 
-CLUSTERED, READABLE, WORDS, NOT_HELD = "clustered", "readable", "no more than the words", "not held"
-VERDICTS = (CLUSTERED, READABLE, WORDS, NOT_HELD)
 _MOST_NAMED = 4  # tasks in a sentence
 _WHO = {
     "knn_share": "of other instructions",
@@ -77,17 +85,6 @@ def layer_of(metrics: pl.DataFrame, model: str, reading: str) -> int:
     return layers_of(metrics, reading)[model]
 
 
-def verdict_from(clustered: float | None, readable: float | None, held: float | None) -> str | None:
-    """Of a task, or the whole; None where there are too few prompts to tell."""
-    if clustered == 1:
-        return CLUSTERED
-    if readable == 1:
-        return READABLE
-    if clustered is None or readable is None or held is None:
-        return None
-    return WORDS if held == 1 else NOT_HELD
-
-
 def verdict_of(metrics: pl.DataFrame, model: str) -> str | None:
     """Of all tasks together."""
     metrics = main_read(metrics)
@@ -96,7 +93,7 @@ def verdict_of(metrics: pl.DataFrame, model: str) -> str | None:
         return value_of(metrics, name, **_TOLD, model=model, layer=layer_of(metrics, model, reading))
 
     held = [flag(f"held_{reading}", reading) for reading in (CLUSTERED, READABLE)]
-    return verdict_from(flag(CLUSTERED, CLUSTERED), flag(READABLE, READABLE), _either(held))
+    return verdict_from(flag(CLUSTERED, CLUSTERED), flag(READABLE, READABLE), either(held))
 
 
 def verdicts_of(metrics: pl.DataFrame, tasks: pl.DataFrame, model: str) -> dict[str, str | None]:
@@ -107,13 +104,8 @@ def verdicts_of(metrics: pl.DataFrame, tasks: pl.DataFrame, model: str) -> dict[
     for task in sorted(set(here["task"])):
         held = [values.get((task, f"held_{reading}")) for reading, values in some.items()]
         clustered, readable = (values.get((task, reading)) for reading, values in some.items())
-        found[task] = verdict_from(clustered, readable, _either(held))
+        found[task] = verdict_from(clustered, readable, either(held))
     return found
-
-
-def _either(flags: Sequence[float | None]) -> float | None:
-    """1 as soon as one is; else None where one is unknown."""
-    return 1.0 if 1.0 in flags else None if None in flags else 0.0
 
 
 def _values(tasks: pl.DataFrame, layer: int) -> dict[tuple[str, str], float]:

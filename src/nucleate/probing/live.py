@@ -18,11 +18,12 @@ from nucleate.config import differing
 from nucleate.data.prompts import read_prompts
 from nucleate.data.sources import Source
 from nucleate.files import write_whole
+from nucleate.long_table import CLUSTERED, READABLE
 from nucleate.model.packed_pass import where_it_runs
 from nucleate.model.subjects import Subject
 from nucleate.probing.controls import surface_of
 from nucleate.probing.costs import workload_of
-from nucleate.probing.findings import CLUSTERED, READABLE, reading_of
+from nucleate.probing.findings import reading_of
 from nucleate.probing.margins import Controls
 from nucleate.probing.one_model import join, note_seconds, part_of, probe_one
 from nucleate.probing.result import ProbeResult, load_probe

@@ -17,7 +17,7 @@ import polars as pl
 
 from nucleate.data.prompts import Prompts
 from nucleate.files import write_whole
-from nucleate.long_table import deciding_measure
+from nucleate.long_table import CLUSTERED, READABLE, deciding_measure
 from nucleate.model.networks import untrained
 from nucleate.model.prompts import PromptReading
 from nucleate.model.subjects import Subject
@@ -25,7 +25,7 @@ from nucleate.probing.changes import difference
 from nucleate.probing.controls import at_best_of, rows_with
 from nucleate.probing.costs import costs_of, spread
 from nucleate.probing.design import Design
-from nucleate.probing.findings import CLUSTERED, READABLE, layer_of
+from nucleate.probing.findings import layer_of
 from nucleate.probing.geometry import geometry_rows
 from nucleate.probing.layers import (
     MOST_SHOWN,

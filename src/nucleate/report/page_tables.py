@@ -1,11 +1,11 @@
 """The tables of the page that only some runs have: Table 1 and the tasks of a probe, those of the applications."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import polars as pl
 
-from nucleate.long_table import main_read
+from nucleate.long_table import deciding_measure, either, main_read, verdict_from
 from nucleate.report.application_tables import alignment_table, pretraining_table
 from nucleate.report.redirection import layers_table, thresholds_table
 from nucleate.report.tables import Table
@@ -23,7 +23,7 @@ def run_tables(run: Run) -> Iterator[tuple[str, str, Table]]:
     if run.config.get("verb") == "probe":
         yield (
             "The tasks",
-            "Held-out prompts: labels read (linear) and neighbours, each at its best layer; the least readable first",
+            "Held-out prompts: labels read and neighbours, each at its best layer; the least readable first",
             per_task(run),
         )
         yield (
@@ -89,21 +89,43 @@ def table_1(run: Run) -> Table:
 
 
 def per_task(run: Run) -> Table:
-    """A row per model and task, a column per measure, what is read at the layer for it and what is clustered at its
-    own; the least readable first."""
+    """A row per model and task: its verdict, what is read at the layer for it, what is clustered at its own; the least
+    readable first."""
     frame = _read(run, "tasks")
     if frame is None:
         return Table((), [])
-    linear = pl.col("measure").str.starts_with("linear_") | (pl.col("measure") == "readable")
+    linear = pl.col("measure").str.contains("linear_|readable")
     parts = []
     for name, rows in (("best_readable_layer", linear), ("best_layer", ~linear)):
         best = run.metrics.filter(measure=name, control="none").select(
             "model", pl.col("value").cast(pl.Int32).alias("at")
         )
         parts.append(frame.filter(rows).join(best, on="model").filter(pl.col("layer") == pl.col("at")))
-    wide = pl.concat(parts).pivot("measure", index=["model", "task"], values="value", aggregate_function="first")
-    order = [name for name in ("linear_margin", "task") if name in wide.columns]
-    return Table(tuple(wide.columns), wide.sort("model", *order, nulls_last=False).rows())
+    own: dict[tuple[str, str], dict[str, float]] = {}
+    for model, task, measure, value in pl.concat(parts).select("model", "task", "measure", "value").iter_rows():
+        own.setdefault((model, task), {})[measure] = value
+    share = deciding_measure(run.metrics)
+    lines: list[tuple[Any, ...]] = []
+    for (model, task), values in sorted(
+        own.items(), key=lambda one: (one[0][0], one[1].get("linear_margin", -1.0), one)
+    ):
+        held = either([values.get("held_clustered"), values.get("held_readable")])
+        verdict = verdict_from(values.get("clustered"), values.get("readable"), held)
+        read, near = (
+            (values.get(measure), _between(values, measure), values.get(margin))
+            for measure, margin in (("linear_accuracy", "linear_margin"), (share, "margin"))
+        )
+        lines.append((model, task, verdict or "too few to tell", *read, *near, values.get("f1")))
+    header: tuple[str, ...] = ("model", "task", "verdict", "labels read", "95 %", "above controls", "neighbours")
+    header += ("95 % of these", "above their controls", "F1 of clusters")
+    kept = slice(0 if len({line[0] for line in lines}) > 1 else 1, None)  # of one model its name says nothing
+    return Table(header[kept], [line[kept] for line in lines])
+
+
+def _between(values: Mapping[str, float], measure: str) -> str | None:
+    """0.36–0.66; a share lies between 0 and 1."""
+    low, high = (values.get(f"{measure}_{end}") for end in ("low", "high"))
+    return None if low is None or high is None else f"{max(low, 0.0):.2f}–{min(high, 1.0):.2f}"
 
 
 def doubted(run: Run) -> Table:
