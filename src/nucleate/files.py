@@ -1,16 +1,87 @@
-"""Files that are there in full or not at all."""
+"""Files that are there in full or not at all, also after a power cut: written beside their place, synced, renamed."""
 
+import errno
+import hashlib
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """`write` is given a place beside `path`; what it leaves there is then renamed."""
+def write_whole(path: Path, write: Callable[[Path], object], *, previous: Path | None = None) -> None:
+    """`write` is given a place beside `path`; what it leaves there is then renamed. What lay in `path` is kept as
+    `previous`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.part")
     try:
-        write(beside)
-        os.replace(beside, path)
+        with disk_errors(path):
+            write(beside)
+            sync(beside)
+            if previous is not None and path.exists():
+                os.replace(path, previous)
+            os.replace(beside, path)
+            sync(path.parent)
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    write_whole(path, lambda beside: beside.write_bytes(content))
+
+
+def write_text(path: Path, text: str) -> None:
+    """As UTF-8, with the line ends that it has."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_table(path: Path, frame: Any, **how: Any) -> None:
+    """A frame of polars as Parquet; polars itself would take some letters of a path for a pattern."""
+    content = BytesIO()
+    frame.write_parquet(content, **how)
+    write_bytes(path, content.getvalue())
+
+
+def sync(path: Path) -> None:
+    """Returns once the disk holds the file, or the names in the folder; systems that sync no folder are let be."""
+    is_folder = path.is_dir()
+    if is_folder and os.name == "nt":
+        return
+    place = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+    try:
+        os.fsync(place)
+    except OSError as error:
+        if not is_folder or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(place)
+
+
+def sync_all(folder: Path) -> None:
+    """All files in and below a folder, and the folders."""
+    for inside in sorted(folder.rglob("*")):
+        sync(inside)
+    sync(folder)
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """What the disk refused to a library in Rust, which tells it in a text of its own, as an OSError with the path."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if (told := re.search(r"\(os error (\d+)\)", str(error))) is None:
+            raise
+        number = int(told[1])
+        raise OSError(number, os.strerror(number), str(path)) from error

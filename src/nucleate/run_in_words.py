@@ -56,7 +56,7 @@ def in_words(run: RunFolder, settings: Mapping[str, Any]) -> str:
 def _when(folder: Path) -> str:
     """The day and minute of its last event, from the log."""
     log = folder / "log.jsonl"
-    last = log.read_text(encoding="utf-8").rstrip().rpartition("\n")[2] if log.is_file() else ""
+    last = log.read_text(encoding="utf-8", errors="replace").rstrip().rpartition("\n")[2] if log.is_file() else ""
     _, found, rest = last.partition('"time": "')
     return f", last written {rest[:16].replace('T', ' ')}" if found else ""
 

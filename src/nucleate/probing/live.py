@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nucleate.config import differing
 from nucleate.data.prompts import read_prompts
 from nucleate.data.sources import Source
-from nucleate.files import write_whole
+from nucleate.files import write_table, write_text
 from nucleate.model.packed_pass import where_it_runs
 from nucleate.model.subjects import Subject
 from nucleate.probing.controls import surface_of
@@ -104,7 +104,7 @@ class LiveProbe:
                     self.looks.append(replace(earlier, epoch=epoch))
                 else:  # of steps that will be taken anew
                     _forget(run, earlier)
-            write_whole(run.folder / "data" / "dataset.parquet", self.study.prompts.dataset.frame().write_parquet)
+            write_table(run.place("data", "dataset.parquet"), self.study.prompts.dataset.frame())
             for sentence in self.study.notes:
                 progress(sentence, None)
             self.surface = surface_of(self.study, run, workload_of(self.study, [], text=True), progress)
@@ -148,8 +148,7 @@ class LiveProbe:
 
     def _list(self, run: RunWriter) -> None:
         """The looks so far, for whoever reads the folder."""
-        text = self._settings
-        write_whole(run.folder / "config.toml", lambda path: path.write_text(text, encoding="utf-8"))
+        write_text(run.place("config.toml"), self._settings)
 
     @contextmanager
     def _open(self, *, resume: bool, overwrite: bool = False) -> Iterator[RunWriter]:

@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from nucleate.long_table import best_layer_of
+from nucleate.parts import read_metrics
 from nucleate.probing.changes import change, difference
 from nucleate.probing.findings import (
     CLUSTERED,
@@ -32,8 +33,8 @@ def load_probe(folder: str | Path) -> "ProbeResult":
     missing = next((name for name in TABLES if not (run.folder / f"{name}.parquet").is_file()), None)
     if missing:
         raise Refused(f"{folder} has no {missing}.parquet: an earlier version made it; probe again")
-    tables = {name: pl.read_parquet(run.folder / f"{name}.parquet") for name in TABLES}
-    metrics = pl.read_parquet(run.folder / "metrics.parquet")
+    tables = {name: table for name in TABLES if (table := run.table(name)) is not None}
+    metrics = read_metrics(run.folder / "metrics.parquet")
     if "best_readable_layer" not in metrics["measure"]:
         raise Refused(f"{folder} has no linear readings: an earlier version made it; probe again")
     return ProbeResult(run.folder, tuple(run.config["models"]), run.config.get("base"), metrics, **tables)

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nucleate.files import file_hash
 from nucleate.model.places import finish_replacement
+from nucleate.reading import read_json
 from nucleate.refusal import Refused
 
 DESCRIPTION = "switched.json"
@@ -48,12 +50,9 @@ def is_switched(model: str | Path) -> bool:
 
 
 def description(folder: Path) -> dict[str, Any]:
-    try:
-        told = dict(json.loads((folder / DESCRIPTION).read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise Refused(f"{folder} holds no {DESCRIPTION}: give the folder of a switched model") from None
-    except (ValueError, OSError) as error:
-        raise Refused(f"{folder / DESCRIPTION} is damaged ({error}): put it back, or make the model again") from None
+    if not (folder / DESCRIPTION).exists():
+        raise Refused(f"{folder} holds no {DESCRIPTION}: give the folder of a switched model")
+    told = read_json(folder / DESCRIPTION, "put it back, or make the model again")
     if told.pop("seal", None) != seal(told):
         raise Refused(f"{folder}: {DESCRIPTION} has changed since it was saved: put it back, or make the model again")
     return told
@@ -68,15 +67,10 @@ def hashes(place: Path | None, names: Mapping[str, str] | None = None) -> dict[s
     if place is None:
         return {}
     if place.is_file():
-        return {place.name: hash_of(place)}
+        return {place.name: file_hash(place)}
     files = [place / name for name in names] if names is not None else sorted(place.iterdir())
     kept = [f for f in files if f.is_file() and (names is not None or (f.suffix in _READ and f.name not in _FREE))]
-    return {file.name: hash_of(file) for file in kept}
-
-
-def hash_of(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return {file.name: file_hash(file) for file in kept}
 
 
 def change_of(now: Mapping[str, str], then: Mapping[str, str]) -> str | None:

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from nucleate.files import file_hash
 from nucleate.model.networks import load_network, save_network
 from nucleate.model.packed_pass import text_config
 from nucleate.model.patching import blocks_of
@@ -28,7 +29,6 @@ from nucleate.redirecting.stored import (
     OF_A_SWITCH,
     change_of,
     description,
-    hash_of,
     hashes,
     network_name,
     seal,
@@ -195,7 +195,7 @@ class SwitchedModel(nn.Module):
                     "dtype": str(next(self.network.parameters()).dtype).removeprefix("torch."),
                     "files": hashes(place),
                 },
-                "files": {TAUGHT: hash_of(new / TAUGHT)},
+                "files": {TAUGHT: file_hash(new / TAUGHT)},
             }
             text = json.dumps({**whole, "seal": seal(whole)}, indent=2, ensure_ascii=False) + "\n"
             (new / DESCRIPTION).write_text(text, encoding="utf-8")
