@@ -78,7 +78,9 @@ def disk_errors(path: Path) -> Iterator[None]:
     """What the disk refused to a library in Rust, which tells it in a text of its own, as an OSError with the path."""
     try:
         yield
-    except OSError:
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
         raise
     except Exception as error:
         if (told := re.search(r"\(os error (\d+)\)", str(error))) is None:

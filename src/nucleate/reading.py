@@ -8,7 +8,7 @@ import os
 import threading
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,21 @@ AGAIN = "put it back, or make it again"
 
 
 @contextmanager
-def refusing(what: str, remedy: str = AGAIN) -> Iterator[None]:
-    """Whatever goes wrong inside is refused in one line that begins with `what`, a panic of Rust included (which is no
-    `Exception`); its backtrace stays unseen."""
+def refused_as(told: Callable[[BaseException], str], *, unseen: bool = False) -> Iterator[None]:
+    """Whatever goes wrong inside is refused in the line that is `told` of it, a panic of Rust included, which is no
+    `Exception`. `unseen` is its backtrace, and all else that is written to standard error below Python."""
     try:
-        with _unseen():
+        with _unseen() if unseen else nullcontext():
             yield
     except (Refused, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
-        raise Refused(f"{what} ({reason_of(error)}); {remedy}") from error
+        raise Refused(told(error)) from error
+
+
+def refusing(what: str, remedy: str = AGAIN) -> AbstractContextManager[None]:
+    """Whatever goes wrong inside is refused in one line that begins with `what`."""
+    return refused_as(lambda error: f"{what} ({reason_of(error)}); {remedy}", unseen=True)
 
 
 def reason_of(error: BaseException) -> str:
@@ -145,7 +150,7 @@ _one_at_a_time = threading.RLock()
 
 @contextmanager
 def _unseen() -> Iterator[None]:
-    """Nothing that is written to standard error below Python is seen meanwhile: a panic writes its backtrace there."""
+    """Nothing that is written to standard error below Python is seen meanwhile."""
     with _one_at_a_time:
         try:
             kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)

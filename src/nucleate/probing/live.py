@@ -24,7 +24,7 @@ from nucleate.probing.controls import surface_of
 from nucleate.probing.costs import workload_of
 from nucleate.probing.findings import CLUSTERED, READABLE, reading_of
 from nucleate.probing.margins import Controls
-from nucleate.probing.one_model import join, note_seconds, part_of, probe_one
+from nucleate.probing.one_model import TABLES, join, note_seconds, part_of, piece_of, probe_one
 from nucleate.probing.result import ProbeResult, load_probe
 from nucleate.probing.settings import ProbeSettings
 from nucleate.probing.study import ProbeStudy
@@ -183,7 +183,7 @@ def _forget(run: RunWriter, look: Subject) -> None:
     for path in (
         run.folder / "parts" / f"{part_of(look)}.parquet",
         run.folder / "layouts" / f"{look.file}.parquet",
-        *(run.folder / "pieces").glob(f"{part_of(look)}-*.parquet"),
+        *(run.folder / "pieces" / piece_of(look, table) for table in (*TABLES, "gained")),
     ):
         path.unlink(missing_ok=True)
 

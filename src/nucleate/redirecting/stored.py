@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from nucleate.files import file_hash
-from nucleate.model.places import finish_replacement
-from nucleate.reading import read_json
+from nucleate.model.places import finish_replacement, looks_local
+from nucleate.reading import read_json, refusing
 from nucleate.refusal import Refused
 
 DESCRIPTION = "switched.json"
@@ -32,7 +32,23 @@ def network_of(model: str | Path) -> tuple[str, str | None]:
     if not (folder / DESCRIPTION).is_file():
         return str(model), None
     origin = description(folder)["network"]
-    return str(folder / origin["path"]) if origin["copied"] else origin["path"], origin["revision"]
+    if origin["copied"]:
+        return str(folder / origin["path"]), origin["revision"]
+    refuse_download(folder, origin["path"], origin["revision"])
+    return origin["path"], origin["revision"]
+
+
+def refuse_download(folder: Path, network: str | Path, revision: str | None) -> None:
+    """Refuse a network of a hub that is not on this machine: only what the user names is fetched."""
+    if looks_local(network):
+        return
+    from nucleate.model.series import snapshot  # whose client of the hub takes its time
+
+    if snapshot(str(network), revision) is None:
+        raise Refused(
+            f"{folder}: its network {network} is not on this machine, and a folder starts no download: fetch it with "
+            f"`hf download {network}`, or say where it is as network=…"
+        )
 
 
 def network_name(model: str | Path) -> str:
@@ -55,6 +71,13 @@ def description(folder: Path) -> dict[str, Any]:
     told = read_json(folder / DESCRIPTION, "put it back, or make the model again")
     if told.pop("seal", None) != seal(told):
         raise Refused(f"{folder}: {DESCRIPTION} has changed since it was saved: put it back, or make the model again")
+    with refusing(f"{folder / DESCRIPTION} is damaged", "make the model again"):
+        origin, _, _ = told["network"], dict(told["files"]), switches_in(told)
+        dict(origin["files"])
+        if not isinstance(origin["path"], str) or not {"copied", "revision", "dtype"} <= {*origin}:
+            raise ValueError("it does not tell of which network it is")
+        if origin["copied"] and not (folder / origin["path"]).resolve().is_relative_to(folder.resolve()):
+            raise ValueError("it names a network outside the folder")
     return told
 
 

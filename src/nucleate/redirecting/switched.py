@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nucleate.files import file_hash
@@ -24,6 +24,7 @@ from nucleate.model.patching import blocks_of
 from nucleate.model.places import finish_replacement, looks_local, replacing
 from nucleate.model.series import located, place_of
 from nucleate.model.switch import Head, Switch
+from nucleate.reading import read_tensors, refusing
 from nucleate.redirecting.stored import (
     DESCRIPTION,
     OF_A_SWITCH,
@@ -31,6 +32,7 @@ from nucleate.redirecting.stored import (
     description,
     hashes,
     network_name,
+    refuse_download,
     seal,
     switches_in,
 )
@@ -307,6 +309,8 @@ def load_switched(
     changed = change_of(hashes(folder, told["files"]), told["files"])
     if changed:
         raise Refused(f"{folder}: {changed} since it was saved: put it back, or make the model again")
+    if network is None:
+        refuse_download(folder, path, origin["revision"])
     place = Path(located(path, origin["revision"])).expanduser()
     if not place.exists():
         raise Refused(f"{folder}: the network {path} is not there: say where it is now as network=…")
@@ -325,19 +329,20 @@ def load_switched(
         dtype=dtype or origin["dtype"],
         trust_remote_code=trust_remote_code,
     )
-    tensors, model = load_file(folder / TAUGHT), SwitchedModel(loaded, its)
+    tensors, model = read_tensors(folder / TAUGHT)[0], SwitchedModel(loaded, its)
     for number, one in enumerate(switches_in(told)):
         facts = dict(one)
-        kind, width, layer, threshold, rank = (facts.pop(name) for name in OF_A_SWITCH)
-        switch = Switch(width, kind, layer=layer)
-        switch.threshold = threshold
-        head = Head(width, tensors[f"{_stem('head', number)}up.weight"].shape[0], rank=rank)
-        for name, part in (("switch", switch), ("head", head)):
-            stem = _stem(name, number)
-            part.load_state_dict(
-                {key.removeprefix(stem): value for key, value in tensors.items() if key.startswith(stem)}
-            )
-        model.add(switch, head, facts)
+        with refusing(f"{folder / TAUGHT} does not fit its {DESCRIPTION}", "make the model again"):
+            kind, width, layer, threshold, rank = (facts.pop(name) for name in OF_A_SWITCH)
+            with torch.device("meta"):  # takes no memory, whatever the description speaks of
+                switch, shape = Switch(width, kind, layer=layer), tensors[f"{_stem('head', number)}up.weight"].shape
+                head = Head(width, shape[0], rank=rank)
+            switch.threshold = threshold
+            for name, part in (("switch", switch), ("head", head)):
+                stem = _stem(name, number)
+                own = {key.removeprefix(stem): value.clone() for key, value in tensors.items() if key.startswith(stem)}
+                part.load_state_dict(own, assign=True)
+            model.add(switch, head, facts)
     return model.eval()
 
 
