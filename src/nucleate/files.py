@@ -10,6 +10,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from nucleate.refusal import Refused
+
 
 def write_whole(path: Path, write: Callable[[Path], object], *, previous: Path | None = None) -> None:
     """`write` is given a place beside `path`; what it leaves there is then renamed. What lay in `path` is kept as
@@ -65,6 +67,19 @@ def sync_all(folder: Path) -> None:
     for inside in sorted(folder.rglob("*")):
         sync(inside)
     sync(folder)
+
+
+def make_folder(folder: Path) -> None:
+    """So that it is there and can be written into; else refused."""
+    why = "it may not be written to"
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise Refused(f"{folder} is a file; --out names a folder")
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = error.strerror or str(error)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise Refused(f"{folder} cannot be written into ({why}); name another folder with --out")
 
 
 def file_hash(path: Path) -> str:

@@ -78,7 +78,7 @@ def _checksum(frame: pl.DataFrame) -> str:
     return hashlib.sha256(repr(frame.rows()).encode()).hexdigest()
 
 
-def read_part(path: Path, remedy: str = AGAIN) -> pl.DataFrame:
+def read_part(path: Path, remedy: str = AGAIN, *, schema: Mapping[str, Any] | None = None) -> pl.DataFrame:
     """A table, refused where it has a checksum that does not fit."""
 
     def check(content: bytes, frame: pl.DataFrame) -> None:
@@ -86,7 +86,7 @@ def read_part(path: Path, remedy: str = AGAIN) -> pl.DataFrame:
         if told not in (None, _checksum(frame)):
             raise ValueError("its checksum does not fit")
 
-    return read_parquet(path, remedy, check=check)
+    return read_parquet(path, remedy, schema=schema, check=check)
 
 
 def read_metrics(path: Path, remedy: str = AGAIN) -> pl.DataFrame:

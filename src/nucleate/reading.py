@@ -7,7 +7,7 @@ import json
 import os
 import threading
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from io import BytesIO
 from pathlib import Path
@@ -21,13 +21,17 @@ AGAIN = "put it back, or make it again"
 
 
 @contextmanager
-def refused_as(told: Callable[[BaseException], str], *, unseen: bool = False) -> Iterator[None]:
-    """Whatever goes wrong inside is refused in the line that is `told` of it, a panic of Rust included, which is no
-    `Exception`. `unseen` is its backtrace, and all else that is written to standard error below Python."""
+def refused_as(
+    told: Callable[[BaseException], str], *, unseen: bool = False, but: tuple[type[BaseException], ...] = ()
+) -> Iterator[None]:
+    """Whatever goes wrong inside, `but` for these, is refused in the line that is `told` of it, a panic of Rust
+    included, which is no `Exception`. `unseen` is its backtrace, and all else that is written to standard error below
+    Python."""
+    passed: tuple[type[BaseException], ...] = (Refused, KeyboardInterrupt, SystemExit, GeneratorExit, *but)
     try:
         with _unseen() if unseen else nullcontext():
             yield
-    except (Refused, KeyboardInterrupt, SystemExit, GeneratorExit):
+    except passed:
         raise
     except BaseException as error:
         raise Refused(told(error)) from error
@@ -38,13 +42,23 @@ def refusing(what: str, remedy: str = AGAIN) -> AbstractContextManager[None]:
     return refused_as(lambda error: f"{what} ({reason_of(error)}); {remedy}", unseen=True)
 
 
+def shown(runs: Iterable[str | Path]) -> AbstractContextManager[None]:
+    """Run folders come from anyone: what of them cannot be shown is refused as damage, unless it is our disk's."""
+    names = ", ".join(map(str, runs))
+    remedy = "a file in it is damaged, or of another version: compute the run anew"
+
+    def told(error: BaseException) -> str:
+        return f"{names} cannot be shown ({type(error).__name__}: {reason_of(error)}); {remedy}"
+
+    return refused_as(told, but=(OSError,))
+
+
 def reason_of(error: BaseException) -> str:
     """Its first line, or its name where it says nothing; of a system call only what went wrong."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    name = type(error).__name__
-    return name if not said else f"no {said}" if isinstance(error, KeyError) else said[:300]
+    said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return f"no {said}" if isinstance(error, KeyError) else said[:300]
 
 
 def read_bytes(path: Path, remedy: str = AGAIN) -> bytes:

@@ -64,7 +64,7 @@ def _when(folder: Path) -> str:
 def _changed(config: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     """In what a run of ours differs from its size."""
     size = config.get("size")
-    if size not in SIZES or "model" not in config:
+    if not isinstance(size, str) or size not in SIZES or "model" not in config:
         return ""
     changed = changed_from_size(size, settings)
     return _some([f"{key}={value}" for key, value in changed.items() if key != "seed"]) or f"those of size {size}"

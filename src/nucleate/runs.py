@@ -21,7 +21,7 @@ from typing import Any
 
 import polars as pl
 
-from nucleate.files import sync, write_table, write_text
+from nucleate.files import make_folder, sync, write_table, write_text
 from nucleate.locks import LOCK, is_locked, locked
 from nucleate.parts import (
     LAYOUT,
@@ -40,19 +40,6 @@ from nucleate.run_in_words import in_words
 from nucleate.threads import thread_count
 
 _PACKAGES = ("nucleate", "torch", "transformers", "numpy", "scipy", "scikit-learn", "numba", "polars")
-
-
-def make_folder(folder: Path) -> None:
-    """So that it is there and can be written into; else refused."""
-    why = "it may not be written to"
-    try:
-        if folder.exists() and not folder.is_dir():
-            raise Refused(f"{folder} is a file; --out names a folder")
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        why = error.strerror or str(error)
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise Refused(f"{folder} cannot be written into ({why}); name another folder with --out")
 
 
 @dataclass
@@ -80,7 +67,7 @@ class RunWriter:
 
     def read_part(self, name: str) -> pl.DataFrame:
         """A part that was written before."""
-        return read_part(self.folder / "parts" / f"{name}.parquet")
+        return read_part(self.folder / "parts" / f"{name}.parquet", schema=METRICS)
 
     def has_part(self, name: str) -> bool:
         return self.has("parts", f"{name}.parquet")
@@ -165,7 +152,7 @@ def open_run(
             _check_reads(folder, reads)
             _clear(folder)
             write_text(folder / "config.toml", settings)
-        manifest = read_json(folder / "manifest.json") if status is not None else {}
+        manifest = _manifest(folder / "manifest.json", _ANEW) if status is not None else {}
         run = RunWriter(folder, manifest, resumed=status is not None, progress=progress)
         run.record(**_surroundings(), **(facts or {}), status="running")
         torn = _mend_log(folder / "log.jsonl")
@@ -239,14 +226,23 @@ def _status(folder: Path, *, overwrite: bool = False) -> str | None:
         return None
     remedy = _ANEW if (folder / "config.toml").is_file() else "move the folder away, or begin in a new one"
     try:
-        status = read_json(path, remedy).get("status")
+        status = str(_manifest(path, remedy)["status"])
     except Refused:
         if overwrite and "verb" in read_toml(folder / "config.toml", remedy):
             return "damaged"
         raise
-    if not isinstance(status, str):
-        raise Refused(f"{path} is damaged (it tells no status); {remedy}")
     return None if status == "cleared" else status
+
+
+_KINDS = {"status": str, "seconds": dict, "verdict": dict, "chosen_epochs": dict, "checkpoints": dict, "notes": list}
+
+
+def _manifest(path: Path, remedy: str) -> dict[str, Any]:
+    found = read_json(path, remedy)
+    odd = [name for name, kind in _KINDS.items() if not isinstance(found.get(name, kind()), kind)]
+    if odd or "status" not in found:
+        raise Refused(f"{path} is damaged ({' and '.join(odd) or 'status'} cannot be read); {remedy}")
+    return found
 
 
 def _clear(folder: Path) -> None:
@@ -309,26 +305,26 @@ class Run:
         if self.manifest["status"] == "done" and whole.is_file():
             return read_metrics(whole, _REMAKE)
         parts = sorted((self.folder / "parts").glob("*.parquet"))
-        frames = [read_part(part, "--resume makes it anew") for part in parts]
+        frames = [read_part(part, "--resume makes it anew", schema=METRICS) for part in parts]
         with refusing(f"{self.folder / 'parts'} does not fit together", _REMAKE):
             return checked_and_sorted(pl.concat(frames)) if frames else pl.DataFrame(schema=METRICS)
 
     def table(self, name: str, columns: Sequence[str] | None = None) -> pl.DataFrame | None:
         """Another table of the run, by the name of its file; None where there is none."""
         path = self.folder / f"{name}.parquet"
-        return read_parquet(path, _REMAKE, columns=columns) if path.is_file() else None
+        return read_parquet(path, _REMAKE, columns=columns) if os.path.lexists(path) else None
 
     @cached_property
     def dataset(self) -> pl.DataFrame | None:
         """A row per instance, as `nucleate data` writes it."""
         path = self.folder / "data" / "dataset.parquet"
-        return read_parquet(path, _REMAKE) if path.is_file() else None
+        return read_parquet(path, _REMAKE) if os.path.lexists(path) else None
 
     @cached_property
     def dataset_facts(self) -> dict[str, Any] | None:
         """The patterns, mappings, vocabulary and counts beside the dataset."""
         path = self.folder / "data" / "dataset.json"
-        return read_json(path, _REMAKE) if path.is_file() else None
+        return read_json(path, _REMAKE) if os.path.lexists(path) else None
 
     @property
     def layout_epochs(self) -> list[int]:
@@ -347,7 +343,7 @@ class Run:
     def predictions(self, epoch: int) -> pl.DataFrame | None:
         """instance, output: what the network answered at one epoch."""
         path = self.folder / "layouts" / f"predictions-{epoch:04d}.parquet"
-        return read_parquet(path, _REMAKE, schema=PREDICTIONS) if path.is_file() else None
+        return read_parquet(path, _REMAKE, schema=PREDICTIONS) if os.path.lexists(path) else None
 
     @property
     def is_packed(self) -> bool:
@@ -379,7 +375,7 @@ def load_run(path: str | Path) -> Run:
     missing = next((name for name in ("verb", "seed") if name not in config), None)
     if missing:
         raise Refused(f"{folder / 'config.toml'} is damaged (it tells no {missing}); {_REMAKE}")
-    return Run(folder, config, read_json(folder / "manifest.json", _REMAKE))
+    return Run(folder, config, _manifest(folder / "manifest.json", _REMAKE))
 
 
 def find_runs(folder: Path) -> list[Run]:

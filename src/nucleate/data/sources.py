@@ -72,9 +72,9 @@ def _open(source: Source) -> tuple[str, Dataset | NamedColumns]:
 
 
 def _open_path(path: Path) -> tuple[str, Dataset | NamedColumns]:
-    name = path.name if path.is_file() else f"{path.resolve().name}/"  # no name that our own data have
     if not path.exists():
         raise Refused(f"{path} does not exist; mend the path: {_READABLE}")
+    name = path.name if path.is_file() else f"{path.resolve().name}/"  # no name that our own data have
     if path.is_dir():
         if (path / DESCRIPTION).is_file():
             return name, load_dataset(path)
@@ -167,27 +167,32 @@ def _read_csv(path: Path) -> NamedColumns:
 def _read_datasets_folder(folder: Path) -> pl.DataFrame:
     """What `save_to_disk` of Hugging Face datasets wrote; the parts of a DatasetDict become the column `split`."""
     if (folder / "dataset_dict.json").is_file():
-        splits = _read_key(folder, "dataset_dict", "splits")
+        splits = _read_key(folder, "dataset_dict", "splits", list)
         for split in splits:
             if split not in SPLITS:
-                raise Refused(f"{folder} has the split {split!r}, none of {', '.join(SPLITS)}; name {folder / split}")
+                raise Refused(
+                    f"{folder} has the split {split!r}, none of {', '.join(SPLITS)}; name {folder / str(split)}"
+                )
         frames = [_read_datasets_folder(folder / split).with_columns(split=pl.lit(split)) for split in splits]
         return pl.concat(frames, how="diagonal_relaxed")
     if not (folder / "state.json").is_file():
         raise Refused(f"{folder} holds no data that can be read; {_READABLE}")
-    files = [folder / one["filename"] for one in _read_key(folder, "state", "_data_files")]
-    with refusing(f"{folder} does not fit together", "save the dataset again"):
-        frame = pl.concat([read_arrow(one, "save the dataset again") for one in files])
-    for column, feature in _read_key(folder, "dataset_info", "features").items():
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":  # numbers for names; -1 for none
-            named = dict(enumerate(feature["names"]))
-            frame = frame.with_columns(pl.col(column).replace_strict(named, default=None, return_dtype=pl.String))
+    with refusing(f"{folder} does not fit together", _SAVE):
+        files = [folder / one["filename"] for one in _read_key(folder, "state", "_data_files", list)]
+        frame = pl.concat([read_arrow(one, _SAVE) for one in files])
+        for column, feature in _read_key(folder, "dataset_info", "features", dict).items():
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":  # numbers for names; -1 for none
+                named = dict(enumerate(feature["names"]))
+                frame = frame.with_columns(pl.col(column).replace_strict(named, default=None, return_dtype=pl.String))
     return frame
 
 
-def _read_key(folder: Path, file: str, key: str) -> Any:
+_SAVE = "save the dataset again"
+
+
+def _read_key(folder: Path, file: str, key: str, kind: type) -> Any:
     path = folder / f"{file}.json"
-    value = read_json(path, "save the dataset again").get(key)
-    if not value:
-        raise Refused(f"{path} does not tell {key!r}; save the dataset again")
+    value = read_json(path, _SAVE).get(key)
+    if not value or not isinstance(value, kind):
+        raise Refused(f"{path} does not tell {key!r}; {_SAVE}")
     return value

@@ -15,13 +15,13 @@ import polars as pl
 
 from nucleate.config import differing
 from nucleate.engines.local import Job, JobResult, run_all
-from nucleate.files import write_table, write_text
+from nucleate.files import make_folder, write_table, write_text
 from nucleate.locks import LOCK, locked
 from nucleate.parts import METRICS
 from nucleate.progress import Progress
 from nucleate.reading import read_json
 from nucleate.refusal import Refused
-from nucleate.runs import load_run, make_folder
+from nucleate.runs import load_run
 
 _PLAN = "sweep.json"
 _TABLES = ("metrics.parquet", "runs.parquet")
