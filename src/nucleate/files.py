@@ -12,12 +12,14 @@ from typing import Any
 
 from nucleate.refusal import Refused
 
+_LONGEST = 180  # bytes of a name, since most systems allow 255 and more is written around it
+
 
 def write_whole(path: Path, write: Callable[[Path], object], *, previous: Path | None = None) -> None:
     """`write` is given a place beside `path`; what it leaves there is then renamed. What lay in `path` is kept as
     `previous`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
+    beside = path.with_name(f".{file_name(path.name)}.part")
     try:
         with disk_errors(path):
             write(beside)
@@ -80,6 +82,14 @@ def make_folder(folder: Path) -> None:
         why = error.strerror or str(error)
     if not os.access(folder, os.W_OK | os.X_OK):
         raise Refused(f"{folder} cannot be written into ({why}); name another folder with --out")
+
+
+def file_name(name: str) -> str:
+    """A name, fit for a file: a long one is cut, and told apart by its hash."""
+    fit = name.replace("/", "--")
+    if len(fit.encode()) <= _LONGEST:
+        return fit
+    return f"{fit.encode()[:_LONGEST].decode(errors='ignore')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def file_hash(path: Path) -> str:

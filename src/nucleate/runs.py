@@ -67,7 +67,7 @@ class RunWriter:
 
     def read_part(self, name: str) -> pl.DataFrame:
         """A part that was written before."""
-        return read_part(self.folder / "parts" / f"{name}.parquet", schema=METRICS)
+        return read_part(self.place("parts", f"{name}.parquet"), schema=METRICS)
 
     def has_part(self, name: str) -> bool:
         return self.has("parts", f"{name}.parquet")
@@ -198,8 +198,12 @@ def _check_resumable(
         state = "holds a finished run" if status == "done" else "holds an unfinished run"
         remedy = "--overwrite replaces it" if status == "done" else "--resume continues it, --overwrite replaces it"
         raise Refused(f"{folder} {state}; {remedy}")
-    read_toml(folder / "config.toml", _ANEW)  # what it was begun under cannot be known
-    changed = differing(read_text(folder / "config.toml"), settings)
+    path = folder / "config.toml"
+    read_toml(path, _ANEW)
+    begun = read_text(path)
+    if begun != settings and settings.startswith(begun):  # and what followed cannot be known
+        raise Refused(f"{path} is damaged (it is cut short); {_ANEW}")
+    changed = differing(begun, settings)
     if changed:
         raise Refused(f"{folder} was begun under other settings: {'; '.join(changed)}; use those, or --overwrite")
 

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from nucleate.files import disk_errors, sync, sync_all
+from nucleate.files import disk_errors, file_name, sync, sync_all
 from nucleate.reading import AGAIN, read_json, refusing
 from nucleate.refusal import Refused
 
@@ -234,4 +234,4 @@ def finish_replacement(folder: Path) -> None:
 
 
 def _beside(folder: Path, what: str) -> Path:
-    return folder.parent / f".{folder.name}.{what}"
+    return folder.parent / f".{file_name(folder.name)}.{what}"

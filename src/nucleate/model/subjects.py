@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from nucleate.files import file_name
 from nucleate.model.batches import layers_of
 from nucleate.model.converted import conversion_told
 from nucleate.model.estimate import Estimate, estimate
@@ -36,7 +37,7 @@ class Subject:
     @property
     def file(self) -> str:
         """Its name, fit for a file."""
-        return self.name.replace("/", "--")
+        return file_name(self.name)
 
     @property
     def age(self) -> dict[str, int | None]:

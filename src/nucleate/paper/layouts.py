@@ -68,7 +68,7 @@ def has_layouts(run: RunWriter, epoch: int) -> bool:
 
 def add_fixed_view(run: RunWriter, config: Config, instances: Mapping[str, np.ndarray]) -> None:
     """View `pca`: every epoch on the three main axes of the last epoch's states, layer by layer."""
-    folder = run.folder / "states"
+    folder = run.place("states")
     kept = {epoch: folder / f"epoch-{epoch:04d}.safetensors" for epoch in _measured_epochs(config)}
     if not all(path.is_file() for path in kept.values()):
         return  # killed while clearing up after this very work
@@ -98,7 +98,7 @@ def _measured_epochs(config: Config) -> list[int]:
 
 
 def _layout_of(run: RunWriter, epoch: int) -> Path:
-    return run.folder / "layouts" / f"epoch-{epoch:04d}.parquet"
+    return run.place("layouts", f"epoch-{epoch:04d}.parquet")
 
 
 def _frame(view: str, layer: int, instances: np.ndarray, points: np.ndarray) -> pl.DataFrame:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from nucleate.files import file_name
 from nucleate.long_table import best_epoch
 from nucleate.report.pack import VALUE, Chunks, levelled, turned
 from nucleate.runs import Run
@@ -85,20 +86,15 @@ def _sources(run: Run) -> list[_SceneSource]:
     series = sorted((model for model in listed if model in ages), key=lambda model: ages[model])
     if len(series) < 2 or len({ages[model] for model in series}) < len(series):
         series = []
-    together = (
-        [_SceneSource(name, [_file(one) for one in series], [ages[one] for one in series], [*series])] if series else []
-    )
-    return together + [_SceneSource(model, [_file(model)], [0], [model]) for model in listed if model not in series]
+    files, moments = [file_name(one) for one in series], [ages[one] for one in series]
+    together = [_SceneSource(name, files, moments, [*series])] if series else []
+    return together + [_SceneSource(model, [file_name(model)], [0], [model]) for model in listed if model not in series]
 
 
 def _unit(run: Run) -> str:
     """What moments are counted in: epochs; of a probe steps, where its models tell theirs."""
     probed = run.config.get("verb") == "probe"
     return "step" if probed and run.metrics["step"].null_count() < len(run.metrics) else "epoch"
-
-
-def _file(model: str) -> str:
-    return model.replace("/", "--")
 
 
 # --- the stage --------------------------------------------------------------------------------------------------------
