@@ -12,6 +12,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
 
 from nucleate import files
 from nucleate.cli import main
@@ -20,8 +21,13 @@ from nucleate.files import write_text, write_whole
 from nucleate.model.training import previous_of
 from nucleate.paper import learning
 from nucleate.paper.learning import learn
+from nucleate.probing import probe
+from nucleate.probing.probe import probe_into
+from nucleate.probing.settings import ProbeSettings
+from nucleate.redirecting.study import SavedParts
 from nucleate.refusal import Refused
 from nucleate.runs import load_run, open_run
+from test_damage import a_model
 
 CONFIG = configure("micro", seed=3)
 
@@ -142,6 +148,44 @@ def test_a_file_is_synced_before_it_is_renamed_and_its_folder_after(tmp_path, mo
     monkeypatch.setattr(os, "fsync", lambda place: (done.append(os.readlink(f"/proc/self/fd/{place}")), sync(place)))
     write_text(tmp_path / "a.txt", "text")
     assert done == [str(tmp_path / ".a.txt.part"), "rename", str(tmp_path)]
+
+
+@pytest.mark.parametrize("damaged", ["parts/model-model.parquet", "pieces/model-model-tasks.parquet"])
+def test_a_probe_measures_a_model_anew_whose_tables_were_cut_short(damaged, tmp_path, monkeypatch):
+    a_model(tmp_path)
+    rows = [{"prompt": f"{one} {two}", "task": one} for one in "abcd" for two in "abcd"]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = (str(tmp_path / "model"), tmp_path / "p.jsonl", ProbeSettings())
+    probe_into(tmp_path / "whole", *asked)
+    with monkeypatch.context() as patch:
+        patch.setattr(probe, "finish", lambda *arguments: (_ for _ in ()).throw(Unplugged()))
+        with pytest.raises(Unplugged):
+            probe_into(tmp_path / "run", *asked)
+    os.truncate(tmp_path / "run" / damaged, 10)
+    said: list[str] = []
+    assert probe_into(tmp_path / "run", *asked, resume=True, progress=lambda text, fraction: said.append(text))
+    assert any("made anew" in one and Path(damaged).name in one for one in said)
+    for table in ("metrics", "tasks", "confusion", "coordinates"):
+        assert pl.read_parquet(tmp_path / "run" / f"{table}.parquet").equals(
+            pl.read_parquet(tmp_path / "whole" / f"{table}.parquet")
+        ), table
+
+
+def test_a_saved_part_of_a_redirection_that_was_cut_short_is_made_anew(tmp_path):
+    said: list[str] = []
+    saved, made = SavedParts(tmp_path, said.append), []
+
+    def make():
+        made.append(1)
+        return {"states": torch.arange(6.0)}, "fact"
+
+    for _ in range(2):
+        tensors, fact = saved.part("others", "read", make)
+    first = tensors["states"].clone()  # what was read lies in the file still
+    os.truncate(tmp_path / "others.safetensors", 40)
+    again, fact = saved.part("others", "read", make)
+    assert len(made) == 2 and fact == "fact" and torch.equal(again["states"], first)
+    assert len(said) == 1 and "others.safetensors" in said[0]
 
 
 # --- a disk that refuses ----------------------------------------------------------------------------------------------
