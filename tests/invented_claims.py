@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from nucleate.runs import metrics_frame
+from nucleate.parts import metrics_frame
 
 EPOCHS, LAYERS = 40, 3
 SPLITS = ("subset", "validation", "test")

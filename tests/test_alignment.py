@@ -16,8 +16,9 @@ from nucleate.paper import alignment, methods
 from nucleate.paper.alignment import METHODS, align
 from nucleate.paper.corrections import Network
 from nucleate.paper.network import make_network
+from nucleate.parts import METRICS
 from nucleate.refusal import Refused
-from nucleate.runs import METRICS, load_run
+from nucleate.runs import load_run
 
 CONFIG = configure("micro", seed=3)
 

@@ -20,13 +20,15 @@ FLOOR = {  # what every room may stand on
     "memory",
     "settings",
     "text_table",
+    "reading",
 }
 ALLOWED = {
     **{room: set() for room in FLOOR},
     "config": set(),
     "intervals": set(),
     "run_in_words": {"config"},  # what a run changes of its size
-    "runs": {"run_in_words"},
+    "parts": set(),
+    "runs": {"run_in_words", "parts"},
     "options": {"config", "probing", "redirecting"},  # their settings alone
     "long_table": {"runs"},
     "data": {"config"},
@@ -35,10 +37,21 @@ ALLOWED = {
     "transferring": {"data", "model", "measures"},
     "report": {"long_table", "intervals", "runs"},
     **{
-        room: {"report", "transferring", "data", "model", "measures", "long_table", "intervals", "runs", "config"}
+        room: {
+            "report",
+            "transferring",
+            "data",
+            "model",
+            "measures",
+            "long_table",
+            "intervals",
+            "runs",
+            "parts",
+            "config",
+        }
         for room in ("paper", "probing", "redirecting", "claims")
     },
-    "engines": {"paper", "probing", "redirecting", "claims", "runs", "config"},
+    "engines": {"paper", "probing", "redirecting", "claims", "runs", "parts", "config"},
 }
 EXTERNAL_BARRED = {
     "data": {"torch", "transformers", "sklearn"},

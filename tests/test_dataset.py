@@ -190,8 +190,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "truncated table": (truncate, ("dataset.parquet is no whole Parquet file", "nucleate data")),
     "text for a table": (write("dataset.parquet", "task,input\n1,2\n"), ("is no whole Parquet file",)),
     "empty table file": (write("dataset.parquet", ""), ("is no whole Parquet file",)),
-    "invalid JSON": (write("dataset.json", '{"settings": {'), ("dataset.json is no valid JSON", "line 1 column")),
-    "JSON of another kind": (write("dataset.json", "[1]"), ("holds no JSON object",)),
+    "invalid JSON": (write("dataset.json", '{"settings": {'), ("dataset.json is damaged", "line 1 column")),
+    "JSON of another kind": (write("dataset.json", "[1]"), ("dataset.json is damaged (it holds a list",)),
     "misnamed column": (
         change_table(lambda t: t.rename({"task": "tasks"})),
         ("column 'task' is missing", "did you mean 'tasks'"),

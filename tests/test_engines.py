@@ -26,9 +26,10 @@ from nucleate.engines import local, sweep
 from nucleate.engines.axes import axis, combinations
 from nucleate.engines.local import Job, run_all
 from nucleate.memory import free_memory, total_memory
+from nucleate.parts import METRICS
 from nucleate.progress import TimeLeft
 from nucleate.refusal import Refused
-from nucleate.runs import METRICS, load_run
+from nucleate.runs import load_run
 
 NAMES = ["seed0-batch12", "seed0-batch6", "seed1-batch12", "seed1-batch6"]  # as text sorts them
 TABLES = ("metrics.parquet", "runs.parquet")

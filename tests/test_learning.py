@@ -13,9 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import nucleate
 from nucleate.config import configure, describe
+from nucleate.files import file_hash
 from nucleate.paper.learning import learn
+from nucleate.parts import METRICS
 from nucleate.refusal import Refused
-from nucleate.runs import METRICS, file_hash, load_run
+from nucleate.runs import load_run
 
 MEASURED = [0, 1, 2, 4, 6]
 SPACES = {"raw", "tsne", "centred", "averaged"}

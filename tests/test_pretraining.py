@@ -12,15 +12,17 @@ from nucleate.claims import applications
 from nucleate.cli import main
 from nucleate.config import configure
 from nucleate.data.synthetic import generate
+from nucleate.files import file_hash
 from nucleate.paper import naming
 from nucleate.paper.instances import Members, of_splits
 from nucleate.paper.naming import TASK_TOKEN
 from nucleate.paper.network import make_network
 from nucleate.paper.pretraining import pretrain
+from nucleate.parts import METRICS
 from nucleate.refusal import Refused
 from nucleate.report.application_tables import ARMS, pretraining_table
 from nucleate.report.figures import draw_figures
-from nucleate.runs import METRICS, file_hash, load_run
+from nucleate.runs import load_run
 
 SHORT = {"training.epochs": "2", "pretrain.epochs": "2", "measure.dense_until": "1", "measure.every": "9"}
 

@@ -6,12 +6,13 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from nucleate.parts import LAYOUT, metrics_frame
 from nucleate.report.drawing import style
 from nucleate.report.page_tables import table_1
 from nucleate.report.probe_figures import confusion_figure, layers_figure, main_read, tasks_figure
 from nucleate.report.scenes import scenes_of
 from nucleate.report.tables import answers_table
-from nucleate.runs import LAYOUT, Run, load_run, metrics_frame
+from nucleate.runs import Run, load_run
 
 SENTENCES = Path(__file__).parents[1] / "results" / "probe-smollm2" / "sentences"
 MANY = 100

@@ -17,12 +17,12 @@ from nucleate.cli import main
 from nucleate.data.prompts import read_prompts
 from nucleate.model import prompts as model_prompts
 from nucleate.model.networks import gpt2, save_network, word_tokenizer
+from nucleate.parts import METRICS
 from nucleate.probing import controls, layers, one_model, study
 from nucleate.probing import probe as door
 from nucleate.probing.findings import summary_lines
 from nucleate.probing.settings import ProbeSettings
 from nucleate.refusal import Refused
-from nucleate.runs import METRICS
 
 TASKS, PROMPTS, WORDS = 4, 16, 3
 QUICK = {"iterations": 250, "repeats": 2, "initialisations": 2}

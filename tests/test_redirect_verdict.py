@@ -12,6 +12,7 @@ import torch
 
 from nucleate.cli import main
 from nucleate.model.switch import Head, TargetStates, TeachingSet
+from nucleate.parts import metrics_frame
 from nucleate.redirecting.redirect import redirect_into
 from nucleate.redirecting.settings import RedirectSettings
 from nucleate.redirecting.study import study_of
@@ -29,7 +30,7 @@ from nucleate.report.application_tables import alignment_table
 from nucleate.report.page_tables import run_tables
 from nucleate.report.redirection import layers_table, saved_arm, thresholds_table, verdict_of
 from nucleate.report.sentences import sentences_of
-from nucleate.runs import Run, load_run, metrics_frame
+from nucleate.runs import Run, load_run
 from test_redirecting import network, prompts, run, values  # noqa: F401
 
 GOOD = {"source_accuracy": 1.0, "source_accuracy_new_inputs": 0.96, "others_kept": 0.98, "switch_misses": 0.0}

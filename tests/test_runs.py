@@ -10,8 +10,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from nucleate.parts import LAYOUT, METRICS, metrics_frame
 from nucleate.refusal import Refused
-from nucleate.runs import LAYOUT, METRICS, find_runs, load_run, metrics_frame, open_run
+from nucleate.runs import find_runs, load_run, open_run
 from nucleate.threads import thread_count
 
 

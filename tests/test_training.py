@@ -126,9 +126,9 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(tmp_path):
         load_state(tmp_path / "state", wider, make_optimizer(wider, learning_rate=1e-3))
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights(wider).items())
     (tmp_path / "state").write_bytes(b"half written")
-    with pytest.raises(Refused, match="no training state"):
+    with pytest.raises(Refused, match="no whole safetensors file"):
         load_state(tmp_path / "state", model, optimizer)
-    with pytest.raises(Refused, match="no training state"):
+    with pytest.raises(Refused, match="no whole safetensors file"):
         load_state(tmp_path / "missing", model, optimizer)
 
 

@@ -13,6 +13,7 @@ from nucleate.data.dataset import Dataset
 from nucleate.model.networks import gpt2, save_network
 from nucleate.model.states import instances_as_groups
 from nucleate.model.training import make_optimizer, train
+from nucleate.parts import METRICS
 from nucleate.probing.settings import TransferSettings
 from nucleate.probing.transfer import transfer_into
 from nucleate.refusal import Refused
@@ -20,7 +21,7 @@ from nucleate.report.figures import draw_figures
 from nucleate.report.sentences import sentences_of
 from nucleate.report.transfer_figure import transfer_figure
 from nucleate.report.transfer_table import CONTROLS, STRENGTHS, transfer_table
-from nucleate.runs import METRICS, load_run
+from nucleate.runs import load_run
 from test_families import tiny, words
 from test_guides import options_of
 from test_transfer import SPLITS, TOKENIZER, instances

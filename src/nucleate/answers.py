@@ -5,13 +5,13 @@ its page; of a probe the object of `probing/bars.py`; of the other verbs what th
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from nucleate.config import describe
 from nucleate.options import config_of
+from nucleate.reading import read_json, read_json_rows, read_parquet
 from nucleate.runs import find_runs, load_run
 from nucleate.terminal import table_of
 
@@ -50,7 +50,7 @@ def _of_a_probe(asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def _of_data(asked: argparse.Namespace) -> dict[str, Any]:
-    description = json.loads((Path(asked.out) / "dataset.json").read_text(encoding="utf-8"))
+    description = read_json(Path(asked.out) / "dataset.json")
     return {"dataset": str(Path(asked.out) / "dataset.parquet"), "counts": description["counts"]}
 
 
@@ -61,23 +61,21 @@ def _of_several(asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def _of_claims(asked: argparse.Namespace) -> Any:
-    return json.loads((Path(asked.out or asked.runs[0]) / "claims.json").read_text(encoding="utf-8"))
+    return read_json_rows(Path(asked.out or asked.runs[0]) / "claims.json")
 
 
 def _of_everything(asked: argparse.Namespace) -> dict[str, Any]:
     out = Path(asked.out)
     return {
         "runs": [_told(run.folder) for run in find_runs(out)],
-        "claims": json.loads((out / "claims.json").read_text(encoding="utf-8")),
+        "claims": read_json_rows(out / "claims.json"),
         "page": str(out / "page.html"),
     }
 
 
 def _of_a_sweep(asked: argparse.Namespace) -> dict[str, Any]:
-    import polars as pl
-
     out = Path(asked.out)
-    return {"runs": pl.read_parquet(out / "runs.parquet").to_dicts(), "metrics": str(out / "metrics.parquet")}
+    return {"runs": read_parquet(out / "runs.parquet").to_dicts(), "metrics": str(out / "metrics.parquet")}
 
 
 def _of_settings(asked: argparse.Namespace) -> dict[str, Any]:

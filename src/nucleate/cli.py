@@ -1,12 +1,15 @@
 """The command line: its verbs with their options, and its exit codes. What the verbs do stands in `verbs.py`."""
 
 import argparse
+import errno
 import json
 import shlex
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
 from io import TextIOWrapper
 from pathlib import Path
 
@@ -14,20 +17,22 @@ from nucleate import verbs
 from nucleate.options import SHORT, Parser, add_out, add_probe, add_redirect, add_settings, add_transfer
 from nucleate.refusal import FellShort, Refused
 
+_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 _SWEPT = ("learn", "pretrain", "align")  # verbs that write one run folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done, 1 failed while running, 2 refused at the door, 3 done but short of a bar that was set, 130
-    after Ctrl-C."""
+    after Ctrl-C, SIGTERM or SIGHUP."""
     out = None
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # some terminals lack letters; that stops nothing
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        asked = _parser().parse_args(words)
-        out = asked.out if hasattr(asked, "resume") else None
-        return (_in_json(asked) if asked.json else asked.run(asked)) or 0
+        with _as_ctrl_c():
+            asked = _parser().parse_args(words)
+            out = asked.out if hasattr(asked, "resume") else None
+            return (_in_json(asked) if asked.json else asked.run(asked)) or 0
     except Refused as refusal:
         print(f"nucleate: {refusal}", file=sys.stderr)
         return 2
@@ -39,18 +44,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         where = f"; to go on from what {out} holds: {_going_on(words)}" if out else ""
-        print(f"nucleate: stopped{where}", file=sys.stderr)
+        with suppress(OSError):  # the terminal may be gone
+            print(f"nucleate: stopped{where}", file=sys.stderr)
         return 130
     except Exception as error:
         from nucleate.runs import failure_log
 
         said = f"{type(error).__name__}: {error}"
         log = failure_log(Path(out), said) if out else None
-        if log is None:
+        if isinstance(error, OSError) and error.strerror and error.filename:  # the disk, which no traceback mends
+            again = f"; make room, then go on with: {_going_on(words)}" if error.errno in _FULL and out else ""
+            said = f"{error.filename}: {error.strerror}{again}"
+        elif log is None:
             traceback.print_exc()
         where = f"; where it failed stands in the last line of {log}" if log else ""
         print(f"nucleate: failed: {said}{where}", file=sys.stderr)
         return 1
+
+
+@contextmanager
+def _as_ctrl_c() -> Iterator[None]:
+    """Whoever ends the process politely stops it as Ctrl-C does: its run can be gone on with. What is ignored, as a
+    hang-up under nohup, stays so."""
+    signals = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    is_main = threading.current_thread() is threading.main_thread()
+    taken = [one for one in signals if is_main and signal.getsignal(one) == signal.SIG_DFL]
+    for one in taken:
+        signal.signal(one, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for one in taken:
+            signal.signal(one, signal.SIG_DFL)
 
 
 def _in_json(asked: argparse.Namespace) -> int:

@@ -56,7 +56,7 @@ def in_words(run: RunFolder, settings: Mapping[str, Any]) -> str:
 def _when(folder: Path) -> str:
     """The day and minute of its last event, from the log."""
     log = folder / "log.jsonl"
-    last = log.read_text(encoding="utf-8").rstrip().rpartition("\n")[2] if log.is_file() else ""
+    last = log.read_text(encoding="utf-8", errors="replace").rstrip().rpartition("\n")[2] if log.is_file() else ""
     _, found, rest = last.partition('"time": "')
     return f", last written {rest[:16].replace('T', ' ')}" if found else ""
 
@@ -64,7 +64,7 @@ def _when(folder: Path) -> str:
 def _changed(config: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     """In what a run of ours differs from its size."""
     size = config.get("size")
-    if size not in SIZES or "model" not in config:
+    if not isinstance(size, str) or size not in SIZES or "model" not in config:
         return ""
     changed = changed_from_size(size, settings)
     return _some([f"{key}={value}" for key, value in changed.items() if key != "seed"]) or f"those of size {size}"

@@ -4,16 +4,15 @@
 finished or not. Every file appears whole (written beside its place, then renamed). What was measured is not its affair.
 """
 
-import hashlib
+import errno
 import json
 import os
 import platform
 import shutil
 import time
-import tomllib
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -22,75 +21,25 @@ from typing import Any
 
 import polars as pl
 
-from nucleate.files import write_whole
+from nucleate.files import make_folder, sync, write_table, write_text
 from nucleate.locks import LOCK, is_locked, locked
+from nucleate.parts import (
+    LAYOUT,
+    METRICS,
+    PREDICTIONS,
+    checked_and_sorted,
+    metrics_frame,
+    read_metrics,
+    read_part,
+    write_part,
+)
+from nucleate.progress import Progress, silent
+from nucleate.reading import read_json, read_parquet, read_text, read_toml, refusing
 from nucleate.refusal import Refused
 from nucleate.run_in_words import in_words
 from nucleate.threads import thread_count
 
-# The long table: every measurement is a row; the columns other than `value` are unique together and sort the rows.
-METRICS = pl.Schema(
-    {
-        "experiment": pl.String,
-        "model": pl.String,
-        "arm": pl.String,
-        "control": pl.String,
-        "seed": pl.Int32,
-        "epoch": pl.Int32,
-        "step": pl.Int32,
-        "split": pl.String,
-        "layer": pl.Int32,
-        "read": pl.String,
-        "labels": pl.String,
-        "space": pl.String,
-        "measure": pl.String,
-        "value": pl.Float64,
-    }
-)
-LAYOUT = pl.Schema(
-    {
-        "instance": pl.Int32,
-        "layer": pl.Int32,
-        "view": pl.String,
-        "x": pl.Float32,
-        "y": pl.Float32,
-        "z": pl.Float32,
-    }
-)
-_KEYS = [name for name in METRICS if name != "value"]
 _PACKAGES = ("nucleate", "torch", "transformers", "numpy", "scipy", "scikit-learn", "numba", "polars")
-
-
-def make_folder(folder: Path) -> None:
-    """So that it is there and can be written into; else refused."""
-    why = "it may not be written to"
-    try:
-        if folder.exists() and not folder.is_dir():
-            raise Refused(f"{folder} is a file; --out names a folder")
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        why = error.strerror or str(error)
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise Refused(f"{folder} cannot be written into ({why}); name another folder with --out")
-
-
-def metrics_frame(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
-    """Rows as the long table: what does not apply is null; the columns other than value are unique together."""
-    listed = list(rows)
-    columns = {name: [row.get(name) for row in listed] for name in METRICS}
-    unknown = {name for row in listed for name in row} - set(METRICS)
-    if unknown:
-        raise ValueError(f"no such column in metrics: {sorted(unknown)}")
-    return _checked_and_sorted(pl.DataFrame(columns, schema=METRICS, strict=False))
-
-
-def _checked_and_sorted(frame: pl.DataFrame) -> pl.DataFrame:
-    if not frame["value"].is_finite().all() or frame["value"].null_count():
-        raise ValueError("metrics hold a value that is not a finite number; an undefined score has no row")
-    if frame.select(_KEYS).is_duplicated().any():
-        twice = frame.filter(frame.select(_KEYS).is_duplicated()).row(0, named=True)
-        raise ValueError(f"metrics hold the same measurement twice: {twice}")
-    return frame.sort(_KEYS, nulls_last=False, maintain_order=True)
 
 
 @dataclass
@@ -100,44 +49,72 @@ class RunWriter:
     folder: Path
     manifest: dict[str, Any]
     resumed: bool
+    progress: Progress = silent
     paused: bool = False  # it is left for now and will be gone on with, as if it had been interrupted
     began: float = field(default_factory=time.monotonic)
+    _whole: set[Path] = field(default_factory=set)  # tables that are known to be
+
+    def place(self, *names: str) -> Path:
+        """Where a file of the run lies. A folder that was moved away meanwhile is not begun anew under its old name."""
+        if not (self.folder / LOCK).exists():
+            why = "was moved or removed while a run wrote into it; give it back its name, and --resume goes on"
+            raise FileNotFoundError(errno.ENOENT, why, str(self.folder))
+        return self.folder.joinpath(*names)
 
     def write_part(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Rows of one moment; the parts are joined into `metrics.parquet` at the end."""
-        frame = metrics_frame(rows)
-        write_whole(self.folder / "parts" / f"{name}.parquet", frame.write_parquet)
+        """Rows of one moment, with a checksum; the parts are joined into `metrics.parquet` at the end."""
+        write_part(self.place("parts", f"{name}.parquet"), metrics_frame(rows))
 
     def read_part(self, name: str) -> pl.DataFrame:
         """A part that was written before."""
-        return pl.read_parquet(self.folder / "parts" / f"{name}.parquet")
+        return read_part(self.place("parts", f"{name}.parquet"), schema=METRICS)
+
+    def has_part(self, name: str) -> bool:
+        return self.has("parts", f"{name}.parquet")
+
+    def has(self, *names: str) -> bool:
+        """Was this table written before? One that is damaged is removed, to be made anew, and that is said."""
+        path = self.place(*names)
+        if path not in self._whole and path.is_file():
+            try:
+                read_part(path)
+                self._whole.add(path)
+            except Refused as damage:
+                path.unlink()
+                self.note(f"made anew: {damage}")
+        return path in self._whole or path.is_file()
 
     def write_layout(self, epoch: int, layout: pl.DataFrame) -> None:
         """Where each instance lies at one epoch, per layer and view."""
         frame = layout.select(LAYOUT.names()).cast(LAYOUT)
-        write_whole(self.folder / "layouts" / f"epoch-{epoch:04d}.parquet", frame.write_parquet)
+        write_table(self.place("layouts", f"epoch-{epoch:04d}.parquet"), frame)
 
     def write_predictions(self, epoch: int, instances: Sequence[int], outputs: Sequence[str]) -> None:
         """What the network answered at one epoch."""
-        frame = pl.DataFrame({"instance": pl.Series(instances, dtype=pl.Int32), "output": list(outputs)})
-        write_whole(self.folder / "layouts" / f"predictions-{epoch:04d}.parquet", frame.write_parquet)
+        frame = pl.DataFrame({"instance": instances, "output": list(outputs)}, schema=PREDICTIONS)
+        write_table(self.place("layouts", f"predictions-{epoch:04d}.parquet"), frame)
 
     def log(self, event: str, **facts: Any) -> None:
         """One line of `log.jsonl`."""
         line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **facts}
-        with open(self.folder / "log.jsonl", "a", encoding="utf-8") as stream:
+        with open(self.place("log.jsonl"), "a", encoding="utf-8") as stream:
             stream.write(json.dumps(line, ensure_ascii=False) + "\n")
+        sync(self.folder / "log.jsonl")
+
+    def note(self, text: str) -> None:
+        """Something that whoever goes on with a run should know: said, and written into the log."""
+        self.progress(text, None)
+        self.log("note", text=text)
 
     def record(self, **facts: Any) -> None:
         """Facts for the manifest."""
         self.manifest.update(facts)
-        text = json.dumps(self.manifest, indent=2, ensure_ascii=False) + "\n"
-        write_whole(self.folder / "manifest.json", lambda path: path.write_text(text, encoding="utf-8"))
+        write_text(self.place("manifest.json"), json.dumps(self.manifest, indent=2, ensure_ascii=False) + "\n")
 
     def finish(self, parts: Sequence[str]) -> None:
         """Join the named parts into `metrics.parquet`."""
         frames = [self.read_part(name) for name in parts]
-        write_whole(self.folder / "metrics.parquet", _checked_and_sorted(pl.concat(frames)).write_parquet)
+        write_table(self.place("metrics.parquet"), checked_and_sorted(pl.concat(frames)))
 
 
 @contextmanager
@@ -151,6 +128,7 @@ def open_run(
     reopen: bool = False,
     reads: Iterable[Any] = (),
     facts: Mapping[str, Any] | None = None,
+    progress: Progress = silent,
 ) -> Iterator[RunWriter | None]:
     """The folder, locked, for one run under `settings` (the text of config.toml); None where it is finished already.
 
@@ -162,40 +140,51 @@ def open_run(
     if resume and overwrite:
         raise Refused("--resume keeps what is there, --overwrite replaces it; give one of them")
     make_folder(folder)
-    _check_place(folder)
+    _check_place(folder, overwrite=overwrite)
     with locked(folder):
-        status = _status(folder)
-        if status is not None and not overwrite:
+        status = None if overwrite else _status(folder)
+        if status is not None:
             _check_resumable(folder, status, settings, differing, resume)
             if status == "done" and not reopen:
                 yield None
                 return
-        going_on = status is not None and not overwrite
-        if not going_on:
+        else:
             _check_reads(folder, reads)
             _clear(folder)
-            write_whole(folder / "config.toml", lambda path: path.write_text(settings, encoding="utf-8"))
-        manifest = _read_json(folder / "manifest.json") if going_on else {}
-        run = RunWriter(folder, manifest, resumed=going_on)
+            write_text(folder / "config.toml", settings)
+        manifest = _manifest(folder / "manifest.json", _ANEW) if status is not None else {}
+        run = RunWriter(folder, manifest, resumed=status is not None, progress=progress)
         run.record(**_surroundings(), **(facts or {}), status="running")
-        run.log("resumed" if going_on else "begun")
+        torn = _mend_log(folder / "log.jsonl")
+        run.log("resumed" if run.resumed else "begun")
+        if torn:
+            run.note(f"{folder / 'log.jsonl'}: its last line was cut short, and is dropped")
         try:
             yield run
         except BaseException as error:
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            run.record(status=status)
-            run.log(status, error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
+            with suppress(OSError):  # of a full disk, or a folder that is gone: the error itself is what is told
+                run.record(status=status)
+                run.log(status, error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
             raise
         status = "interrupted" if run.paused else "done"
         run.record(status=status)
         run.log("paused" if run.paused else status)
 
 
-def _check_place(folder: Path) -> None:
+def _mend_log(log: Path) -> bool:
+    """Drop a last line that was cut short; was there one?"""
+    if not log.is_file() or (content := log.read_bytes()).endswith(b"\n") or not content:
+        return False
+    os.truncate(log, content.rfind(b"\n") + 1)
+    return True
+
+
+def _check_place(folder: Path, *, overwrite: bool = False) -> None:
     if not folder.is_dir():
         return
     if (folder / "manifest.json").exists():
-        if _status(folder) is None or (folder / "config.toml").is_file():
+        if _status(folder, overwrite=overwrite) is None or (folder / "config.toml").is_file():
             return
         raise Refused(f"{folder} holds a manifest.json but is not a run folder; name a new folder with --out")
     if any(inside.name not in _OURS for inside in folder.iterdir()):
@@ -209,7 +198,12 @@ def _check_resumable(
         state = "holds a finished run" if status == "done" else "holds an unfinished run"
         remedy = "--overwrite replaces it" if status == "done" else "--resume continues it, --overwrite replaces it"
         raise Refused(f"{folder} {state}; {remedy}")
-    changed = differing((folder / "config.toml").read_text(encoding="utf-8"), settings)
+    path = folder / "config.toml"
+    read_toml(path, _ANEW)
+    begun = read_text(path)
+    if begun != settings and settings.startswith(begun):  # and what followed cannot be known
+        raise Refused(f"{path} is damaged (it is cut short); {_ANEW}")
+    changed = differing(begun, settings)
     if changed:
         raise Refused(f"{folder} was begun under other settings: {'; '.join(changed)}; use those, or --overwrite")
 
@@ -225,22 +219,41 @@ def _check_reads(folder: Path, reads: Iterable[Any]) -> None:
 _OURS = {LOCK, "config.toml", ".config.toml.part", ".manifest.json.part"}
 
 
-def _status(folder: Path) -> str | None:
-    """The manifest's status; None where there is no run, or one that was being cleared away."""
-    if not (folder / "manifest.json").is_file():
+_ANEW = "--overwrite begins the run anew, or move the folder away"
+
+
+def _status(folder: Path, *, overwrite: bool = False) -> str | None:
+    """The manifest's status; None where there is no run, or one that was being cleared away. One that cannot be read is
+    refused, unless it is to be replaced and the settings beside it are ours."""
+    path = folder / "manifest.json"
+    if not path.is_file():
         return None
+    remedy = _ANEW if (folder / "config.toml").is_file() else "move the folder away, or begin in a new one"
     try:
-        status = str(_read_json(folder / "manifest.json")["status"])
-        return None if status == "cleared" else status
-    except (ValueError, KeyError, TypeError):
-        raise Refused(f"{folder / 'manifest.json'} is damaged; move the folder away, or begin in a new one") from None
+        status = str(_manifest(path, remedy)["status"])
+    except Refused:
+        if overwrite and "verb" in read_toml(folder / "config.toml", remedy):
+            return "damaged"
+        raise
+    return None if status == "cleared" else status
+
+
+_KINDS = {"status": str, "seconds": dict, "verdict": dict, "chosen_epochs": dict, "checkpoints": dict, "notes": list}
+
+
+def _manifest(path: Path, remedy: str) -> dict[str, Any]:
+    found = read_json(path, remedy)
+    odd = [name for name, kind in _KINDS.items() if not isinstance(found.get(name, kind()), kind)]
+    if odd or "status" not in found:
+        raise Refused(f"{path} is damaged ({' and '.join(odd) or 'status'} cannot be read); {remedy}")
+    return found
 
 
 def _clear(folder: Path) -> None:
     """Remove an old run. Its manifest goes last and says `cleared`, so that a kill meanwhile leaves no half a run."""
     manifest = folder / "manifest.json"
     if manifest.exists():
-        write_whole(manifest, lambda path: path.write_text('{"status": "cleared"}\n', encoding="utf-8"))
+        write_text(manifest, '{"status": "cleared"}\n')
     for inside in folder.iterdir():
         if inside.name in (LOCK, "manifest.json"):
             continue
@@ -262,12 +275,6 @@ def clear_runs(folders: Iterable[Path], *, reads: Iterable[Any] = ()) -> None:
             _clear(folder)
 
 
-def file_hash(path: Path) -> str:
-    """sha256 of a file."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings or facts by dotted name."""
     found: dict[str, Any] = {}
@@ -281,9 +288,7 @@ def _surroundings() -> dict[str, Any]:
     return {"versions": {name: version(name) for name in _PACKAGES}, "machine": machine, "threads": thread_count()}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    with open(path, encoding="utf-8") as stream:
-        return dict(json.load(stream))
+_REMAKE = "put it back, or compute the run anew"
 
 
 @dataclass(frozen=True)
@@ -302,22 +307,28 @@ class Run:
         """The long table; the parts so far where the run is not finished."""
         whole = self.folder / "metrics.parquet"
         if self.manifest["status"] == "done" and whole.is_file():
-            return pl.read_parquet(whole)
+            return read_metrics(whole, _REMAKE)
         parts = sorted((self.folder / "parts").glob("*.parquet"))
-        frames = [pl.read_parquet(part) for part in parts]
-        return _checked_and_sorted(pl.concat(frames)) if frames else pl.DataFrame(schema=METRICS)
+        frames = [read_part(part, "--resume makes it anew", schema=METRICS) for part in parts]
+        with refusing(f"{self.folder / 'parts'} does not fit together", _REMAKE):
+            return checked_and_sorted(pl.concat(frames)) if frames else pl.DataFrame(schema=METRICS)
+
+    def table(self, name: str, columns: Sequence[str] | None = None) -> pl.DataFrame | None:
+        """Another table of the run, by the name of its file; None where there is none."""
+        path = self.folder / f"{name}.parquet"
+        return read_parquet(path, _REMAKE, columns=columns) if os.path.lexists(path) else None
 
     @cached_property
     def dataset(self) -> pl.DataFrame | None:
         """A row per instance, as `nucleate data` writes it."""
         path = self.folder / "data" / "dataset.parquet"
-        return pl.read_parquet(path) if path.is_file() else None
+        return read_parquet(path, _REMAKE) if os.path.lexists(path) else None
 
     @cached_property
     def dataset_facts(self) -> dict[str, Any] | None:
         """The patterns, mappings, vocabulary and counts beside the dataset."""
         path = self.folder / "data" / "dataset.json"
-        return _read_json(path) if path.is_file() else None
+        return read_json(path, _REMAKE) if os.path.lexists(path) else None
 
     @property
     def layout_epochs(self) -> list[int]:
@@ -327,12 +338,16 @@ class Run:
 
     def layout(self, epoch: int) -> pl.DataFrame:
         """instance, layer, view, x, y, z at one epoch."""
-        return pl.read_parquet(self.folder / "layouts" / f"epoch-{epoch:04d}.parquet")
+        return self.layout_of(f"epoch-{epoch:04d}")
+
+    def layout_of(self, file: str) -> pl.DataFrame:
+        """The same of a model that was probed, by the name of its file."""
+        return read_parquet(self.folder / "layouts" / f"{file}.parquet", _REMAKE, schema=LAYOUT)
 
     def predictions(self, epoch: int) -> pl.DataFrame | None:
         """instance, output: what the network answered at one epoch."""
         path = self.folder / "layouts" / f"predictions-{epoch:04d}.parquet"
-        return pl.read_parquet(path) if path.is_file() else None
+        return read_parquet(path, _REMAKE, schema=PREDICTIONS) if os.path.lexists(path) else None
 
     @property
     def is_packed(self) -> bool:
@@ -360,11 +375,11 @@ def load_run(path: str | Path) -> Run:
         inside = [run.folder.name for run in find_runs(folder) if run.folder != folder]
         hint = f"; it holds the runs {', '.join(inside)}" if inside else ""
         raise Refused(f"{folder} is not a run folder: it has no manifest.json{hint}")
-    try:
-        config = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise Refused(f"{folder / 'config.toml'} is damaged: {error}") from None
-    return Run(folder, config, _read_json(folder / "manifest.json"))
+    config = read_toml(folder / "config.toml", _REMAKE)
+    missing = next((name for name in ("verb", "seed") if name not in config), None)
+    if missing:
+        raise Refused(f"{folder / 'config.toml'} is damaged (it tells no {missing}); {_REMAKE}")
+    return Run(folder, config, _manifest(folder / "manifest.json", _REMAKE))
 
 
 def find_runs(folder: Path) -> list[Run]:
@@ -379,6 +394,6 @@ def failure_log(folder: Path, error: str) -> Path | None:
     log = max(folder.rglob("log.jsonl"), key=lambda path: path.stat().st_mtime_ns, default=None)
     try:
         ends = json.loads(log.read_text(encoding="utf-8").splitlines()[-1]) if log else {}
-    except (ValueError, IndexError):  # cut short
+    except (ValueError, IndexError, OSError):  # cut short, or gone
         return None
     return log if ends.get("event") == "failed" and ends.get("error") == error else None

@@ -53,7 +53,7 @@ def _of_a_probe(run: Any) -> tuple[str, Sequence[str], Sequence[Sequence[object]
 
     models, base = run.config["models"], run.config.get("base")
     if sum(one != base for one in models) <= 1 and _is_whole(run):
-        tasks, confusion = (_read(run, name) for name in ("tasks", "confusion"))
+        tasks, confusion = (run.table(name) for name in ("tasks", "confusion"))
         main = findings.main_model(run.metrics, models)
         header, *rows = findings.task_lines(run.metrics, tasks, confusion, main)
         return f"Task by task: {main}", header, rows
@@ -69,19 +69,13 @@ def _doubts(run: Any) -> list[str]:
 
     if run.config["verb"] != "probe" or not _is_whole(run):
         return []
-    return findings.doubts_told(_read(run, "suspicious"), findings.main_model(run.metrics, run.config["models"]))
+    return findings.doubts_told(run.table("suspicious"), findings.main_model(run.metrics, run.config["models"]))
 
 
 def _is_whole(run: Any) -> bool:
     """Finished, and not made by an earlier version."""
     finished = (run.folder / "dropped.parquet").is_file()
     return bool(finished and "best_readable_layer" in run.metrics["measure"])
-
-
-def _read(run: Any, name: str) -> Any:
-    import polars as pl
-
-    return pl.read_parquet(run.folder / f"{name}.parquet")
 
 
 def words(name: str) -> str:

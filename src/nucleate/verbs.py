@@ -16,6 +16,7 @@ from nucleate.options import (
     key_and_value,
 )
 from nucleate.probing.settings import ProbeSettings, TransferSettings, bar
+from nucleate.reading import shown
 from nucleate.redirecting.settings import RedirectSettings
 from nucleate.refusal import FellShort, Refused
 from nucleate.terminal import ProgressBar, print_summary, print_table
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 
 def data(asked: argparse.Namespace) -> None:
     from nucleate.data.synthetic import generate
+    from nucleate.files import make_folder
     from nucleate.report.dataset_figure import figure_1
-    from nucleate.runs import make_folder
 
     config = config_of(asked)
     out = Path(asked.out)
@@ -304,30 +305,30 @@ def _planned(
 def report(asked: argparse.Namespace) -> None:
     if len(asked.runs) > 1 and asked.out is None:
         raise Refused("several runs need --out DIR for the page that shows them together")
-    if asked.film:
-        from nucleate.report.film import write_film
-        from nucleate.runs import load_run
-
-        for run in asked.runs:
-            print(f"film: {write_film(load_run(run), Path(run) / 'figures' / 'film.webp')}")
     folders = [Path(run) for run in asked.runs]
-    if asked.out is None:
-        _redraw(folders)
-    else:
-        _redraw_together(folders, Path(asked.out))
+    with shown(folders):
+        if asked.film:
+            from nucleate.report.film import write_film
+            from nucleate.runs import load_run
+
+            for run in folders:
+                print(f"film: {write_film(load_run(run), run / 'figures' / 'film.webp')}")
+        _redraw(folders) if asked.out is None else _redraw_together(folders, Path(asked.out))
 
 
 def claims(asked: argparse.Namespace) -> None:
     if len(asked.runs) > 1 and asked.out is None:
         raise Refused("several runs need --out DIR for the ledger that judges them together")
-    _ledger(asked.runs, Path(asked.out or asked.runs[0]))
+    with shown(asked.runs):
+        _ledger(asked.runs, Path(asked.out or asked.runs[0]))
 
 
 def _ledger(folders: Sequence[str | Path], out: Path) -> None:
     """The paper's claims judged by these runs: files in `out`, and a table in the terminal."""
     from nucleate.claims.ledger import LEDGER_HEADER, ledger_rows, not_run_line, write_ledger
     from nucleate.claims.verdicts import judge, not_run
-    from nucleate.runs import load_run, make_folder
+    from nucleate.files import make_folder
+    from nucleate.runs import load_run
 
     judgements = judge([load_run(folder) for folder in folders])
     make_folder(out)
@@ -352,8 +353,9 @@ def runs(asked: argparse.Namespace) -> None:
         raise Refused(f"{folder} is not a folder; name one that holds run folders")
     found = find_runs(folder)
     for run in found:
-        models = ", ".join(Path(model).name for model in run.config.get("models", ()))
-        what = f"{run.config['verb']} {run.config['size']} seed {run.config['seed']}"
+        with shown([run.folder]):
+            models = ", ".join(Path(model).name for model in run.config.get("models", ()))
+            what = f"{run.config['verb']} {run.config['size']} seed {run.config['seed']}"
         print(f"{run.folder!s:40} {what:28} {run.state:12} {run.size_bytes / 2**20:9.1f} MiB  {models}".rstrip())
     if not found:
         print(f"no run folders in {folder}")
@@ -361,9 +363,10 @@ def runs(asked: argparse.Namespace) -> None:
 
 def _redraw(folders: Sequence[Path]) -> None:
     """Figures and page of each run again, from its folder alone and into it; prints its tables of results."""
+    from nucleate.files import make_folder
     from nucleate.report.figures import draw_figures
     from nucleate.report.page import write_page
-    from nucleate.runs import load_run, make_folder
+    from nucleate.runs import load_run
 
     for run in map(load_run, folders):
         make_folder(run.folder)
@@ -376,11 +379,12 @@ def _redraw(folders: Sequence[Path]) -> None:
 def _redraw_together(folders: Sequence[Path], out: Path, drawn: "dict[Folders, Drawn] | None" = None) -> None:
     """One page of all runs in `out`, and their figures where they are not drawn yet: runs that differ in their seed
     alone are drawn together."""
+    from nucleate.files import make_folder
     from nucleate.report.application_tables import over_seeds, save_over_seeds
     from nucleate.report.figures import draw_figures
     from nucleate.report.page import folders_of, write_page
     from nucleate.report.seeds import series_of
-    from nucleate.runs import load_run, make_folder
+    from nucleate.runs import load_run
 
     runs = [load_run(folder) for folder in folders]
     make_folder(out)

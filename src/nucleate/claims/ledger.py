@@ -22,7 +22,7 @@ from matplotlib.patches import Patch
 from nucleate.claims.claim import beyond, hardest
 from nucleate.claims.table import CLAIMS
 from nucleate.claims.verdicts import LEAST_SEEDS, Judgement, NotRun
-from nucleate.files import write_whole
+from nucleate.files import write_text
 from nucleate.report.drawing import WIDTH, plain, save, style
 from nucleate.report.markdown import code_block, escaped, markdown_table
 
@@ -32,8 +32,7 @@ def write_ledger(judgements: Sequence[Judgement], missing: Sequence[NotRun], fol
     texts = {"claims.json": ledger_json(judgements), "claims.md": ledger_markdown(judgements, missing)}
     paths = []
     for name, text in texts.items():
-        content = text.encode("utf-8")
-        write_whole(folder / name, lambda path, content=content: path.write_bytes(content))  # type: ignore[misc]
+        write_text(folder / name, text)
         paths.append(folder / name)
     with style():
         figure = _figure(judgements)

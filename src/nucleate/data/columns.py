@@ -156,7 +156,7 @@ def _is_chat(cell: Any) -> bool:
     if isinstance(cell, str) and cell.lstrip().startswith("[{"):
         try:
             cell = json.loads(cell)
-        except ValueError:
+        except (ValueError, RecursionError):
             return False
     return isinstance(cell, list) and bool(cell) and isinstance(cell[0], Mapping) and "role" in cell[0]
 

@@ -15,7 +15,8 @@ from typing import Any, NoReturn
 
 import polars as pl
 
-from nucleate.files import write_whole
+from nucleate.files import write_table, write_text
+from nucleate.reading import read_json, read_parquet
 from nucleate.refusal import Refused, nearest
 
 TABLE, DESCRIPTION = "dataset.parquet", "dataset.json"
@@ -110,11 +111,10 @@ class Dataset:
     def save(self, folder: Path) -> None:
         """Writes both files; each appears whole or not at all."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         description = {key: getattr(self, key) for key in _KEYS}
         text = json.dumps(description, ensure_ascii=False, indent=1) + "\n"
-        write_whole(folder / DESCRIPTION, lambda path: path.write_text(text, encoding="utf-8", newline="\n"))
-        write_whole(folder / TABLE, lambda path: self.frame().write_parquet(path, compression="zstd"))
+        write_text(folder / DESCRIPTION, text)
+        write_table(folder / TABLE, self.frame(), compression="zstd")
 
 
 def is_inside(dataset: Dataset) -> bool:
@@ -163,11 +163,7 @@ def load_dataset(path: str | Path) -> Dataset:
 
 
 def _read_table(file: Path) -> tuple[Instance, ...]:
-    try:
-        frame = pl.read_parquet(file)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise Refused(f"{file} is no whole Parquet file ({reason}); {_AGAIN}") from None
+    frame = read_parquet(file, _AGAIN)
     for column in COLUMNS:
         if column not in frame.columns:
             others = [one for one in frame.columns if one not in COLUMNS]
@@ -200,12 +196,7 @@ def _as_type(column: pl.Series, wanted: Any, file: Path) -> pl.Series:
 
 
 def _read_description(file: Path) -> dict[str, Any]:
-    try:
-        description = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise Refused(f"{file} is no valid JSON ({error}); {_AGAIN}") from None
-    if not isinstance(description, dict):
-        raise Refused(f"{file} holds no JSON object; {_AGAIN}")
+    description = read_json(file, _AGAIN)
     for key in _KEYS:
         if key not in description:
             others = [one for one in description if one not in _KEYS]

@@ -159,7 +159,7 @@ def _read_chat(value: Any, where: str) -> tuple[Chat, str | None]:
     if isinstance(value, str) and value.strip():
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise Refused(f"{where}: messages are no whole JSON list; mend the row, or delete it") from None
     turns = [] if value is None or isinstance(value, str) else value
     if not isinstance(turns, list | tuple) or not all(_is_turn(turn) for turn in turns):

@@ -13,6 +13,7 @@ import polars as pl
 
 from nucleate.data.dataset import DESCRIPTION, SPLITS, TABLE, Dataset, load_dataset, refuse_inside
 from nucleate.data.natural import GROUPS, natural_dataset
+from nucleate.reading import read_arrow, read_json, read_parquet, read_text, refusing
 from nucleate.refusal import Refused
 
 _READABLE = (
@@ -71,9 +72,9 @@ def _open(source: Source) -> tuple[str, Dataset | NamedColumns]:
 
 
 def _open_path(path: Path) -> tuple[str, Dataset | NamedColumns]:
-    name = path.name if path.is_file() else f"{path.resolve().name}/"  # no name that our own data have
     if not path.exists():
         raise Refused(f"{path} does not exist; mend the path: {_READABLE}")
+    name = path.name if path.is_file() else f"{path.resolve().name}/"  # no name that our own data have
     if path.is_dir():
         if (path / DESCRIPTION).is_file():
             return name, load_dataset(path)
@@ -88,7 +89,7 @@ def _open_path(path: Path) -> tuple[str, Dataset | NamedColumns]:
         case ".csv" | ".tsv":
             return name, _read_csv(path)
         case ".parquet":
-            return name, frame_table(_read_frame(pl.read_parquet, path), str(path))
+            return name, frame_table(read_parquet(path, "write it again"), str(path))
     raise Refused(f"{path} has the unknown extension {path.suffix!r}; {_READABLE}")
 
 
@@ -118,22 +119,9 @@ def as_text(value: Any, where: str) -> str | None:
     return str(value) if value is not None and str(value).strip() else None
 
 
-def _read_text(path: Path) -> str:
-    try:
-        content = path.read_bytes()
-        return content.decode("utf-8-sig")
-    except OSError as error:
-        raise Refused(f"{path} cannot be read ({error.strerror}); make it readable") from None
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise Refused(
-            f"{path}, line {line}: byte {content[error.start]:#x} is no UTF-8; save the file as UTF-8"
-        ) from None
-
-
 def _read_jsonl(path: Path) -> NamedColumns:
     rows, lines = [], []
-    for line, text in enumerate(_read_text(path).split("\n"), start=1):
+    for line, text in enumerate(read_text(path).split("\n"), start=1):
         if not text.strip():
             continue
         try:
@@ -146,7 +134,7 @@ def _read_jsonl(path: Path) -> NamedColumns:
 
 
 def _read_csv(path: Path) -> NamedColumns:
-    text = _read_text(path)
+    text = read_text(path)
     head = next((line for line in text.splitlines() if line.strip()), "")
     # As spreadsheets of other countries write it; commas where there is none. Between tabs any of them may stand.
     parted = "\t" if path.suffix.lower() == ".tsv" else max(",;\t|", key=head.count)
@@ -176,40 +164,35 @@ def _read_csv(path: Path) -> NamedColumns:
     return _row_table(rows, lines, str(path), "line")
 
 
-def _read_frame(read: Callable[[Path], pl.DataFrame], path: Path) -> pl.DataFrame:
-    try:
-        return read(path)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise Refused(f"{path} is no whole {path.suffix[1:]} file ({reason}); write it again") from None
-
-
 def _read_datasets_folder(folder: Path) -> pl.DataFrame:
     """What `save_to_disk` of Hugging Face datasets wrote; the parts of a DatasetDict become the column `split`."""
     if (folder / "dataset_dict.json").is_file():
-        splits = _read_key(folder, "dataset_dict", "splits")
+        splits = _read_key(folder, "dataset_dict", "splits", list)
         for split in splits:
             if split not in SPLITS:
-                raise Refused(f"{folder} has the split {split!r}, none of {', '.join(SPLITS)}; name {folder / split}")
+                raise Refused(
+                    f"{folder} has the split {split!r}, none of {', '.join(SPLITS)}; name {folder / str(split)}"
+                )
         frames = [_read_datasets_folder(folder / split).with_columns(split=pl.lit(split)) for split in splits]
         return pl.concat(frames, how="diagonal_relaxed")
     if not (folder / "state.json").is_file():
         raise Refused(f"{folder} holds no data that can be read; {_READABLE}")
-    files = [folder / one["filename"] for one in _read_key(folder, "state", "_data_files")]
-    frame = pl.concat([_read_frame(pl.read_ipc_stream, one) for one in files])
-    for column, feature in _read_key(folder, "dataset_info", "features").items():
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":  # numbers for names; -1 for none
-            named = dict(enumerate(feature["names"]))
-            frame = frame.with_columns(pl.col(column).replace_strict(named, default=None, return_dtype=pl.String))
+    with refusing(f"{folder} does not fit together", _SAVE):
+        files = [folder / one["filename"] for one in _read_key(folder, "state", "_data_files", list)]
+        frame = pl.concat([read_arrow(one, _SAVE) for one in files])
+        for column, feature in _read_key(folder, "dataset_info", "features", dict).items():
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":  # numbers for names; -1 for none
+                named = dict(enumerate(feature["names"]))
+                frame = frame.with_columns(pl.col(column).replace_strict(named, default=None, return_dtype=pl.String))
     return frame
 
 
-def _read_key(folder: Path, file: str, key: str) -> Any:
+_SAVE = "save the dataset again"
+
+
+def _read_key(folder: Path, file: str, key: str, kind: type) -> Any:
     path = folder / f"{file}.json"
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))[key]
-    except (OSError, ValueError, KeyError, TypeError):
-        value = None
-    if not value:
-        raise Refused(f"{path} does not tell {key!r}; save the dataset again")
+    value = read_json(path, _SAVE).get(key)
+    if not value or not isinstance(value, kind):
+        raise Refused(f"{path} does not tell {key!r}; {_SAVE}")
     return value

@@ -15,11 +15,13 @@ import polars as pl
 
 from nucleate.config import differing
 from nucleate.engines.local import Job, JobResult, run_all
-from nucleate.files import write_whole
+from nucleate.files import make_folder, write_table, write_text
 from nucleate.locks import LOCK, locked
+from nucleate.parts import METRICS
 from nucleate.progress import Progress
+from nucleate.reading import read_json
 from nucleate.refusal import Refused
-from nucleate.runs import METRICS, load_run, make_folder
+from nucleate.runs import load_run
 
 _PLAN = "sweep.json"
 _TABLES = ("metrics.parquet", "runs.parquet")
@@ -66,8 +68,7 @@ def sweep(
             before = {}
         plan = {run.name: run.settings for run in runs}
         if before != plan:
-            text = json.dumps({"runs": plan}, indent=2, ensure_ascii=False) + "\n"
-            write_whole(folder / _PLAN, lambda path: path.write_text(text, encoding="utf-8"))
+            write_text(folder / _PLAN, json.dumps({"runs": plan}, indent=2, ensure_ascii=False) + "\n")
         finished = {name for name in before if _state(folder / name) == "done"}
         jobs = [
             Job(run.name, (*run.arguments, "--out", str(folder / run.name), "--resume"))
@@ -91,13 +92,13 @@ def _write_tables(folder: Path, runs: Sequence[Planned], states: Mapping[str, st
         if states[run.name] == "done":
             metrics = load_run(folder / run.name).metrics
             frames.append(metrics.select(pl.lit(run.name).alias("run"), pl.all()))
-    write_whole(folder / "metrics.parquet", pl.concat(frames, rechunk=True).write_parquet)
+    write_table(folder / "metrics.parquet", pl.concat(frames, rechunk=True))
     columns = {
         "run": [run.name for run in listed],
         "settings": [json.dumps(dict(run.varied)) for run in listed],
         "state": [states[run.name] for run in listed],
     }
-    write_whole(folder / "runs.parquet", pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.String)).write_parquet)
+    write_table(folder / "runs.parquet", pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.String)))
 
 
 # --- at the door -----------------------------------------------------------------------------------------------------
@@ -130,11 +131,11 @@ def _read_plan(folder: Path) -> dict[str, str]:
     """Name and settings of every run that the sweep was begun with; empty where there is none."""
     if not (folder / _PLAN).is_file():
         return {}
-    try:
-        runs = json.loads((folder / _PLAN).read_text(encoding="utf-8"))["runs"]
-        return {str(Path(name).name): str(settings) for name, settings in runs.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise Refused(f"{folder / _PLAN} is damaged; move the folder away, or name a new one with --out") from None
+    remedy = "move the folder away, or name a new one with --out"
+    runs = read_json(folder / _PLAN, remedy).get("runs")
+    if not isinstance(runs, dict):
+        raise Refused(f"{folder / _PLAN} is damaged (it tells no runs); {remedy}")
+    return {Path(name).name: str(settings) for name, settings in runs.items()}
 
 
 def _check_plan(folder: Path, before: Mapping[str, str], runs: Sequence[Planned]) -> None:

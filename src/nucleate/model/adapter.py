@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -21,6 +21,7 @@ from nucleate.model.patching import blocks_of
 from nucleate.model.prefix_tree import Group, pack, plain
 from nucleate.model.switch import answer_places
 from nucleate.model.training import cosine, make_optimizer, order
+from nucleate.reading import read_json, read_tensors
 from nucleate.refusal import Refused
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -104,13 +105,8 @@ class Adapter(nn.Module):
     def load(cls, folder: str | Path) -> "Adapter":
         """Of a folder that `save` or peft has written; refused where it does what is not done here."""
         folder = Path(folder).expanduser()
-        try:
-            told = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-            tensors = load_file(folder / WEIGHTS)
-        except (OSError, ValueError) as error:
-            raise Refused(
-                f"{folder}: is no adapter ({error}): give the folder that peft's save_pretrained made"
-            ) from None
+        remedy = "give the folder that peft's save_pretrained made"
+        told, (tensors, _) = read_json(folder / CONFIG, remedy), read_tensors(folder / WEIGHTS, remedy)
         other = [name for name, plainly in _AS_HERE.items() if (told.get(name) or plainly) != plainly]
         ends = (".lora_A.weight", ".lora_B.weight")
         if told.get("peft_type") != "LORA" or other or not all(name.endswith(ends) for name in tensors):

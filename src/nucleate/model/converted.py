@@ -17,8 +17,10 @@ from tempfile import TemporaryDirectory
 
 from safetensors import SafetensorError
 
+from nucleate.files import sync_all, write_text
 from nucleate.model.places import is_gguf
 from nucleate.model.series import checksum, digest_of
+from nucleate.reading import read_json
 
 _MADE = "converted.json"  # written last: the names of an entry's files, and their digest
 _BEGUN, _A_DAY = ".begun-", 86400.0
@@ -35,7 +37,7 @@ def kept_of(file: Path) -> Path | None:
     """The folder that this file was converted into; None where there is none, or where its bytes have changed."""
     entry = _entry_of(file)
     try:
-        made = json.loads((entry / _MADE).read_text(encoding="utf-8"))
+        made = read_json(entry / _MADE)
         return entry if digest_of([entry / name for name in made["files"]]) == made["digest"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -59,7 +61,8 @@ def converted(file: Path, convert: Callable[[Path], None]) -> Path | None:
             files = sorted(new.iterdir())
             made = {"of": file.name, "by": _versions(), "files": [one.name for one in files]}
             told = json.dumps(made | {"digest": digest_of(files)}, indent=1) + "\n"
-            (new / _MADE).write_text(told, encoding="utf-8")
+            write_text(new / _MADE, told)
+            sync_all(new)
             if kept := kept_of(file):  # by another process, meanwhile
                 return kept
             if entry.exists():

@@ -6,14 +6,14 @@ Nothing here opens a pickle, and code that comes with a model runs only where th
 
 import copy
 import io
-import struct
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import safe_open
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import (
@@ -34,12 +34,13 @@ from transformers import (
 from transformers.utils import logging
 
 from nucleate.model.converted import converted, kept_of
-from nucleate.model.places import base_of, is_adapter, locate, look_at, replacing
+from nucleate.model.places import locate, look_at, replacing, weights_of
+from nucleate.model.series import base_here
+from nucleate.reading import refused_as
 from nucleate.refusal import Refused
 
 PAD, UNKNOWN = "<pad>", "<unk>"
-# What transformers raises for whatever cannot be loaded; the last two come from a GGUF file that was cut short.
-_TROUBLE = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, IndexError, struct.error)
+_LARGER = 4  # times as many weights as are stored, and no more, may a network have: heads, and what it ties
 
 
 def gpt2(
@@ -143,27 +144,50 @@ def _load_weights(folder: str, name: str, common: Mapping[str, Any], loading: di
     if "gguf_file" not in common:
         loading.setdefault("use_safetensors", True)
         look_at(Path(folder))
-    with _quiet(gguf="gguf_file" in common):
-        try:
-            kind: Any = AutoModelForCausalLM
-            if not is_adapter(Path(folder)):
-                config = AutoConfig.from_pretrained(folder, **common)
-                kind = _kind(config)
-                if "gguf_file" in common:
-                    loading["config"] = config  # to parse it once more takes seconds
-            asked = {"output_loading_info": True, **common, **loading}
-            model, report = kind.from_pretrained(folder, **asked)
-            if kind is AutoModelForCausalLM and _lacks_its_head_alone(model, report["missing_keys"]):
-                del model  # of an embedding or reward model; only one of them has room
-                model, report = AutoModel.from_pretrained(folder, **asked)
-        except (*_TROUBLE, TypeError, AttributeError) as error:  # the last two of a misspelt `loading`
-            raise Refused(_reason(name, error, common["trust_remote_code"])) from error
+    trusted = common["trust_remote_code"]
+    with _quiet(gguf="gguf_file" in common), refused_as(lambda error: _reason(name, error, trusted)):
+        kind: Any = AutoModelForCausalLM
+        if base_here(Path(folder)) is None:
+            config = AutoConfig.from_pretrained(folder, **common)
+            kind = _kind(config)
+            if "gguf_file" in common:
+                loading["config"] = config  # to parse it once more takes seconds
+            else:
+                _check_sizes(Path(folder), config, name, kind)
+        asked = {"output_loading_info": True, **common, **loading}
+        model, report = kind.from_pretrained(folder, **asked)
+        if kind is AutoModelForCausalLM and _lacks_its_head_alone(model, report["missing_keys"]):
+            del model  # of an embedding or reward model; only one of them has room
+            model, report = AutoModel.from_pretrained(folder, **asked)
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))  # which is never asked
     if missing:  # transformers would fill them at random
         raise Refused(f"model {name}: holds no weights for {missing[0]} (and {len(missing) - 1} more): save all of it")
     if "gguf_file" in common:
         _forget_gguf(model)
     return model
+
+
+def _check_sizes(folder: Path, config: Any, name: str, kind: Any = None) -> None:
+    """Refuse settings that speak of a network far larger than the weights beside them, before memory is taken for it.
+    How many these are, the beginnings of their files tell; without its `kind`, only its layers are looked at."""
+    if not folder.is_dir() or hasattr(config, "quantization_config") or getattr(config, "auto_map", None):
+        return
+    tensors = stored = 0
+    for file in weights_of(folder):
+        with safe_open(file, framework="pt") as opened:
+            for key in opened.keys():  # noqa: SIM118
+                tensors, stored = tensors + 1, stored + math.prod(opened.get_slice(key).get_shape())
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None) or 0
+    what = f"{layers} layers" if layers > tensors > 0 else ""
+    if kind is not None and not what:
+        with torch.device("meta"):
+            needed = sum(one.numel() for one in kind.from_config(config).parameters())
+        what = f"{needed:,} weights" if needed > _LARGER * stored else ""
+    if what:
+        raise Refused(
+            f"model {name}: its config.json speaks of {what}, but its files hold {stored:,} weights in {tensors} "
+            "tensors: they do not belong together"
+        )
 
 
 def _ordinary(path: str | Path, *, revision: str | None, trust_remote_code: bool) -> tuple[str, dict[str, Any]]:
@@ -181,7 +205,7 @@ def _ordinary(path: str | Path, *, revision: str | None, trust_remote_code: bool
                 _load_tokenizer(folder, str(path), common).save_pretrained(place)
 
     kept = converted(Path(path).expanduser(), convert)
-    return (folder, common) if kept is None else (str(kept), {"trust_remote_code": trust_remote_code})
+    return (folder, common) if kept is None else locate(kept, revision=None, trust_remote_code=trust_remote_code)
 
 
 def as_network(model: Any, tokenizer: Any = None, **loading: Any) -> tuple[Any, Any]:
@@ -217,20 +241,18 @@ def network_shape(model: Any, *, revision: str | None = None, trust_remote_code:
     """The network of a path, a hub id, a GGUF file or a configuration, without weights: its settings are enough."""
     if hasattr(model, "parameters"):
         return model
-    with _quiet():
-        try:
-            config = model
-            if isinstance(model, str | Path):
-                folder, common = locate(model, revision=revision, trust_remote_code=trust_remote_code)
-                if "gguf_file" in common and (kept := kept_of(Path(model).expanduser())):
-                    folder, common = str(kept), {"trust_remote_code": trust_remote_code}
-                if base := base_of(Path(folder)):
-                    folder, common = locate(base, revision=None, trust_remote_code=trust_remote_code)
-                config = AutoConfig.from_pretrained(folder, **common)
-            with torch.device("meta"):
-                return _kind(config).from_config(config, trust_remote_code=trust_remote_code)
-        except _TROUBLE as error:
-            raise Refused(_reason(str(model), error, trust_remote_code)) from error
+    with _quiet(), refused_as(lambda error: _reason(str(model), error, trust_remote_code)):
+        config = model
+        if isinstance(model, str | Path):
+            folder, common = locate(model, revision=revision, trust_remote_code=trust_remote_code)
+            if "gguf_file" in common and (kept := kept_of(Path(model).expanduser())):
+                folder, common = locate(kept, revision=None, trust_remote_code=trust_remote_code)
+            if base := base_here(Path(folder)):
+                folder, common = locate(base, revision=None, trust_remote_code=trust_remote_code)
+            config = AutoConfig.from_pretrained(folder, **common)
+            _check_sizes(Path(folder), config, str(model))
+        with torch.device("meta"):
+            return _kind(config).from_config(config, trust_remote_code=trust_remote_code)
 
 
 def untrained(model: Any, seed: int) -> Any:
@@ -267,16 +289,16 @@ def _lacks_its_head_alone(model: Any, missing: Iterable[str]) -> bool:
 
 def _load_tokenizer(folder: str, name: str, common: dict[str, Any]) -> PreTrainedTokenizerBase:
     """Its own; of an adapter without one, that of its base."""
-    if not (Path(folder) / "tokenizer_config.json").exists() and (base := base_of(Path(folder))):
-        folder, common = base, {"trust_remote_code": common["trust_remote_code"]}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **common)
-    except (*_TROUBLE, TypeError, AttributeError) as error:
+    if not (Path(folder) / "tokenizer_config.json").exists() and (base := base_here(Path(folder))):
+        folder, common = locate(base, revision=None, trust_remote_code=common["trust_remote_code"])
+
+    def why(error: BaseException) -> str:
         if "trust_remote_code" in str(error) and not common["trust_remote_code"]:
-            raise Refused(_reason(name, error, False)) from error
-        raise Refused(
-            f"model {name}: has no tokenizer that can be loaded ({_first_line(error)}): save one beside the weights"
-        ) from error
+            return _reason(name, error, False)
+        return f"model {name}: has no tokenizer that can be loaded ({_first_line(error)}): save one beside the weights"
+
+    with refused_as(why, unseen=True):
+        tokenizer = AutoTokenizer.from_pretrained(folder, **common)
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what a missing tokenizer is silently replaced by
         raise Refused(f"model {name}: has no tokenizer: save one beside the weights")
     return tokenizer
@@ -290,7 +312,7 @@ def _forget_gguf(model: Any) -> None:
             delattr(holder, name)
 
 
-def _reason(name: str, error: Exception, trusted: bool) -> str:
+def _reason(name: str, error: BaseException, trusted: bool) -> str:
     text = str(error)
     if "trust_remote_code" in text and not trusted:
         return f"model {name}: runs code of its own: read it, then pass trust_remote_code=True if you trust it"
@@ -299,7 +321,7 @@ def _reason(name: str, error: Exception, trusted: bool) -> str:
     return f"model {name}: cannot be loaded: {_first_line(error)}"
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (" ".join(str(error).split()) or type(error).__name__)[:300]
 
 

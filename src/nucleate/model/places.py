@@ -3,7 +3,6 @@
 What cannot be a network is refused here, before anything is opened.
 """
 
-import json
 import os
 import re
 import shutil
@@ -13,6 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from nucleate.files import disk_errors, file_name, sync, sync_all
+from nucleate.reading import AGAIN, read_json, refusing
 from nucleate.refusal import Refused
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -35,13 +36,16 @@ def locate(path: str | Path, *, revision: str | None, trust_remote_code: bool) -
     elif not local.is_dir() and looks_local(path):
         what = "is no folder" if local.exists() else "does not exist"
         raise Refused(f"model {path}: {what}: give a folder with config.json and *.safetensors, or a hub id")
-    return str(local) if local.is_dir() else str(path), common
+    if not local.is_dir():
+        return str(path), common
+    return str(local), common | {"local_files_only": True}  # a folder starts no download
 
 
 def look_at(folder: Path) -> None:
     """Refuse a local folder that cannot hold a network, before anything is opened."""
     if not folder.is_dir():
         return
+    _check_inside(folder)
     if is_adapter(folder):
         if not (folder / "adapter_model.safetensors").exists():
             raise Refused(f"model {folder}: holds no adapter_model.safetensors: save the adapter as safetensors")
@@ -56,6 +60,25 @@ def look_at(folder: Path) -> None:
                 "save_pretrained to safetensors where you trust it"
             )
         raise Refused(f"model {folder}: holds no *.safetensors: give a folder with weights")
+
+
+def _check_inside(folder: Path) -> None:
+    """Refuse weights that an index file names, or a link leads to, outside the folder. What Hugging Face's cache keeps
+    of a model, its links among themselves, lies inside."""
+    named = {one.name: one.name for one in folder.glob("*.safetensors")}
+    for index in sorted(folder.glob("*.index.json")):
+        shards = read_json(index).get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+            raise Refused(f"{index} is damaged (its weight_map names no files); {AGAIN}")
+        named |= {shard: index.name for shard in shards.values()}
+    home = folder.resolve()
+    homes = [home, *([home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [])]
+    for name, by in named.items():
+        with refusing(f"model {folder}: {name} cannot be found"):
+            place = (folder / name).resolve()
+        if not any(place.is_relative_to(one) for one in homes):
+            how = "is a link to" if by == name else f"is named by {by} and is"
+            raise Refused(f"model {folder}: {name!r} {how} a file outside the folder: copy the weights into it")
 
 
 def looks_local(path: str | Path) -> bool:
@@ -78,10 +101,12 @@ def base_of(folder: Path) -> str | None:
     """Path or hub id of the network that a folder's adapter belongs to; None where it holds none."""
     if not is_adapter(folder):
         return None
-    base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
-    if not base:
+    base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    if isinstance(base, str) and is_adapter(Path(base).expanduser()):
+        raise Refused(f"model {folder}: its base {base} is an adapter itself: merge that one into its own base")
+    if not isinstance(base, str) or not base:
         raise Refused(f"model {folder}: its adapter_config.json names no base_model_name_or_path: write it there")
-    return str(base)
+    return base
 
 
 # --- which ones are meant ---------------------------------------------------------------------------------------------
@@ -115,8 +140,13 @@ def refuse_absent(arguments: Sequence[str | Path], revisions: Sequence[str] = ()
             locate(path, revision=None, trust_remote_code=False)
             if weights:
                 look_at(Path(path).expanduser())
-            if base := base_of(Path(path).expanduser()):
+            base = base_of(Path(path).expanduser())
+            if base is not None and looks_local(base):
                 refuse_absent([base], weights=weights)
+            elif base is not None and base not in map(str, arguments):
+                from nucleate.model.series import base_here  # whose client of the hub takes its time
+
+                base_here(Path(path).expanduser())
 
 
 def run_checkpoint(model: str | Path) -> str | Path:
@@ -183,10 +213,13 @@ def replacing(folder: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
     new.mkdir(parents=True)
     try:
-        yield new
-        if folder.exists():
-            os.rename(folder, old)
-        os.rename(new, folder)
+        with disk_errors(folder):
+            yield new
+            sync_all(new)
+            if folder.exists():
+                os.rename(folder, old)
+            os.rename(new, folder)
+            sync(folder.parent)
     finally:
         finish_replacement(folder)
         shutil.rmtree(new, ignore_errors=True)
@@ -201,4 +234,4 @@ def finish_replacement(folder: Path) -> None:
 
 
 def _beside(folder: Path, what: str) -> Path:
-    return folder.parent / f".{folder.name}.{what}"
+    return folder.parent / f".{file_name(folder.name)}.{what}"

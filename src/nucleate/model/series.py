@@ -1,7 +1,6 @@
 """Which models were meant: single ones, or folders of checkpoints as a series in order, each known by its weights."""
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.file_download import try_to_load_from_cache
 
 from nucleate.model.places import CHECKPOINT, base_of, listed, looks_local, weights_of
+from nucleate.reading import read_json
 from nucleate.refusal import Refused
 
 _WANTED = [
@@ -103,10 +103,25 @@ def located(model: str | Path, revision: str | None = None) -> str:
     return str(snapshot(str(model), revision) or fetch(str(model), revision))
 
 
+def base_here(folder: Path) -> str | None:
+    """Where the network lies that a folder's adapter belongs to; None where it holds none. One that is not on this
+    machine is refused: only what the user names is fetched."""
+    base = base_of(folder)
+    if base is None or looks_local(base):
+        return base
+    place = snapshot(base)
+    if place is None:
+        raise Refused(
+            f"model {folder}: its adapter belongs to {base}, which is not on this machine, and a folder starts no "
+            f"download: fetch it with `hf download {base}`, or write the path of a copy into adapter_config.json"
+        )
+    return str(place)
+
+
 def _is_whole(folder: Path) -> bool:
     """Are all its weights there, and a tokenizer? Its settings alone may have been read before."""
     index = folder / "model.safetensors.index.json"
-    shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.is_file() else []
+    shards = dict(read_json(index).get("weight_map", {})).values() if index.is_file() else []
     weights = bool(weights_of(folder)) and all((folder / file).is_file() for file in shards)
     return weights and any(folder.glob("*token*"))
 
@@ -143,9 +158,9 @@ def _age(path: Path, revision: str | None) -> tuple[int | None, int | None]:
     if match["unit"] == "epoch":
         return number, None
     try:
-        epoch = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))["epoch"]
+        epoch = read_json(path / "trainer_state.json")["epoch"]
         return int(epoch + 1e-6), number
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):  # a refusal is a ValueError
         return None, number
 
 

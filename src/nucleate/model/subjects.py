@@ -9,12 +9,13 @@ from typing import Any, Self
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from nucleate.files import file_name
 from nucleate.model.batches import layers_of
 from nucleate.model.converted import conversion_told
 from nucleate.model.estimate import Estimate, estimate
 from nucleate.model.networks import as_network, network_shape, tokenizer_of
 from nucleate.model.places import base_of, looks_local
-from nucleate.model.series import checksum, find_models, located, refuse_twins
+from nucleate.model.series import base_here, checksum, find_models, located, refuse_twins
 from nucleate.progress import Progress, silent
 from nucleate.refusal import Refused
 
@@ -36,7 +37,7 @@ class Subject:
     @property
     def file(self) -> str:
         """Its name, fit for a file."""
-        return self.name.replace("/", "--")
+        return file_name(self.name)
 
     @property
     def age(self) -> dict[str, int | None]:
@@ -65,9 +66,11 @@ class Subject:
             what = located(what, loading.get("revision"))
             loading = {name: value for name, value in loading.items() if name != "revision"}
             found = checksum(what)
-        if isinstance(what, str | Path) and (base := base_of(Path(what).expanduser())) and not looks_local(base):
-            located(base)
-            found = checksum(what)
+            if (base := base_of(Path(what))) and not looks_local(base):
+                located(base)  # of an adapter that was asked for by its hub id
+                found = checksum(what)
+        if isinstance(what, str | Path):
+            base_here(Path(what).expanduser())
         tokenizer = tokenizer_of(what, self.tokenizer, **loading)
         return replace(self, what=what, loading=loading, checksum=found, tokenizer=tokenizer)
 
@@ -79,6 +82,9 @@ class Subject:
 def all_ready(subjects: Sequence[Subject], progress: Progress = silent) -> list[Subject]:
     """All of them `ready`; two with the same weights are refused."""
     found = []
+    for one in subjects:  # first of all: one may be the base of another
+        if isinstance(one.what, str | Path) and not looks_local(one.what):
+            located(one.what, one.loading.get("revision"))
     for one in subjects:
         if told := conversion_told(one.what):
             progress(told, None)

@@ -15,13 +15,13 @@ from warnings import warn
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nucleate.files import write_whole
 from nucleate.model.packed_pass import batch_loss, check_positions, packing_is_exact, where_it_runs
 from nucleate.model.prefix_tree import Group, PackedBatch, pack, plain
+from nucleate.reading import read_tensors, refusing
 from nucleate.refusal import Refused
 from nucleate.streams import stream
 
@@ -156,19 +156,27 @@ def save_state(
     # A single key: safetensors writes several in no fixed order, and equal states shall be equal bytes.
     metadata = {"scalars": json.dumps(scalars, sort_keys=True, allow_nan=False)}
     whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    write_whole(path, lambda beside: save_file(whole, beside, metadata=metadata))
+    write_whole(path, lambda beside: save_file(whole, beside, metadata=metadata), previous=previous_of(path))
+
+
+def previous_of(path: Path) -> Path:
+    """Where the state lies that was saved before the one in `path`."""
+    return path.with_stem(f"{path.stem}.previous")
+
+
+def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors that `save_state` wrote, and the scalars."""
+    tensors, told = read_tensors(path, "start again with --overwrite")
+    with refusing(f"{path} is no training state", "start again with --overwrite"):
+        scalars = dict(json.loads(told["scalars"]))
+    # Copies, for the file is replaced later, and Windows replaces none that is still mapped.
+    return {name: tensor.clone() for name, tensor in tensors.items()}, scalars
 
 
 def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Put network and optimiser back where `save_state` saw them. Returns the scalars, and the best weights as `best`
     where there are some. Networks of another shape are refused before anything changes."""
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            scalars = json.loads((file.metadata() or {})["scalars"])
-            # Copies, for the file is replaced later, and Windows replaces none that is still mapped.
-            stored = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise Refused(f"{path}: is no training state ({error}): start again with --overwrite") from error
+    stored, scalars = read_state(path)
     own = _own(model)
     found = {name.removeprefix("weights/"): t for name, t in stored.items() if name.startswith("weights/")}
     shapes = {name: tuple(t.shape) for name, t in own.items()}

@@ -34,6 +34,7 @@ from nucleate.paper.trainings import (
     TrainingRecord,
     checkpoint_hashes,
     epochs_of,
+    forget,
     optimizer_for,
     run_of,
     seconds_of_an_epoch,
@@ -69,10 +70,10 @@ def align(
 
 def _align(study: "_Alignment", progress: Progress) -> None:
     run = study.run
-    study.dataset.save(run.folder / "data")
+    study.dataset.save(run.place("data"))
     workload = _workload(study)
     progress("begins", workload.fraction)
-    if not _is_there(run, "base"):
+    if not _has_base(study):
         _train_base(study, workload, progress)
     model, _ = load_network(_base(run), device=study.device, attn_implementation="eager")
     network = Network(model, study.dataset, study.config.seed)
@@ -81,7 +82,7 @@ def _align(study: "_Alignment", progress: Progress) -> None:
         def tell(attempts: int, method: str = method, words: str = words) -> None:
             progress(words, workload.did(method, attempts))
 
-        if not _is_there(run, method):
+        if not run.has_part(method):
             run.write_part(method, [study.row(row, method) for row in _rows_of(network, method, study.config, tell)])
     run.finish(["base", *(f"base-{epoch:04d}" for epoch in range(study.config.training.epochs + 1)), *METHODS])
     run.record(checkpoints=checkpoint_hashes(run))
@@ -124,8 +125,8 @@ def _workload(study: _Alignment) -> Workload:
         for method, (seconds, times) in _PACE.items()
     }
     workload = Workload({"base": (config.training.epochs, epoch), **guesses})
-    workload.skip({method: attempts[method] for method in METHODS if _is_there(study.run, method)})
-    if _is_there(study.run, "base"):
+    workload.skip({method: attempts[method] for method in METHODS if study.run.has_part(method)})
+    if _has_base(study):
         workload.skip({"base": config.training.epochs})
     return workload
 
@@ -153,8 +154,10 @@ def _train_base(study: _Alignment, workload: Workload, progress: Progress) -> No
         for name, some in {"train": taught(study.dataset), "unseen": of_splits(study.dataset, UNSEEN)}.items()
     }
     optimizer = optimizer_for(model, config.training)
-    state_file, last = run.folder / "resume.safetensors", config.training.epochs
-    record = TrainingRecord.opened(state_file, model, optimizer)
+    state_file, last = run.place("resume.safetensors"), config.training.epochs
+    record = TrainingRecord.opened(
+        run, state_file, model, optimizer, has=lambda epoch: run.has_part(f"base-{epoch:04d}")
+    )
     workload.skip({"base": max(0, record.epoch)})
 
     def moment(epoch: int, training_loss: float | None) -> None:
@@ -188,15 +191,17 @@ def _train_base(study: _Alignment, workload: Workload, progress: Progress) -> No
     run.record(best_epoch=record.best_epoch, seconds={name: round(getattr(record, name), 3) for name in SECONDS})
     rows = curve_rows(run.read_part(f"base-{epoch:04d}") for epoch in range(1, last + 1))
     run.write_part("base", [study.row(row, "main") for row in rows])
-    state_file.unlink(missing_ok=True)
+    forget(state_file)
 
 
 def _base(run: RunWriter) -> Path:
-    return run.folder / "checkpoints" / "base"
+    return run.place("checkpoints", "base")
 
 
-def _is_there(run: RunWriter, part: str) -> bool:
-    return (run.folder / "parts" / f"{part}.parquet").is_file()
+def _has_base(study: _Alignment) -> bool:
+    """Is the network before any correction trained, with all its parts whole?"""
+    epochs = range(study.config.training.epochs + 1)
+    return all(map(study.run.has_part, ("base", *(f"base-{epoch:04d}" for epoch in epochs))))
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from nucleate.config import Config
 from nucleate.files import write_whole
 from nucleate.measures.survey import Survey
 from nucleate.measures.tsne import tsne
 from nucleate.paper.trainings import is_measured
+from nucleate.reading import read_parquet, read_tensors, tensors_are_whole
 from nucleate.runs import RunWriter
 from nucleate.streams import stream
 from nucleate.threads import thread_count
@@ -38,7 +39,7 @@ def write_layouts(
     before = max((one for one in _measured_epochs(config) if one < epoch), default=None)
     start = None
     if before is not None:
-        kept = pl.read_parquet(_layout_of(run, before)).filter(pl.col("view") == "display")
+        kept = read_parquet(_layout_of(run, before)).filter(pl.col("view") == "display")
         start = list(kept.select("x", "y", "z").to_numpy().reshape(len(shown), len(points), 3))
     display = tsne(
         list(shown),
@@ -55,27 +56,40 @@ def write_layouts(
             frames.append(_frame("tsne", layer, instances[split], one.embedding))
     run.write_layout(epoch, pl.concat(frames))
     tensors = {"states": np.ascontiguousarray(shown, dtype=np.float16)}  # safetensors writes memory as it lies
-    write_whole(run.folder / "states" / f"epoch-{epoch:04d}.safetensors", lambda path: save_file(tensors, path))
+    write_whole(run.place("states", f"epoch-{epoch:04d}.safetensors"), lambda path: save_file(tensors, path))
+
+
+def has_layouts(run: RunWriter, epoch: int) -> bool:
+    """Are the layouts of this epoch written, and whole? Its states may be gone, as they are when all is done."""
+    states = run.place("states", f"epoch-{epoch:04d}.safetensors")
+    files = (f"epoch-{epoch:04d}.parquet", f"predictions-{epoch:04d}.parquet")
+    return all(run.has("layouts", file) for file in files) and (not states.exists() or tensors_are_whole(states))
 
 
 def add_fixed_view(run: RunWriter, config: Config, instances: Mapping[str, np.ndarray]) -> None:
     """View `pca`: every epoch on the three main axes of the last epoch's states, layer by layer."""
-    folder = run.folder / "states"
+    folder = run.place("states")
     kept = {epoch: folder / f"epoch-{epoch:04d}.safetensors" for epoch in _measured_epochs(config)}
     if not all(path.is_file() for path in kept.values()):
         return  # killed while clearing up after this very work
     points = np.concatenate([instances[split] for split in SHOWN])
-    last = load_file(kept[max(kept)])["states"].astype(np.float64)  # (layer, point, width)
+    last = _states_in(kept[max(kept)])  # (layer, point, width)
     middles = last.mean(axis=1, keepdims=True)
     axes = [_main_axes(layer) for layer in last - middles]
     for epoch, path in kept.items():
-        states = load_file(path)["states"].astype(np.float64) - middles
+        states = _states_in(path) - middles
         frames = [
             _frame("pca", n, points, layer @ axis) for n, (layer, axis) in enumerate(zip(states, axes, strict=True))
         ]
-        others = pl.read_parquet(_layout_of(run, epoch)).filter(pl.col("view") != "pca")
+        others = read_parquet(_layout_of(run, epoch)).filter(pl.col("view") != "pca")
         run.write_layout(epoch, pl.concat([others, *[f.select(others.columns).cast(others.schema) for f in frames]]))
     shutil.rmtree(folder)
+
+
+def _states_in(file: Path) -> np.ndarray:
+    """(layer, point, width)"""
+    states: np.ndarray = read_tensors(file, framework="numpy")[0]["states"]
+    return states.astype(np.float64)
 
 
 def _measured_epochs(config: Config) -> list[int]:
@@ -84,7 +98,7 @@ def _measured_epochs(config: Config) -> list[int]:
 
 
 def _layout_of(run: RunWriter, epoch: int) -> Path:
-    return run.folder / "layouts" / f"epoch-{epoch:04d}.parquet"
+    return run.place("layouts", f"epoch-{epoch:04d}.parquet")
 
 
 def _frame(view: str, layer: int, instances: np.ndarray, points: np.ndarray) -> pl.DataFrame:

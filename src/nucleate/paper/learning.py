@@ -6,6 +6,7 @@ the measured ones the same forward pass also gives every layer's states, of whic
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from nucleate.model.networks import save_network
 from nucleate.model.states import Reading, read_groups
 from nucleate.paper.answers import answer_rows, curve_rows, score_in
 from nucleate.paper.instances import MEASURED, Members, candidates_of, in_split, of_splits, places_of, taught
-from nucleate.paper.layouts import SHOWN, add_fixed_view, write_layouts
+from nucleate.paper.layouts import SHOWN, add_fixed_view, has_layouts, write_layouts
 from nucleate.paper.network import check_network, forms_of, make_network
 from nucleate.paper.surveys import answer_rows_of, labels_of, surface_rows, survey_of
 from nucleate.paper.trainings import (
@@ -34,6 +35,7 @@ from nucleate.paper.trainings import (
     TrainingRecord,
     checkpoint_hashes,
     epochs_of,
+    forget,
     is_measured,
     optimizer_for,
     run_of,
@@ -63,21 +65,24 @@ def learn(
         if run is None:
             return False
         _learn(_prepare(config, dataset, device, run), progress)
-    _state_file(run).unlink(missing_ok=True)  # not before the manifest says done
+    forget(_state_file(run))  # not before the manifest says done
     return True
 
 
 def _learn(study: "_Learning", progress: Progress) -> None:
     training = study.config.training
-    study.dataset.save(study.run.folder / "data")
+    study.dataset.save(study.run.place("data"))
     optimizer = optimizer_for(study.model, training)
-    record = TrainingRecord.opened(_state_file(study.run), study.model, optimizer)
+    record = TrainingRecord.opened(
+        study.run, _state_file(study.run), study.model, optimizer, has=partial(_has_epoch, study)
+    )
     progress(_announcement(study), None)
     workload = _workload(study, record)
     progress("measuring the untrained network" if record.epoch < 0 else "going on", workload.fraction)
+    if not study.run.has_part("surface"):
+        study.run.write_part("surface", _surface_rows(study))
     if record.epoch < 0:
         _moment(study, record, 0)
-        study.run.write_part("surface", _surface_rows(study))
         _save(study, optimizer, record)
         progress("the untrained network is measured", workload.did("start"))
     for epoch in epochs_of(
@@ -161,7 +166,13 @@ def _moment(study: _Learning, record: TrainingRecord, epoch: int, *, training_lo
 
     record.turn(epoch, score_in(rows), study.model)
     if epoch % max(1, study.config.training.epochs // 10) == 0:
-        save_network(study.model, study.tokenizer, study.run.folder / "checkpoints" / f"epoch-{epoch:04d}")
+        save_network(study.model, study.tokenizer, study.run.place("checkpoints", f"epoch-{epoch:04d}"))
+
+
+def _has_epoch(study: _Learning, epoch: int) -> bool:
+    """Are rows and layouts of this epoch border written, and whole?"""
+    layouts = has_layouts(study.run, epoch) if _is_measured(study.config, epoch) else True
+    return study.run.has_part(f"epoch-{epoch:04d}") and layouts
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
@@ -205,7 +216,7 @@ def _write_predictions(study: _Learning, epoch: int, members: Sequence[Instance]
 
 def _save(study: _Learning, optimizer: torch.optim.Optimizer, record: TrainingRecord) -> None:
     """What a resumed run needs, and the checkpoints that others may read."""
-    checkpoints = study.run.folder / "checkpoints"
+    checkpoints = study.run.place("checkpoints")
 
     def networks() -> None:
         save_network(study.model, study.tokenizer, checkpoints / "last")
@@ -219,7 +230,7 @@ def _finish(study: _Learning, record: TrainingRecord, progress: Progress) -> Non
     run, epochs = study.run, study.config.training.epochs
     add_fixed_view(study.run, study.config, study.shown)
     run.write_part("curve", _curve_rows(study))
-    if not (run.folder / "parts" / "transfer.parquet").is_file():
+    if not run.has_part("transfer"):
         best = with_weights(study.model, record.best)
         rows = transfer_rows(study.config, study.dataset, best, study.tokenizer, progress)
         run.write_part("transfer", [_complete(study, row, record.best_epoch) for row in rows])
@@ -233,7 +244,7 @@ def _finish(study: _Learning, record: TrainingRecord, progress: Progress) -> Non
 
 
 def _state_file(run: RunWriter) -> Path:
-    return run.folder / "resume.safetensors"
+    return run.place("resume.safetensors")
 
 
 # --- how long, how large ---------------------------------------------------------------------------------------------
@@ -259,12 +270,13 @@ def _memory_needed(study: _Learning) -> int:
 
 
 def _bytes_needed(study: _Learning) -> int:
-    """Thirteen checkpoints, the saved state (weights, two moments, best weights), layouts, kept states and rows."""
+    """Thirteen checkpoints, the last two saved states (weights, two moments, best weights), layouts, kept states and
+    rows."""
     config = study.config
     shown = sum(map(len, study.shown.values())) * (config.model.layers + 1)
     moments = sum(_is_measured(config, epoch) for epoch in range(config.training.epochs + 1))
     per_moment = shown * (2 * config.model.width + 60) + 200_000
-    return 4 * study.model.num_parameters() * (13 + 4) + moments * per_moment
+    return 4 * study.model.num_parameters() * (13 + 2 * 4) + moments * per_moment
 
 
 def _workload(study: _Learning, record: TrainingRecord) -> Workload:

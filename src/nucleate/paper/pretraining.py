@@ -35,6 +35,7 @@ from nucleate.paper.trainings import (
     TrainingRecord,
     checkpoint_hashes,
     epochs_of,
+    forget,
     is_measured,
     optimizer_for,
     run_of,
@@ -72,7 +73,7 @@ def pretrain(
 
 
 def _pretrain(study: "_Pretraining", progress: Progress) -> None:
-    study.dataset.save(study.run.folder / "data")
+    study.dataset.save(study.run.place("data"))
     stages = list(_stages(study))
     workload, sentence = _workload(study, stages)
     progress(sentence, None)
@@ -169,12 +170,12 @@ class _Stage:
 
     @property
     def state_file(self) -> Path:
-        return self.study.run.folder / f"resume-{self.name}.safetensors"
+        return self.study.run.place(f"resume-{self.name}.safetensors")
 
     @property
     def checkpoint(self) -> Path:
         """The chosen network of a pre-training, the last one of a fine-tuning."""
-        return self.study.run.folder / "checkpoints" / (self.name if self.kind == "pretraining" else self.arm)
+        return self.study.run.place("checkpoints", self.name if self.kind == "pretraining" else self.arm)
 
     @property
     def parts(self) -> list[str]:
@@ -183,7 +184,11 @@ class _Stage:
 
     @property
     def is_done(self) -> bool:
-        return (self.study.run.folder / "parts" / f"{self.parts[-1]}.parquet").is_file()
+        return all(self.study.run.has_part(name) for name in reversed(self.parts))
+
+    def has(self, epoch: int) -> bool:
+        """Is this moment written, and whole?"""
+        return self.study.run.has_part(self.parts[epoch])
 
     def row(self, row: dict[str, Any], epoch: int | None) -> dict[str, Any]:
         """A row with the columns that a whole moment shares."""
@@ -222,7 +227,13 @@ def _stages(study: _Pretraining) -> Iterator[_Stage]:
 def _train(stage: _Stage, workload: Workload, progress: Progress) -> None:
     model = _beginning(stage)
     optimizer = optimizer_for(model, stage.training)
-    record = TrainingRecord.opened(stage.state_file, model, optimizer)
+    record = TrainingRecord.opened(
+        stage.study.run,
+        stage.state_file,
+        model,
+        optimizer,
+        has=stage.has,
+    )
     workload.skip(stage.work(record.epoch))
     progress(f"{stage.name}: begins", workload.fraction)
     if record.epoch < 0:
@@ -324,7 +335,7 @@ def _end(stage: _Stage, model: PreTrainedModel, record: TrainingRecord) -> None:
         seconds={name: round(before.get(name, 0) + getattr(record, name), 3) for name in SECONDS},
     )
     run.write_part(stage.parts[-1], [stage.row(row, None) for row in rows])
-    stage.state_file.unlink(missing_ok=True)
+    forget(stage.state_file)
 
 
 # --- at the door, and how long ----------------------------------------------------------------------------------------

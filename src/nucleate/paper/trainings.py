@@ -17,11 +17,23 @@ from transformers import PreTrainedModel
 
 from nucleate.config import Config, MeasureSettings, TrainingSettings, differing, to_toml
 from nucleate.data.dataset import Dataset
+from nucleate.files import file_hash
 from nucleate.model.architectures import FAMILIES
 from nucleate.model.prefix_tree import Group
-from nucleate.model.training import Epoch, load_state, make_optimizer, order, save_state, train, weights
+from nucleate.model.training import (
+    Epoch,
+    load_state,
+    make_optimizer,
+    order,
+    previous_of,
+    read_state,
+    save_state,
+    train,
+    weights,
+)
 from nucleate.progress import Progress
-from nucleate.runs import RunWriter, file_hash, open_run
+from nucleate.refusal import Refused
+from nucleate.runs import RunWriter, open_run
 from nucleate.threads import thread_count
 
 SECONDS = ("train", "read", "measure", "total")
@@ -57,6 +69,7 @@ def run_of(
         resume=resume,
         overwrite=overwrite,
         facts={"device": device, "seeds": {"root": config.seed}, "data_hash": dataset.content_hash()},
+        progress=progress,
     )
     family = FAMILIES.get(config.model.architecture)
     with opening as run, _threads_for(config), warnings.catch_warnings():
@@ -164,9 +177,30 @@ class TrainingRecord:
     saved_at: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def opened(cls, file: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> Self:
-        """Where the last saving left off, network and optimiser included; an empty record at a fresh start."""
-        return cls(**load_state(file, model, optimizer)) if file.is_file() else cls()
+    def opened(
+        cls,
+        run: RunWriter,
+        file: Path,
+        model: PreTrainedModel,
+        optimizer: torch.optim.Optimizer,
+        *,
+        has: Callable[[int], bool],
+    ) -> Self:
+        """Where the last saving left off, network and optimiser included; where it is torn, or the run no longer `has`
+        all of an epoch before it, the saving before that one; an empty record at a fresh start."""
+        for path in (file, previous_of(file)):
+            if not path.is_file():
+                continue
+            try:
+                saved = int(read_state(path)[1]["epoch"])
+            except (Refused, KeyError, TypeError, ValueError) as damage:
+                run.note(f"left out: {damage}")
+                continue
+            lost = next((epoch for epoch in range(saved + 1) if not has(epoch)), None)
+            if lost is None:
+                return cls(**load_state(path, model, optimizer))
+            run.note(f"epoch {lost} is computed anew, and all after it: {path.name} is later")
+        return cls()
 
     def tick(self) -> float:
         """Seconds since the last call; added to the total."""
@@ -199,6 +233,12 @@ class TrainingRecord:
         save_state(file, model, optimizer, best=self.best, **{name: getattr(self, name) for name in _SCALARS})
         self.saved_at = time.monotonic()
         self.saving = self.saved_at - began
+
+
+def forget(file: Path) -> None:
+    """Remove a saved state, and the one before it."""
+    for path in (file, previous_of(file)):
+        path.unlink(missing_ok=True)
 
 
 _SCALARS = ("epoch", "score", "best_epoch", "best_score", *SECONDS)

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nucleate.config import differing
 from nucleate.data.prompts import read_prompts
 from nucleate.data.sources import Source
-from nucleate.files import write_whole
+from nucleate.files import write_table, write_text
 from nucleate.long_table import CLUSTERED, READABLE
 from nucleate.model.packed_pass import where_it_runs
 from nucleate.model.subjects import Subject
@@ -25,7 +25,7 @@ from nucleate.probing.controls import surface_of
 from nucleate.probing.costs import workload_of
 from nucleate.probing.findings import reading_of
 from nucleate.probing.margins import Controls
-from nucleate.probing.one_model import join, note_seconds, part_of, probe_one
+from nucleate.probing.one_model import TABLES, join, note_seconds, part_of, piece_of, probe_one
 from nucleate.probing.result import ProbeResult, load_probe
 from nucleate.probing.settings import ProbeSettings
 from nucleate.probing.study import ProbeStudy
@@ -105,7 +105,7 @@ class LiveProbe:
                     self.looks.append(replace(earlier, epoch=epoch))
                 else:  # of steps that will be taken anew
                     _forget(run, earlier)
-            write_whole(run.folder / "data" / "dataset.parquet", self.study.prompts.dataset.frame().write_parquet)
+            write_table(run.place("data", "dataset.parquet"), self.study.prompts.dataset.frame())
             for sentence in self.study.notes:
                 progress(sentence, None)
             self.surface = surface_of(self.study, run, workload_of(self.study, [], text=True), progress)
@@ -149,8 +149,7 @@ class LiveProbe:
 
     def _list(self, run: RunWriter) -> None:
         """The looks so far, for whoever reads the folder."""
-        text = self._settings
-        write_whole(run.folder / "config.toml", lambda path: path.write_text(text, encoding="utf-8"))
+        write_text(run.place("config.toml"), self._settings)
 
     @contextmanager
     def _open(self, *, resume: bool, overwrite: bool = False) -> Iterator[RunWriter]:
@@ -185,7 +184,7 @@ def _forget(run: RunWriter, look: Subject) -> None:
     for path in (
         run.folder / "parts" / f"{part_of(look)}.parquet",
         run.folder / "layouts" / f"{look.file}.parquet",
-        *(run.folder / "pieces").glob(f"{part_of(look)}-*.parquet"),
+        *(run.folder / "pieces" / piece_of(look, table) for table in (*TABLES, "gained")),
     ):
         path.unlink(missing_ok=True)
 

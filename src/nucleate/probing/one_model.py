@@ -16,11 +16,12 @@ import numpy as np
 import polars as pl
 
 from nucleate.data.prompts import Prompts
-from nucleate.files import write_whole
+from nucleate.files import write_table
 from nucleate.long_table import CLUSTERED, READABLE, deciding_measure
 from nucleate.model.networks import untrained
 from nucleate.model.prompts import PromptReading
 from nucleate.model.subjects import Subject
+from nucleate.parts import read_metrics, read_part, write_part
 from nucleate.probing.changes import difference
 from nucleate.probing.controls import at_best_of, rows_with
 from nucleate.probing.costs import costs_of, spread
@@ -104,7 +105,7 @@ def probe_one(
         moving = work.part("moving", progress, costs["moving"])
         found_by_moving, said = moved(study, subject, network, tokenizer, reading, moving)
         rows, remarks = rows + found_by_moving, remarks + said
-        means, depth = run.folder / "means" / f"{subject.file}.safetensors", subject.layers(None)[-1]
+        means, depth = run.place("means", f"{subject.file}.safetensors"), subject.layers(None)[-1]
         write_means(means, design, states, layers, depth=depth, model_type=str(network.config.model_type))
 
     progress("margins and doubtful prompts", work.fraction)
@@ -135,9 +136,9 @@ def probe_one(
     facts = (pl.lit(subject.name).alias("model"), *(pl.lit(v, pl.Int32).alias(n) for n, v in subject.age.items()))
     for name, frame in frames.items():
         whole = frame.select(*facts, pl.all())
-        write_whole(run.folder / "pieces" / f"{part_of(subject)}-{name}.parquet", whole.write_parquet)
+        write_part(run.place("pieces", piece_of(subject, name)), whole)
     layout = layout_frame(texts["instance"].to_numpy(), states, layers, near)
-    write_whole(run.folder / "layouts" / f"{subject.file}.parquet", layout.write_parquet)
+    write_table(run.place("layouts", f"{subject.file}.parquet"), layout)
     known = {"model": subject.name, **subject.age}
     run.write_part(part_of(subject), [study.complete({**row, **known}) for row in rows])
     for sentence in remarks:
@@ -150,6 +151,16 @@ def probe_one(
 
 def part_of(subject: Subject) -> str:
     return f"model-{subject.file}"
+
+
+def piece_of(subject: Subject, table: str) -> str:
+    return f"{part_of(subject)}-{table}.parquet"
+
+
+def is_measured(run: RunWriter, subject: Subject) -> bool:
+    """Was this model measured before, with all that is written of it whole?"""
+    pieces = [("pieces", piece_of(subject, name)) for name in TABLES] if (run.folder / "pieces").is_dir() else []
+    return all([run.has_part(part_of(subject)), *(run.has(*names) for names in pieces)])
 
 
 def _texts(study: ProbeStudy, kept: np.ndarray) -> pl.DataFrame:
@@ -295,21 +306,21 @@ def join(run: RunWriter, study: ProbeStudy, subjects: Sequence[Subject], compare
     """The parts as whole tables, the differences to the base, and the answer in words."""
     pieces = run.folder / "pieces"
     run.finish(["surface", *(part_of(subject) for subject in subjects)])
-    tables = {n: pl.concat([pl.read_parquet(pieces / f"{part_of(s)}-{n}.parquet") for s in subjects]) for n in TABLES}
-    metrics = pl.read_parquet(run.folder / "metrics.parquet")
+    tables = {name: pl.concat([read_part(pieces / piece_of(one, name)) for one in subjects]) for name in TABLES}
+    metrics = read_metrics(run.folder / "metrics.parquet")
     counted = (pl.col("margin") > MISLABELLED).alias("counted")
     tables["suspicious"] = tables["suspicious"].with_columns(counted)
     own = _dropped_frame(study.prompts.dropped)
     tables["dropped"] = pl.concat([own, tables["dropped"]], how="diagonal").select(tables["dropped"].columns)
     if compared is not None:
         for one in subjects:
-            gained = pieces / f"{part_of(one)}-gained.parquet"
-            if one.name != compared and not gained.is_file():
-                write_whole(gained, _over_base(tables, metrics, one, compared).write_parquet)
-        found = [pl.read_parquet(pieces / f"{part_of(s)}-gained.parquet") for s in subjects if s.name != compared]
+            gained = ("pieces", piece_of(one, "gained"))
+            if one.name != compared and not run.has(*gained):
+                write_part(run.place(*gained), _over_base(tables, metrics, one, compared))
+        found = [read_part(pieces / piece_of(one, "gained")) for one in subjects if one.name != compared]
         tables["tasks"] = pl.concat([tables["tasks"], *found])
     for name, frame in tables.items():
-        write_whole(run.folder / f"{name}.parquet", frame.write_parquet)
+        write_table(run.place(f"{name}.parquet"), frame)
     result, told = load_probe(run.folder), dict(run.manifest.get("verdict", {}))
     told.pop(subjects[-1].name, None)  # what was said of the others stays true
     run.record(

@@ -18,13 +18,13 @@ from nucleate.config import differing
 from nucleate.data.prompts import read_prompts
 from nucleate.data.sources import Source
 from nucleate.devices import device_for
-from nucleate.files import write_whole
+from nucleate.files import write_table
 from nucleate.measures.baselines import MOST_FEATURES
 from nucleate.model.subjects import Model, Subject, all_ready, subjects_of
 from nucleate.model.texts import fill
 from nucleate.probing.controls import surface_of
 from nucleate.probing.costs import measuring_seconds, moving_seconds, tokens_of, total_of, workload_of
-from nucleate.probing.one_model import finish, note_seconds, part_of, probe_one
+from nucleate.probing.one_model import finish, is_measured, note_seconds, probe_one
 from nucleate.probing.result import ProbeResult, load_probe
 from nucleate.probing.settings import ProbeSettings
 from nucleate.probing.study import ProbeStudy
@@ -102,16 +102,17 @@ def probe_into(
             **study.facts(device_for(settings.device)),
             "checkpoints": {one.name: one.checksum for one in subjects if one.checksum},
         },
+        progress=progress,
     )
     with opening as run:
         if run is None:
             return False
         for sentence in (*(_announcement(study, one) for one in subjects), *study.notes):
             progress(sentence, None)
-        write_whole(run.folder / "data" / "dataset.parquet", study.prompts.dataset.frame().write_parquet)
+        write_table(run.place("data", "dataset.parquet"), study.prompts.dataset.frame())
         began = time.perf_counter()
         work = workload_of(study, subjects, text=True)
-        missing = [one for one in subjects if not (run.folder / "parts" / f"{part_of(one)}.parquet").is_file()]
+        missing = [one for one in subjects if not is_measured(run, one)]
         for subject in subjects:
             work.skip(total_of(study, subject) if subject not in missing else {})
         progress("n-grams of the text", work.fraction)

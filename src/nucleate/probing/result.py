@@ -9,7 +9,9 @@ from typing import Any
 
 import polars as pl
 
+from nucleate.files import file_name
 from nucleate.long_table import best_layer_of
+from nucleate.parts import read_metrics
 from nucleate.probing.acting import WhereToAct, where_to_act
 from nucleate.probing.changes import change, difference
 from nucleate.probing.findings import (
@@ -35,8 +37,8 @@ def load_probe(folder: str | Path) -> "ProbeResult":
     missing = next((name for name in TABLES if not (run.folder / f"{name}.parquet").is_file()), None)
     if missing:
         raise Refused(f"{folder} has no {missing}.parquet: an earlier version made it; probe again")
-    tables = {name: pl.read_parquet(run.folder / f"{name}.parquet") for name in TABLES}
-    metrics = pl.read_parquet(run.folder / "metrics.parquet")
+    tables = {name: table for name in TABLES if (table := run.table(name)) is not None}
+    metrics = read_metrics(run.folder / "metrics.parquet")
     if "best_readable_layer" not in metrics["measure"]:
         raise Refused(f"{folder} has no linear readings: an earlier version made it; probe again")
     return ProbeResult(run.folder, tuple(run.config["models"]), run.config.get("base"), metrics, **tables)
@@ -113,7 +115,7 @@ class ProbeResult:
         asked = where.layer if layer is None else layer
         layers = [asked] if isinstance(asked, int) else sorted(set(asked or ()))
         strength = where.strength if layers == [where.layer] else None
-        file = self.folder / "means" / f"{name.replace('/', '--')}.safetensors"
+        file = self.folder / "means" / f"{file_name(name)}.safetensors"
         return steering_vector(file, target, source, layers, strength)
 
     @property

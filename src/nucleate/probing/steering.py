@@ -13,12 +13,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from nucleate.files import write_whole
 from nucleate.measures.transfer import CentredStates
 from nucleate.probing.design import Design
+from nucleate.reading import read_tensors, refusing
 from nucleate.refusal import Refused, nearest
 
 _FACTS = "nucleate"  # the one key of what a file tells of itself: safetensors keeps no order of several
@@ -83,10 +83,10 @@ def steering_vector(
     """The target's mean less the source's, or less the mean of all other tasks', each weighing the same."""
     if not file.is_file():
         raise Refused(f"{file} does not exist: the looks at a training keep no means, nor did earlier versions; probe")
-    with safe_open(file, "numpy") as opened:
-        facts = json.loads(opened.metadata()[_FACTS])
-        there = set(opened.keys())
-        kept = {layer: opened.get_tensor(str(layer)) for layer in layers if str(layer) in there}
+    tensors, told = read_tensors(file, "probe again", framework="numpy")
+    with refusing(f"{file} tells of no means", "probe again"):
+        facts = json.loads(told[_FACTS])
+        kept = {layer: tensors[str(layer)] for layer in layers if str(layer) in tensors}
     tasks, depth = facts["tasks"], facts["depth"]
     for name in (target, *([] if source is None else [source])):
         if name not in tasks:

@@ -4,7 +4,6 @@ Which prompts are moved and by which others is as in a probe: two halves of the 
 data come in (`halves.py`). What is moved and counted stands in `transferring.py`.
 """
 
-import json
 import shutil
 import time
 from dataclasses import replace
@@ -17,7 +16,7 @@ from nucleate.config import differing, flat_toml
 from nucleate.data.prompts import Prompts, read_prompts
 from nucleate.data.sources import Source
 from nucleate.devices import device_for
-from nucleate.files import write_whole
+from nucleate.files import write_table
 from nucleate.memory import total_memory
 from nucleate.model.networks import untrained
 from nucleate.model.places import looks_local
@@ -25,6 +24,7 @@ from nucleate.model.subjects import Subject, all_ready, subjects_of
 from nucleate.probing.halves import held_out_units, sides_of
 from nucleate.probing.settings import TransferSettings
 from nucleate.progress import Progress, silent
+from nucleate.reading import read_json
 from nucleate.refusal import Refused
 from nucleate.runs import RunWriter, open_run
 from nucleate.streams import stream
@@ -86,6 +86,7 @@ def transfer_into(
             "data_hash": prompts.dataset.content_hash(),
             "checkpoints": {subject.name: subject.checksum} if subject.checksum else {},
         },
+        progress=progress,
     )
     with opening as run:
         if run is None:
@@ -104,7 +105,7 @@ def _transfer(
     progress: Progress,
 ) -> None:
     began = time.perf_counter()
-    write_whole(run.folder / "data" / "dataset.parquet", prompts.dataset.frame().write_parquet)
+    write_table(run.place("data", "dataset.parquet"), prompts.dataset.frame())
     for sentence in prompts.warnings:
         progress(sentence, None)
     progress("loading the weights", 0.0)
@@ -136,7 +137,7 @@ def _transfer(
     run.write_part("transfer", [{**own, **row} for row in found.rows])
     listed = [{"model": subject.name, **row} for row in found.by_tasks]
     by_tasks = pl.DataFrame([{n: row[n] for n in TABLE} for row in listed], schema=TABLE, infer_schema_length=None)
-    write_whole(run.folder / "transfer.parquet", by_tasks.write_parquet)
+    write_table(run.place("transfer.parquet"), by_tasks)
     run.finish(["transfer"])
     run.record(notes=[*prompts.warnings, *found.notes], seconds={"total": round(time.perf_counter() - began, 3)})
 
@@ -177,5 +178,5 @@ def _checkpoint(model: str | Path) -> tuple[str | Path, str | None, int | None]:
     manifest = resolved.parent.parent / "manifest.json"
     if resolved.name != "best" or resolved.parent.name != "checkpoints" or not manifest.is_file():
         return model, None, None
-    epoch = json.loads(manifest.read_text(encoding="utf-8")).get("best_epoch")
+    epoch = read_json(manifest).get("best_epoch")
     return resolved, name, epoch if isinstance(epoch, int) else None

@@ -3,8 +3,6 @@
 import json
 from collections.abc import Sequence
 
-import polars as pl
-
 from nucleate.report.application_tables import alignment_table
 from nucleate.report.markdown import escaped, markdown_table
 from nucleate.report.redirection import methods_beside, saved_arm, verdict_of
@@ -28,7 +26,9 @@ def model_card(
     answers = f"as `{config['target']}` does" if "target" in config else "with the outputs listed in `switched.json`"
     form = config.get("template") or ("{instruction} {input}" if has_inputs else "the prompt alone")
     header, rows = alignment_table(run)
-    kept = pl.read_parquet(run.folder / "others.parquet").filter(arm=saved_arm(run)).sort("kept", "name").head(_WORST)
+    others = run.table("others")
+    assert others is not None  # written just before
+    kept = others.filter(arm=saved_arm(run)).sort("kept", "name").head(_WORST)
     lost = [
         f"{escaped(name)} keeps {percent(share, 1)} of {count} predictions"
         for name, share, count in kept.select("name", "kept", "prompts").iter_rows()

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from nucleate.model.adapter import Adapter
@@ -13,7 +12,16 @@ from nucleate.model.networks import load_network
 from nucleate.model.places import finish_replacement, looks_local
 from nucleate.model.series import located
 from nucleate.model.switch import Head, Switch
-from nucleate.redirecting.stored import OF_A_SWITCH, change_of, description, hashes, switches_in
+from nucleate.reading import read_tensors, refusing
+from nucleate.redirecting.stored import (
+    DESCRIPTION,
+    OF_A_SWITCH,
+    change_of,
+    description,
+    hashes,
+    refuse_download,
+    switches_in,
+)
 from nucleate.redirecting.switched import TAUGHT, Expert, SwitchedModel, stem_of
 from nucleate.refusal import Refused
 
@@ -37,6 +45,8 @@ def load_switched(
     changed = change_of(hashes(folder, told["files"]), told["files"])
     if changed:
         raise Refused(f"{folder}: {changed} since it was saved: put it back, or make the model again")
+    if network is None:
+        refuse_download(folder, path, origin["revision"])
     place = Path(located(path, origin["revision"])).expanduser()
     if not place.exists():
         raise Refused(f"{folder}: the network {path} is not there: say where it is now as network=…")
@@ -55,24 +65,27 @@ def load_switched(
         dtype=dtype or origin["dtype"],
         trust_remote_code=trust_remote_code,
     )
-    tensors, model = load_file(folder / TAUGHT), SwitchedModel(loaded, its)
+    tensors, model = read_tensors(folder / TAUGHT)[0], SwitchedModel(loaded, its)
     for number, one in enumerate(switches_in(told)):
         facts = dict(one)
-        kind, width, layer, threshold, rank, form = (facts.pop(name) for name in OF_A_SWITCH)
-        switch = Switch(width, kind, layer=layer)
-        switch.threshold = threshold
-        _fill(switch, tensors, stem_of("switch", number))
-        expert: Expert
-        if form == "adapter":
-            expert = Adapter.load(folder / stem_of("adapter", number))
-        else:
-            expert = Head(width, tensors[f"{stem_of('head', number)}.up.weight"].shape[0], rank=rank)
-            _fill(expert, tensors, stem_of("head", number))
+        with refusing(f"{folder / TAUGHT} does not fit its {DESCRIPTION}", "make the model again"):
+            kind, width, layer, threshold, rank, form = (facts.pop(name) for name in OF_A_SWITCH)
+            with torch.device("meta"):  # takes no memory, whatever the description speaks of
+                switch = Switch(width, kind, layer=layer)
+            switch.threshold = threshold
+            _fill(switch, tensors, stem_of("switch", number))
+            expert: Expert
+            if form == "adapter":
+                expert = Adapter.load(folder / stem_of("adapter", number))
+            else:
+                with torch.device("meta"):
+                    expert = Head(width, tensors[f"{stem_of('head', number)}.up.weight"].shape[0], rank=rank)
+                _fill(expert, tensors, stem_of("head", number))
         model.add(switch, expert, facts)
     return model.eval()
 
 
 def _fill(module: nn.Module, tensors: Mapping[str, Tensor], stem: str) -> None:
     """With the weights whose names begin so."""
-    own = {key.removeprefix(f"{stem}."): value for key, value in tensors.items() if key.startswith(f"{stem}.")}
-    module.load_state_dict(own)
+    own = {key.removeprefix(f"{stem}."): value.clone() for key, value in tensors.items() if key.startswith(f"{stem}.")}
+    module.load_state_dict(own, assign=True)

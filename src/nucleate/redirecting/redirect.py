@@ -19,7 +19,7 @@ import polars as pl
 from nucleate.config import differing, flat_toml
 from nucleate.data.sources import Source
 from nucleate.devices import device_for
-from nucleate.files import write_whole
+from nucleate.files import write_table
 from nucleate.model.batches import layers_of
 from nucleate.model.converted import conversion_told
 from nucleate.model.estimate import estimate
@@ -82,6 +82,7 @@ def redirect_into(
         overwrite=overwrite,
         reads=[model, data, settings.outputs],
         facts={"seeds": {"root": settings.seed}, "device": device_for(settings.device), "data_hash": everything},
+        progress=progress,
     )
     with opening as run:
         if run is None:
@@ -144,7 +145,7 @@ def _redirect(
     progress(study.dealt.describe(), None)
     tried = study.layers(model.network)
     layers = tuple(sorted({*tried, *model.layers, text_config(model.network).num_hidden_layers}))
-    saved, sides = SavedParts(run.folder / "states" / mark_of(model, study, lessons, layers)), {}
+    saved, sides = SavedParts(run.place("states", mark_of(model, study, lessons, layers)), run.note), {}
     work = _workload(study, lessons, saved)
     for side, own in lessons.items():
         if own:
@@ -175,7 +176,7 @@ def _redirect(
     same = {"experiment": "align", "model": network_name(name), "control": "none", "seed": settings.seed}
     run.write_part("methods", [{**same, **row} for row in rows])
     run.finish(["methods"])
-    write_whole(run.folder / "others.parquet", pl.concat(lost).write_parquet)
+    write_table(run.place("others.parquet"), pl.concat(lost))
     arm = better_switch(methods) if settings.switch is None else f"{settings.switch}_switch"
     run.record(saved=arm, seconds={kind: round(seconds, 3) for kind, seconds in saved.seconds.items()})
 
@@ -195,7 +196,7 @@ def _redirect(
         has_inputs=study.dealt.prompts.has_inputs,
     )
     network, revision = network_of(name)
-    model.save(run.folder / "model", network=network, revision=revision, copy=settings.copy, card=card)
+    model.save(run.place("model"), network=network, revision=revision, copy=settings.copy, card=card)
 
 
 def _workload(study: RedirectStudy, lessons: Mapping[str, Sequence[Prompt]], saved: SavedParts) -> Workload:

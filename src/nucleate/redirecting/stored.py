@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nucleate.model.places import finish_replacement
+from nucleate.files import file_hash
+from nucleate.model.places import finish_replacement, looks_local
+from nucleate.reading import read_json, refusing
 from nucleate.refusal import Refused
 
 DESCRIPTION = "switched.json"
@@ -31,7 +33,23 @@ def network_of(model: str | Path) -> tuple[str, str | None]:
     if not (folder / DESCRIPTION).is_file():
         return str(model), None
     origin = description(folder)["network"]
-    return str(folder / origin["path"]) if origin["copied"] else origin["path"], origin["revision"]
+    if origin["copied"]:
+        return str(folder / origin["path"]), origin["revision"]
+    refuse_download(folder, origin["path"], origin["revision"])
+    return origin["path"], origin["revision"]
+
+
+def refuse_download(folder: Path, network: str | Path, revision: str | None) -> None:
+    """Refuse a network of a hub that is not on this machine: only what the user names is fetched."""
+    if looks_local(network):
+        return
+    from nucleate.model.series import snapshot  # whose client of the hub takes its time
+
+    if snapshot(str(network), revision) is None:
+        raise Refused(
+            f"{folder}: its network {network} is not on this machine, and a folder starts no download: fetch it with "
+            f"`hf download {network}`, or say where it is as network=…"
+        )
 
 
 def network_name(model: str | Path) -> str:
@@ -49,14 +67,18 @@ def is_switched(model: str | Path) -> bool:
 
 
 def description(folder: Path) -> dict[str, Any]:
-    try:
-        told = dict(json.loads((folder / DESCRIPTION).read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise Refused(f"{folder} holds no {DESCRIPTION}: give the folder of a switched model") from None
-    except (ValueError, OSError) as error:
-        raise Refused(f"{folder / DESCRIPTION} is damaged ({error}): put it back, or make the model again") from None
+    if not (folder / DESCRIPTION).exists():
+        raise Refused(f"{folder} holds no {DESCRIPTION}: give the folder of a switched model")
+    told = read_json(folder / DESCRIPTION, "put it back, or make the model again")
     if told.pop("seal", None) != seal(told):
         raise Refused(f"{folder}: {DESCRIPTION} has changed since it was saved: put it back, or make the model again")
+    with refusing(f"{folder / DESCRIPTION} is damaged", "make the model again"):
+        origin, _, _ = told["network"], dict(told["files"]), switches_in(told)
+        dict(origin["files"])
+        if not isinstance(origin["path"], str) or not {"copied", "revision", "dtype"} <= {*origin}:
+            raise ValueError("it does not tell of which network it is")
+        if origin["copied"] and not (folder / origin["path"]).resolve().is_relative_to(folder.resolve()):
+            raise ValueError("it names a network outside the folder")
     return told
 
 
@@ -69,16 +91,10 @@ def hashes(place: Path | None, names: Mapping[str, str] | None = None) -> dict[s
     if place is None:
         return {}
     if place.is_file():
-        return {place.name: hash_of(place)}
-    if names is not None:
-        return {name: hash_of(place / name) for name in names if (place / name).is_file()}
-    kept = [f for f in sorted(place.iterdir()) if f.is_file() and f.suffix in _READ and f.name not in _FREE]
-    return {file.name: hash_of(file) for file in kept}
-
-
-def hash_of(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        return {place.name: file_hash(place)}
+    files = [place / name for name in names] if names is not None else sorted(place.iterdir())
+    kept = [f for f in files if f.is_file() and (names is not None or (f.suffix in _READ and f.name not in _FREE))]
+    return {file.name: file_hash(file) for file in kept}
 
 
 def change_of(now: Mapping[str, str], then: Mapping[str, str]) -> str | None:

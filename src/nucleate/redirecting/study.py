@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,6 +29,7 @@ from nucleate.model.prompts import read_prompts_states
 from nucleate.model.switch import AT_ONCE, TargetStates, TeachingSet, remember
 from nucleate.model.texts import Prompt, prompts_of
 from nucleate.progress import Progress, silent
+from nucleate.reading import read_tensors, tensors_are_whole
 from nucleate.redirecting.prompts import Redirection, redirection_of
 from nucleate.redirecting.settings import RedirectSettings
 from nucleate.redirecting.switched import SwitchedModel
@@ -85,11 +85,16 @@ class SavedParts:
     """Parts that are made once: a resumed run finds them as they were, to the bit."""
 
     folder: Path
+    note: Callable[[str], object] = lambda text: None  # is told what is made anew
     seconds: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "train": 0.0})  # what they took to make
 
     def holds(self, name: str) -> bool:
-        """Was this part made before?"""
-        return (self.folder / f"{name}.safetensors").is_file()
+        """Was this part made before? One that is damaged is made anew."""
+        file = self.folder / f"{name}.safetensors"
+        if file.is_file() and not tensors_are_whole(file):
+            file.unlink()
+            self.note(f"made anew: {file} is no whole safetensors file")
+        return file.is_file()
 
     def part(
         self, name: str, kind: str, make: Callable[[], tuple[dict[str, Tensor], Any]]
@@ -101,9 +106,8 @@ class SavedParts:
             tensors, facts = make()
             told = {"told": json.dumps({"seconds": time.monotonic() - began, "facts": facts})}
             write_whole(file, lambda path: save_file(tensors, path, metadata=told))
-        with safe_open(file, framework="pt") as opened:
-            told = json.loads(opened.metadata()["told"])
-            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+        tensors, beside = read_tensors(file)
+        told = json.loads(beside["told"])
         self.seconds[kind] += told["seconds"]
         return tensors, told["facts"]
 

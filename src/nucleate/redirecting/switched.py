@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from nucleate.files import file_hash
 from nucleate.model.adapter import CONFIG, WEIGHTS, Adapter, Rows
 from nucleate.model.networks import save_network
 from nucleate.model.own_head import parts_of
@@ -32,7 +33,6 @@ from nucleate.model.series import place_of
 from nucleate.model.switch import Head, Switch
 from nucleate.redirecting.stored import (
     DESCRIPTION,
-    hash_of,
     hashes,
     network_name,
     seal,
@@ -226,7 +226,7 @@ class SwitchedModel(nn.Module):
                     "dtype": str(next(self.network.parameters()).dtype).removeprefix("torch."),
                     "files": hashes(place),
                 },
-                "files": {name: hash_of(new / name) for name in files},
+                "files": {name: file_hash(new / name) for name in files},
             }
             text = json.dumps({**whole, "seal": seal(whole)}, indent=2, ensure_ascii=False) + "\n"
             (new / DESCRIPTION).write_text(text, encoding="utf-8")

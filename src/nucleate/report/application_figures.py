@@ -107,9 +107,9 @@ def drops_figure(runs: Sequence[Run]) -> Figure | None:
 
 def _redirection_figure(run: Run) -> Figure | None:
     """What each method teaches a real model, epoch by epoch, and how much of every other task it leaves as it was."""
-    if not (run.folder / "others.parquet").is_file():
+    others = run.table("others")
+    if others is None:
         return None
-    others = pl.read_parquet(run.folder / "others.parquet")
     curves = run.metrics.filter(pl.col("epoch").is_not_null(), split="validation", measure="source_accuracy")
     tasks = others.group_by("name").agg(pl.col("kept").mean()).sort("kept", "name")["name"].to_list()
     figure = Figure(figsize=(WIDTH, 1.5 + 0.19 * max(len(tasks), 8)), layout="constrained")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from nucleate.files import write_whole
+from nucleate.files import write_text
 from nucleate.intervals import t_interval
 from nucleate.long_table import HEADS, METHODS, late_mean
 from nucleate.report.markdown import escaped, markdown_table
@@ -37,7 +37,7 @@ def save_over_seeds(title: str, table: Table, folder: Path) -> Path:
     rows = [["" if cell is None else escaped(cell) for cell in row] for row in table.rows]
     text = "\n".join([f"# {escaped(title)}", "", *markdown_table(table.header, rows), ""])
     path = folder / "over_seeds.md"
-    write_whole(path, lambda place: place.write_text(text, encoding="utf-8"))
+    write_text(path, text)
     return path
 
 

@@ -7,7 +7,7 @@ import io
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import MaxNLocator
 
-from nucleate.files import write_whole
+from nucleate.files import write_bytes
 from nucleate.report.seeds import Curve
 
 WIDTH = 7.2  # inches: the text width of a page, so that 8 points stay 8 points in print
@@ -122,12 +122,8 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     contents["png"] = encoded(figure, "png")
     paths = {ending: folder / f"{name}.{ending}" for ending in ("png", "svg")}
     for ending, path in paths.items():
-        write_whole(path, partial(_write, content=contents[ending]))
+        write_bytes(path, contents[ending])
     return list(paths.values())
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
 
 
 def encoded(figure: Figure, ending: str) -> bytes:

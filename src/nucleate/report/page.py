@@ -8,7 +8,6 @@ the file, nothing else.
 
 import base64
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -18,8 +17,9 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from nucleate.files import write_whole
+from nucleate.files import write_text
 from nucleate.intervals import Interval
+from nucleate.reading import read_json_rows
 from nucleate.report.application_tables import over_seeds
 from nucleate.report.figures import Drawn, Runs, draw_svg
 from nucleate.report.pack import Chunks
@@ -88,7 +88,7 @@ def write_page(runs: Runs, path: Path, drawn: Mapping[Folders, Drawn] | None = N
         together=together,
         runs=sections,
     )
-    write_whole(path, lambda beside: beside.write_text(filled, encoding="utf-8", newline="\n"))
+    write_text(path, filled)
     return path
 
 
@@ -176,7 +176,7 @@ def _ledger(folders: Sequence[Path]) -> Table:
     """The verdicts that `nucleate claims` left beside the page or in a run, each claim with its sentence. A file of an
     earlier version has fewer columns."""
     found = next((folder / "claims.json" for folder in folders if (folder / "claims.json").is_file()), None)
-    rows = [_in_words(row) for row in json.loads(found.read_text(encoding="utf-8"))] if found is not None else []
+    rows = [_in_words(row) for row in read_json_rows(found, "judge the runs again")] if found is not None else []
     header = tuple(name for name in _LEDGER if any(name in row for row in rows))
     return Table(header, [tuple(_listed(row.get(name)) for name in header) for row in rows])
 

@@ -91,7 +91,7 @@ def table_1(run: Run) -> Table:
 def per_task(run: Run) -> Table:
     """A row per model and task: its verdict, what is read at the layer for it, what is clustered at its own; the least
     readable first."""
-    frame = _read(run, "tasks")
+    frame = run.table("tasks")
     if frame is None:
         return Table((), [])
     linear = pl.col("measure").str.contains("linear_|readable")
@@ -130,13 +130,8 @@ def _between(values: Mapping[str, float], measure: str) -> str | None:
 
 def doubted(run: Run) -> Table:
     """Prompts that look mislabelled, the most doubtful first."""
-    frame = _read(run, "suspicious")
+    frame = run.table("suspicious")
     if frame is None or "counted" not in frame.columns:  # which earlier versions did not tell
         return Table((), [])
     frame = frame.filter(pl.col("counted")).sort("margin", "row", descending=[True, False]).head(_MOST)
     return Table(_DOUBTED, frame.select(_DOUBTED).rows())
-
-
-def _read(run: Run, name: str) -> pl.DataFrame | None:
-    path = run.folder / f"{name}.parquet"
-    return pl.read_parquet(path) if path.is_file() else None

@@ -31,7 +31,9 @@ def probe_figures(run: Run) -> dict[str, Callable[[], Figure | None]]:
     """name -> what draws it, for `figures.figures_of`."""
 
     def table(name: str) -> pl.DataFrame:
-        return pl.read_parquet(run.folder / f"{name}.parquet")
+        found = run.table(name)
+        assert found is not None  # all are written together
+        return found
 
     if not (run.folder / "tasks.parquet").is_file():
         return {}  # not finished

@@ -93,8 +93,8 @@ def _why_missed(found: Mapping[str, float], want: float, inputs: str, expert: st
 
 def _why_lost(run: Run, kept: float, keep: float) -> list[str]:
     said = f"the others lose {_beside(1 - kept, 1 - keep)} of their predictions"
-    path = run.folder / "others.parquet"
-    told = pl.read_parquet(path).filter(arm=saved_arm(run)).sort("kept", "name") if path.is_file() else None
+    others = run.table("others")
+    told = others.filter(arm=saved_arm(run)).sort("kept", "name") if others is not None else None
     if told is not None and len(told) and told["kept"][0] < _MOST_LOST:
         said += f", most of all {told['name'][0]} ({percent(1 - told['kept'][0])})"
     return [f"{said}; give more examples of each, a higher threshold or another layer"]

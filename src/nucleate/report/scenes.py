@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from nucleate.files import file_name
 from nucleate.long_table import best_epoch
 from nucleate.report.pack import VALUE, Chunks, levelled, turned
 from nucleate.runs import Run
@@ -43,8 +44,8 @@ def scenes_of(run: Run, chunks: Chunks) -> list[dict[str, Any]]:
         curves = _curves(run.metrics.filter(pl.col("model").is_null() | pl.col("model").is_in(models)), _unit(run))
         if curves["curves"]:
             scene["curves"] = chunks.json(curves)
-        if (run.folder / "confusion.parquet").is_file():
-            scene |= _confusion(pl.read_parquet(run.folder / "confusion.parquet"), source, chunks)
+        if (confusion := run.table("confusion")) is not None:
+            scene |= _confusion(confusion, source, chunks)
         best = best_epoch(run.metrics)
         # Of a probe every prompt comes first, at the layer that the verdict names.
         probed = {"shown": "*"} | _opening(run, models) if run.config.get("verb") == "probe" else {}
@@ -55,10 +56,10 @@ def scenes_of(run: Run, chunks: Chunks) -> list[dict[str, Any]]:
 
 def _opening(run: Run, models: list[str]) -> dict[str, int]:
     """The layer at which the last of the models is shown first."""
-    path = run.folder / "coordinates.parquet"
-    if not path.is_file() or not models:
+    told = run.table("coordinates", ["model", "layer"])
+    if told is None or not models:
         return {}
-    found = pl.read_parquet(path, columns=["model", "layer"]).filter(pl.col("model") == models[-1])["layer"]
+    found = told.filter(pl.col("model") == models[-1])["layer"]
     return {"opens": int(found[0])} if len(found) else {}
 
 
@@ -85,20 +86,15 @@ def _sources(run: Run) -> list[_SceneSource]:
     series = sorted((model for model in listed if model in ages), key=lambda model: ages[model])
     if len(series) < 2 or len({ages[model] for model in series}) < len(series):
         series = []
-    together = (
-        [_SceneSource(name, [_file(one) for one in series], [ages[one] for one in series], [*series])] if series else []
-    )
-    return together + [_SceneSource(model, [_file(model)], [0], [model]) for model in listed if model not in series]
+    files, moments = [file_name(one) for one in series], [ages[one] for one in series]
+    together = [_SceneSource(name, files, moments, [*series])] if series else []
+    return together + [_SceneSource(model, [file_name(model)], [0], [model]) for model in listed if model not in series]
 
 
 def _unit(run: Run) -> str:
     """What moments are counted in: epochs; of a probe steps, where its models tell theirs."""
     probed = run.config.get("verb") == "probe"
     return "step" if probed and run.metrics["step"].null_count() < len(run.metrics) else "epoch"
-
-
-def _file(model: str) -> str:
-    return model.replace("/", "--")
 
 
 # --- the stage --------------------------------------------------------------------------------------------------------
@@ -140,7 +136,7 @@ def recorded(run: Run, files: Sequence[str]) -> Recorded | None:
     if run.dataset is None or not paths or not all(path.is_file() for path in paths):
         return None
     known = pl.col("instance").is_in(run.dataset["instance"].implode())
-    frames = [pl.read_parquet(path).filter(known) for path in paths]
+    frames = [run.layout_of(file).filter(known) for file in files]
     cubes: dict[str, tuple[np.ndarray, list[int], list[int]]] = {}
     for names in VIEWS:
         found = ((view, _cube([frame.filter(pl.col("view") == view) for frame in frames])) for view in names)
@@ -216,9 +212,9 @@ def _answers(run: Run, files: Sequence[str], points: pl.DataFrame, chunks: Chunk
     texts: dict[str, int] = {"": 0}
     codes = np.zeros((len(files), len(points)), dtype=np.int32)
     for moment, file in enumerate(files):
-        path = run.folder / "layouts" / f"predictions-{file.removeprefix('epoch-')}.parquet"
-        if path.is_file():
-            given = dict(pl.read_parquet(path).iter_rows())
+        epoch = file.removeprefix("epoch-")
+        if epoch.isdecimal() and (told := run.predictions(int(epoch))) is not None:
+            given = dict(told.iter_rows())
             codes[moment] = [texts.setdefault(given.get(one) or "", len(texts)) for one in points["instance"]]
     if not codes.any() or len(texts) > 2**15:
         return {}
