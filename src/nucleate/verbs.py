@@ -132,8 +132,7 @@ def probe(asked: argparse.Namespace) -> None:
     _run(asked, partial(probe_into, Path(asked.out), asked.models, asked.data, settings, base=asked.base))
     if bars:
         found = load_probe(asked.out)
-        short = missed(bars, found.metrics, found.tasks, found.coordinates, found.main)
-        if short:
+        if short := missed(bars, found.metrics, found.tasks, found.coordinates, found.main):
             raise FellShort("; ".join(short))
 
 
@@ -143,9 +142,8 @@ def transfer(asked: argparse.Namespace) -> None:
 
     settings = TransferSettings(**given_of(asked, TransferSettings))
     revisions = [settings.revision] if settings.revision else []
-    at_the_door(
-        [asked.model], revisions, partial(read_prompts, asked.data, columns=settings.columns, limit=settings.limit)
-    )
+    read = partial(read_prompts, asked.data, columns=settings.columns, limit=settings.limit)
+    at_the_door([asked.model], revisions, read)
 
     from nucleate.probing.transfer import transfer_into
 
