@@ -48,6 +48,8 @@ def foreign(source: str) -> set[str]:
                 found.add(text)
             case ast.BinOp(left=left, op=ast.Add(), right=right):
                 found |= {"+ '/'" for one in (left, right) if isinstance(one, ast.Constant) and one.value == "/"}
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="os"), attr="open")):  # bytes
+                pass
             case ast.Call(func=ast.Name(id="open") | ast.Attribute(attr="read_text" | "write_text" | "open")):
                 found |= set() if _names_its_encoding(node) else {ast.unparse(node)}
     return found

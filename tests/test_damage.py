@@ -26,7 +26,8 @@ from nucleate.model.networks import gpt2, load_network, save_network, word_token
 from nucleate.model.switch import Head, Switch
 from nucleate.model.training import load_state, make_optimizer, save_state
 from nucleate.parts import METRICS, metrics_frame
-from nucleate.redirecting.switched import SwitchedModel, load_switched
+from nucleate.redirecting.loading import load_switched
+from nucleate.redirecting.switched import SwitchedModel
 from nucleate.refusal import Refused
 from nucleate.runs import load_run
 from test_networks import write_gguf

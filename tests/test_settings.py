@@ -90,6 +90,7 @@ def test_every_setting_with_an_option_is_one_of_its_verb_and_explained_by_its_fi
                 "epochs",
                 "batch",
                 "rates",
+                "adapter_rate",
             )
         elif verb != "align" or name in REDIRECT:
             assert options[option_of(one)].help == explained(one)

@@ -13,8 +13,8 @@ from nucleate.model import series
 from nucleate.model.networks import load_network, network_shape, tokenizer_of
 from nucleate.model.places import at_the_door, refuse_absent
 from nucleate.model.subjects import all_ready, subjects_of
+from nucleate.redirecting.loading import load_switched
 from nucleate.redirecting.stored import network_of, seal
-from nucleate.redirecting.switched import load_switched
 from nucleate.refusal import Refused
 from test_damage import a_model, a_switched, an_adapter, sharded
 

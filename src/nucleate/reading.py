@@ -61,6 +61,11 @@ def reason_of(error: BaseException) -> str:
     return f"no {said}" if isinstance(error, KeyError) else said[:300]
 
 
+def is_there(path: Path) -> bool:
+    """Something of that name, be it a link that leads nowhere."""
+    return path.exists() or path.is_symlink()
+
+
 def read_bytes(path: Path, remedy: str = AGAIN) -> bytes:
     with refusing(f"{path} cannot be read", remedy):
         return Path(path).read_bytes()
@@ -68,7 +73,7 @@ def read_bytes(path: Path, remedy: str = AGAIN) -> bytes:
 
 def read_text(path: Path, remedy: str = "save the file as UTF-8") -> str:
     """A text in UTF-8, a mark at its beginning left out; a byte that is none has its line named."""
-    content = read_bytes(path, "make it readable" if os.path.exists(path) else AGAIN)
+    content = read_bytes(path, "make it readable" if path.exists() else AGAIN)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -34,7 +34,7 @@ from nucleate.parts import (
     write_part,
 )
 from nucleate.progress import Progress, silent
-from nucleate.reading import read_json, read_parquet, read_text, read_toml, refusing
+from nucleate.reading import is_there, read_json, read_parquet, read_text, read_toml, refusing
 from nucleate.refusal import Refused
 from nucleate.run_in_words import in_words
 from nucleate.threads import thread_count
@@ -316,19 +316,19 @@ class Run:
     def table(self, name: str, columns: Sequence[str] | None = None) -> pl.DataFrame | None:
         """Another table of the run, by the name of its file; None where there is none."""
         path = self.folder / f"{name}.parquet"
-        return read_parquet(path, _REMAKE, columns=columns) if os.path.lexists(path) else None
+        return read_parquet(path, _REMAKE, columns=columns) if is_there(path) else None
 
     @cached_property
     def dataset(self) -> pl.DataFrame | None:
         """A row per instance, as `nucleate data` writes it."""
         path = self.folder / "data" / "dataset.parquet"
-        return read_parquet(path, _REMAKE) if os.path.lexists(path) else None
+        return read_parquet(path, _REMAKE) if is_there(path) else None
 
     @cached_property
     def dataset_facts(self) -> dict[str, Any] | None:
         """The patterns, mappings, vocabulary and counts beside the dataset."""
         path = self.folder / "data" / "dataset.json"
-        return read_json(path, _REMAKE) if os.path.lexists(path) else None
+        return read_json(path, _REMAKE) if is_there(path) else None
 
     @property
     def layout_epochs(self) -> list[int]:
@@ -347,7 +347,7 @@ class Run:
     def predictions(self, epoch: int) -> pl.DataFrame | None:
         """instance, output: what the network answered at one epoch."""
         path = self.folder / "layouts" / f"predictions-{epoch:04d}.parquet"
-        return read_parquet(path, _REMAKE, schema=PREDICTIONS) if os.path.lexists(path) else None
+        return read_parquet(path, _REMAKE, schema=PREDICTIONS) if is_there(path) else None
 
     @property
     def is_packed(self) -> bool:

@@ -106,6 +106,8 @@ class Adapter(nn.Module):
         """Of a folder that `save` or peft has written; refused where it does what is not done here."""
         folder = Path(folder).expanduser()
         remedy = "give the folder that peft's save_pretrained made"
+        if not (folder / CONFIG).is_file():
+            raise Refused(f"{folder}: is no adapter: {remedy}")
         told, (tensors, _) = read_json(folder / CONFIG, remedy), read_tensors(folder / WEIGHTS, remedy)
         other = [name for name, plainly in _AS_HERE.items() if (told.get(name) or plainly) != plainly]
         ends = (".lora_A.weight", ".lora_B.weight")

@@ -92,8 +92,9 @@ def hashes(place: Path | None, names: Mapping[str, str] | None = None) -> dict[s
         return {}
     if place.is_file():
         return {place.name: file_hash(place)}
-    files = [place / name for name in names] if names is not None else sorted(place.iterdir())
-    kept = [f for f in files if f.is_file() and (names is not None or (f.suffix in _READ and f.name not in _FREE))]
+    if names is not None:
+        return {name: file_hash(place / name) for name in names if (place / name).is_file()}
+    kept = [f for f in sorted(place.iterdir()) if f.is_file() and f.suffix in _READ and f.name not in _FREE]
     return {file.name: file_hash(file) for file in kept}
 
 
