@@ -22,6 +22,9 @@ RISE, LEAN, NOISE = 0.15, 0.15, 0.1
 
 
 def main() -> int:
+    if len(sys.argv) == 1:
+        print(__doc__)
+        return 0
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     out = parser.parse_args().out

@@ -47,6 +47,9 @@ class Table(NamedTuple):
 
 
 def main() -> int:
+    if len(sys.argv) == 1:
+        print(__doc__)
+        return 0
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", required=True)
     parser.add_argument("--sets", nargs="+", required=True)
