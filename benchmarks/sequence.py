@@ -60,6 +60,9 @@ AT_ONCE = 24  # prompts that are generated from together
 
 
 def main() -> None:
+    if len(sys.argv) == 1:
+        print(__doc__)
+        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--seeds", default="100,101,102")
