@@ -6,8 +6,8 @@ SET is a file of prompts or one of the natural sets. Of each, at three sizes (al
 two labels of a hundred are changed at random, in five ways; then linear probes read every layer as in `nucleate probe`
 and the layer that is read best, on labels as they are then, lists its doubts. Told: how many of the changed labels
 stand among the as many most doubtful prompts (precision and recall at once), the precision of all that "look
-mislabelled" (a margin above 0.5) and the share of the changed ones among these; and the precision that the probe says
-of itself, from labels that it changes once more on purpose. Mean over the five ways, lowest and highest.
+mislabelled" (a margin above 0.5) and the share of the changed ones among these; and the share that the
+probe says it finds, from labels that it changes once more itself. Mean over the five ways, lowest and highest.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from plain_states import plain_states
 from nucleate.data.prompts import read_prompts
 from nucleate.model.networks import load_network
 from nucleate.probing.layers import LayerMeasures, read_labels
-from nucleate.probing.separation import MISLABELLED, doubts, planted_precision
+from nucleate.probing.separation import MISLABELLED, doubts, planted_found
 from nucleate.probing.settings import ProbeSettings
 from nucleate.probing.study import ProbeStudy
 
@@ -71,14 +71,20 @@ def looked(instances: Any, states: np.ndarray, way: int) -> dict[str, float]:
     rng = np.random.default_rng([way, len(instances)])
     tasks = sorted({one.task for one in instances})
     planted = rng.permutation(len(instances))[: max(1, round(SHARE * len(instances)))]
-    rows = [{"instruction": one.instruction, "input": one.input, "task": one.task} for one in instances]
+    both = any(one.input for one in instances)
+    rows = [
+        {"instruction": one.instruction, "input": one.input, "task": one.task}
+        if both
+        else {"prompt": one.instruction, "task": one.task}
+        for one in instances
+    ]
     for place in planted:
         rows[place]["task"] = str(rng.choice([task for task in tasks if task != rows[place]["task"]]))
     study = ProbeStudy.of(read_prompts(rows), ProbeSettings())
     found, layers = LayerMeasures(), range(len(states))
     read_labels(found, study.design, states, layers)
     best = states[found.best_readable_layer]
-    texts = [f"{row['instruction']} {row['input']}" for row in rows]
+    texts = [f"{one.instruction} {one.input}" for one in instances]
     prompt = np.unique(texts, return_inverse=True)[1]
     labelled = best, study.design.labels.task, prompt
     margin = np.nan_to_num(doubts(*labelled, seed=study.design.seed_of("doubts")).margin, nan=-np.inf)
@@ -87,7 +93,7 @@ def looked(instances: Any, states: np.ndarray, way: int) -> dict[str, float]:
         "first": np.isin(first, planted).mean(),
         "flagged": np.isin(flagged, planted).mean() if len(flagged) else np.nan,
         "found": np.isin(planted, flagged).mean(),
-        "says": planted_precision(*labelled, seed=study.design.seed_of("planted")),
+        "says": planted_found(*labelled, seed=study.design.seed_of("planted")),
         "readable": float(np.nanmean(found.named[found.best_readable_layer])),
     }
 

@@ -25,7 +25,7 @@ from nucleate.probing.separation import (
     f1_interval,
     f1_of,
     mean_interval,
-    planted_precision,
+    planted_found,
 )
 
 TASKS, WIDTH = 4, 16
@@ -336,43 +336,38 @@ def test_of_two_hundred_comparisons_without_a_difference_few_find_any():
     assert false <= 19 < 100 < uncorrected
 
 
-TESTED = "tested with labels changed on purpose, {} % of those listed first were such"
-
-
 @pytest.mark.parametrize(
-    ("count", "trust", "words"),
+    ("count", "found", "words"),
     [
-        (0, 0.3, "no prompts look mislabelled"),
+        (0, None, "no prompts look mislabelled"),
         (2, None, "2 prompts look mislabelled"),
-        (1, 0.95, f"1 prompt looks mislabelled ({TESTED.format(95)})"),
-        (9, 0.3, f"9 prompts look mislabelled, which is hardly to be trusted ({TESTED.format(30)})"),
+        (1, 0.95, "1 prompt looks mislabelled (of single labels changed at random as a test, 95 % come to look so)"),
+        (0, 0.3, "no prompts look mislabelled (of single labels changed at random as a test, 30 % come to look so)"),
     ],
 )
-def test_doubtful_prompts_are_told_with_how_far_to_trust_them(count, trust, words):
-    assert doubted_in_words(count, trust) == words
+def test_doubtful_prompts_are_told_with_how_much_the_list_sees(count, found, words):
+    assert doubted_in_words(count, found) == words
 
 
-@pytest.mark.parametrize(("apart", "low", "high"), [(3.0, 0.95, 1.0), (0.0, 0.0, 0.1)])
-def test_labels_changed_on_purpose_head_the_list_where_states_tell_labels_apart_and_not_where_they_do_not(
-    apart, low, high
-):
+@pytest.mark.parametrize(("apart", "low", "high"), [(3.0, 0.95, 1.0), (0.0, 0.0, 0.2)])
+def test_labels_changed_on_purpose_are_found_where_states_tell_labels_apart_and_not_where_they_do_not(apart, low, high):
     rng = np.random.default_rng(4)
     task, prompt = np.repeat(np.arange(4), 150), np.arange(600)
     states = rng.normal(size=(600, 20)).astype(np.float32)
     states[np.arange(600), task] += 2 * apart
-    told = planted_precision(states, task, prompt, seed=1)
-    assert low <= told <= high and told == planted_precision(states, task, prompt, seed=1)
+    told = planted_found(states, task, prompt, seed=1)
+    assert low <= told <= high and told == planted_found(states, task, prompt, seed=1)
 
 
-def test_labels_that_were_wrong_before_lower_the_trust():
+def test_labels_that_were_wrong_before_do_not_lower_what_is_found():
     rng = np.random.default_rng(4)
     task, prompt = np.repeat(np.arange(4), 150), np.arange(600)
     states = rng.normal(size=(600, 20)).astype(np.float32)
     states[np.arange(600), task] += 6
     wrong = task.copy()
     wrong[::20] = (wrong[::20] + 1) % 4
-    assert planted_precision(states, wrong, prompt, seed=1) < 0.6
-    assert planted_precision(states, np.zeros(600, dtype=int), prompt, seed=1) is None
+    assert planted_found(states, wrong, prompt, seed=1) > 0.9
+    assert planted_found(states, np.zeros(600, dtype=int), prompt, seed=1) is None
 
 
 def unequal(sizes=(160, 40), seed=0):

@@ -3,6 +3,7 @@
 import argparse
 import errno
 import json
+import os
 import shlex
 import signal
 import sys
@@ -35,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return (_in_json(asked) if asked.json else asked.run(asked)) or 0
     except Refused as refusal:
         print(f"nucleate: {refusal}", file=sys.stderr)
+        if os.environ.get("NUCLEATE_TRACEBACK"):
+            traceback.print_exc()
         return 2
     except FellShort as shortfall:
         print(f"nucleate: {shortfall}", file=sys.stderr)
@@ -48,10 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"nucleate: stopped{where}", file=sys.stderr)
         return 130
     except Exception as error:
-        from nucleate.runs import failure_log
-
         said = f"{type(error).__name__}: {error}"
-        log = failure_log(Path(out), said) if out else None
+        log = _failure_log(Path(out), said) if out else None
         if isinstance(error, OSError) and error.strerror and error.filename:  # the disk, which no traceback mends
             again = f"; make room, then go on with: {_going_on(words)}" if error.errno in _FULL and out else ""
             said = f"{error.filename}: {error.strerror}{again}"
@@ -76,6 +77,16 @@ def _as_ctrl_c() -> Iterator[None]:
     finally:
         for one in taken:
             signal.signal(one, signal.SIG_DFL)
+
+
+def _failure_log(folder: Path, error: str) -> Path | None:
+    """The newest log in or below a folder, if it ends in this failure: its last line holds the traceback."""
+    log = max(folder.rglob("log.jsonl"), key=lambda path: path.stat().st_mtime_ns, default=None)
+    try:
+        ends = json.loads(log.read_text(encoding="utf-8").splitlines()[-1]) if log else {}
+    except (ValueError, IndexError, OSError):  # cut short, or gone
+        return None
+    return log if ends.get("event") == "failed" and ends.get("error") == error else None
 
 
 def _in_json(asked: argparse.Namespace) -> int:

@@ -367,11 +367,12 @@ def flat_toml(settings: Any, **leading: object) -> str:
     return "".join(lines)
 
 
-def differing(saved: str, wanted: str) -> list[str]:
-    """Keys whose values differ between two texts of `to_toml`, with both values. A setting that came only after the
-    first was saved had then what is its default now."""
+def differing(saved: str, wanted: str, kind: type | None = None) -> list[str]:
+    """Keys whose values differ between two texts of `to_toml`, or of `flat_toml` of a `kind` of settings, with both
+    values. A setting that came only after the first was saved had then what is its default now."""
     old, new = (_flat(tomllib.loads(text)) for text in (saved, wanted))
     usual = {f"{part}.{name}": one.default for part, kind in SECTIONS.items() for name, one in fields_of(kind).items()}
+    usual |= {} if kind is None else {name: one.default for name, one in fields_of(kind).items()}
     before = {key: old.get(key, usual.get(key)) for key in {**old, **new}}
     return [f"{key} ({then} there, {new.get(key)} now)" for key, then in before.items() if then != new.get(key)]
 

@@ -238,7 +238,8 @@ def _controls_at(found: Shares, layer: int, arm: str) -> dict[str, float]:
 def is_beyond(share: float, control: float, units: float) -> bool:
     """Further above a control than two standard errors of the difference. Pairs of one instruction count as one, of so
     many `units` in all: they share its state but for the input."""
-    return share - control > 2 * float(np.sqrt(sum(one * (1 - one) for one in (share, control)) / units))
+    few = (units * np.array([share, control]) + 0.5) / (units + 1)  # none and all of few are no certainty
+    return share - control > 2 * float(np.sqrt((few * (1 - few)).sum() / max(units, 1)))
 
 
 # --- the verdict of a probe -------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ def refused_as(
     """Whatever goes wrong inside, `but` for these, is refused in the line that is `told` of it, a panic of Rust
     included, which is no `Exception`. `unseen` is its backtrace, and all else that is written to standard error below
     Python."""
-    passed: tuple[type[BaseException], ...] = (Refused, KeyboardInterrupt, SystemExit, GeneratorExit, *but)
+    passed: tuple[type[BaseException], ...] = (Refused, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError, *but)
     try:
         with _unseen() if unseen else nullcontext():
             yield
@@ -45,7 +45,7 @@ def refusing(what: str, remedy: str = AGAIN) -> AbstractContextManager[None]:
 def shown(runs: Iterable[str | Path]) -> AbstractContextManager[None]:
     """Run folders come from anyone: what of them cannot be shown is refused as damage, unless it is our disk's."""
     names = ", ".join(map(str, runs))
-    remedy = "a file in it is damaged, or of another version: compute the run anew"
+    remedy = "a file in it is damaged, or of another version, or nucleate is at fault: NUCLEATE_TRACEBACK=1 shows where"
 
     def told(error: BaseException) -> str:
         return f"{names} cannot be shown ({type(error).__name__}: {reason_of(error)}); {remedy}"

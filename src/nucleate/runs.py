@@ -382,18 +382,12 @@ def load_run(path: str | Path) -> Run:
     return Run(folder, config, _manifest(folder / "manifest.json", _REMAKE))
 
 
-def find_runs(folder: Path) -> list[Run]:
-    """The run folders in and below a folder."""
+def run_folders(folder: Path) -> list[Path]:
+    """The run folders in and below a folder, whole or not."""
     manifests = sorted(folder.rglob("manifest.json"))
-    folders = [path.parent for path in manifests if (path.parent / "config.toml").is_file()]
-    return [load_run(one) for one in folders if _status(one) is not None]
+    return [path.parent for path in manifests if (path.parent / "config.toml").is_file()]
 
 
-def failure_log(folder: Path, error: str) -> Path | None:
-    """The newest log in or below a folder, if it ends in this failure: its last line holds the traceback."""
-    log = max(folder.rglob("log.jsonl"), key=lambda path: path.stat().st_mtime_ns, default=None)
-    try:
-        ends = json.loads(log.read_text(encoding="utf-8").splitlines()[-1]) if log else {}
-    except (ValueError, IndexError, OSError):  # cut short, or gone
-        return None
-    return log if ends.get("event") == "failed" and ends.get("error") == error else None
+def find_runs(folder: Path) -> list[Run]:
+    """The runs in and below a folder."""
+    return [load_run(one) for one in run_folders(folder) if _status(one) is not None]

@@ -4,13 +4,35 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from nucleate.progress import TimeLeft
+from nucleate.reading import shown
+from nucleate.refusal import Refused
 from nucleate.text_table import WIDTH, text_table
 
 _NARROWEST = 80  # columns; a narrower terminal breaks the lines itself
 _EVERY, _GAIN = 15, 0.1  # where no bar can be drawn, a line after so many seconds or so much of the whole
+
+
+def list_runs(folder: Path) -> None:
+    """A line for each run in and below a folder; one that is damaged hides no other."""
+    from nucleate.runs import load_run, run_folders
+
+    places = run_folders(folder)
+    for place in places:
+        try:
+            with shown([place]):
+                run = load_run(place)
+                models = ", ".join(Path(model).name for model in run.config.get("models", ()))
+                what = f"{run.config['verb']} {run.config['size']} seed {run.config['seed']}"
+                told = f"{what:28} {run.state:12} {run.size_bytes / 2**20:9.1f} MiB  {models}"
+        except Refused as refusal:
+            told = f"damaged: {refusal}"
+        print(f"{place!s:40} {told}".rstrip())
+    if not places:
+        print(f"no run folders in {folder}")
 
 
 def print_summary(run: Any) -> None:

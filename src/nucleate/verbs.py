@@ -19,7 +19,7 @@ from nucleate.probing.settings import ProbeSettings, TransferSettings, bar
 from nucleate.reading import shown
 from nucleate.redirecting.settings import RedirectSettings
 from nucleate.refusal import FellShort, Refused
-from nucleate.terminal import ProgressBar, print_summary, print_table
+from nucleate.terminal import ProgressBar, list_runs, print_summary, print_table
 
 if TYPE_CHECKING:
     from nucleate.engines.sweep import Planned
@@ -344,19 +344,10 @@ def settings(asked: argparse.Namespace) -> None:
 
 
 def runs(asked: argparse.Namespace) -> None:
-    from nucleate.runs import find_runs
-
     folder = Path(asked.folder)
     if not folder.is_dir():
         raise Refused(f"{folder} is not a folder; name one that holds run folders")
-    found = find_runs(folder)
-    for run in found:
-        with shown([run.folder]):
-            models = ", ".join(Path(model).name for model in run.config.get("models", ()))
-            what = f"{run.config['verb']} {run.config['size']} seed {run.config['seed']}"
-        print(f"{run.folder!s:40} {what:28} {run.state:12} {run.size_bytes / 2**20:9.1f} MiB  {models}".rstrip())
-    if not found:
-        print(f"no run folders in {folder}")
+    list_runs(folder)
 
 
 def _redraw(folders: Sequence[Path]) -> None:

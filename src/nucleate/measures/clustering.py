@@ -19,7 +19,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from nucleate.measures.kmeans_pairwise import cluster_distances, distinct_distances
-from nucleate.measures.kmeans_points import cluster_points, distinct_points
+from nucleate.measures.kmeans_points import LARGEST_GRAM, cluster_points, distinct_points
 from nucleate.refusal import Refused
 
 LARGEST_PAIRWISE = 1024  # points: 8 MiB of distances; beyond, products of points are faster (benchmarks/kmeans.py)
@@ -81,7 +81,8 @@ def kmeans_many(jobs: Sequence[KMeansJob], *, initialisations: int = 10, threads
         for place in places:
             _check_numbers(jobs[place], len(points), place)
             checked[place] = points
-        units.append(places)
+        # Of more than these nothing that costs is shared, so they may run side by side.
+        units += [places] if len(points) <= LARGEST_GRAM else [[place] for place in places]
 
     found: dict[int, Clustering] = {}
 

@@ -21,7 +21,7 @@ from nucleate.model.patching import blocks_of
 from nucleate.model.prefix_tree import Group, pack, plain
 from nucleate.model.switch import answer_places
 from nucleate.model.training import cosine, make_optimizer, order
-from nucleate.reading import read_json, read_tensors
+from nucleate.reading import read_json, read_tensors, refusing
 from nucleate.refusal import Refused
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -96,7 +96,12 @@ class Adapter(nn.Module):
         parts = dict(network.named_modules())
         told = {
             **{"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "inference_mode": True},
-            **{"r": self.rank, "lora_alpha": self.alpha, "lora_dropout": 0.0, "target_modules": sorted(self.names)},
+            **{
+                "r": self.rank,
+                "lora_alpha": self.scale * self.rank,
+                "lora_dropout": 0.0,
+                "target_modules": sorted(self.names),
+            },
             **{"fan_in_fan_out": any(isinstance(parts[name], Conv1D) for name in self.names), **_AS_HERE},
         }
         (folder / CONFIG).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
@@ -109,6 +114,11 @@ class Adapter(nn.Module):
         if not (folder / CONFIG).is_file():
             raise Refused(f"{folder}: is no adapter: {remedy}")
         told, (tensors, _) = read_json(folder / CONFIG, remedy), read_tensors(folder / WEIGHTS, remedy)
+        with refusing(f"{folder} holds no adapter that fits its {CONFIG}", remedy):
+            return cls._of(folder, told, tensors)
+
+    @classmethod
+    def _of(cls, folder: Path, told: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "Adapter":
         other = [name for name, plainly in _AS_HERE.items() if (told.get(name) or plainly) != plainly]
         ends = (".lora_A.weight", ".lora_B.weight")
         if told.get("peft_type") != "LORA" or other or not all(name.endswith(ends) for name in tensors):

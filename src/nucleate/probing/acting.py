@@ -65,12 +65,15 @@ def _moved(moves: pl.DataFrame, by: str) -> WhereToAct | None:
     layers = sorted({layer for layer, _, _ in shares_of(moves, _MEASURES[by], "validation")})
     turns = f"when {IN_WORDS[best.arm]} is put in its place"
     if by == ANSWERS:
-        turned = f"{percent(best.share)} of the answers become the other task's {turns}"
+        turned = f"{percent(best.share)} of {pairs:.0f} answers become the other task's {turns}"
+        turned += "" if answered is None else f" ({percent(answered)} of all pairs are answered rightly, and moved)"
     else:
         turned = f"for {percent(best.share)} of {pairs:.0f} pairs the other task's answer, less likely before, is the "
         turned += f"likelier of the two {turns}"
     beside = "no control could be made" if hardest is None else f"the hardest control, {CONTROLS[hardest]}, gives "
     beside += "" if hardest is None else percent(level)
+    if "answers" not in best.controls:
+        beside += "; right answers alone could not be made a control here, so a push towards the answer may do the same"
     parts = [_too_few(moves)] if by == LIKELIER else []
     tried = f"chosen on validation from {_listed(layers)}" if len(layers) > 1 else "the only one tried"
     place = f"layer {best.layer} ({tried})"

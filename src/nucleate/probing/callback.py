@@ -47,7 +47,8 @@ class ProbeCallback(TrainerCallback):
     unless given. Under several processes the first one looks, and the others wait for it at their next step.
 
     Afterwards `result` holds what was found. Each look hands `probe/readable`, `probe/clustered` and `probe/best_layer`
-    to the Trainer's `log`: to TensorBoard, W&B or whatever else it reports to, and to the `log_history` of its state.
+    to the Trainer's `log`: to TensorBoard, W&B or whatever else it reports to (transformers puts `train/` before their
+    names there), and to the `log_history` of its state.
     """
 
     def __init__(
@@ -193,7 +194,8 @@ class ProbeCallback(TrainerCallback):
             state.log_history.append({**logs, "epoch": state.epoch, "step": state.global_step})
             return
         due = control.should_log  # the loss of this step, which `log` would take for told
-        Trainer.log(self._trainer, logs)  # not what a kind of Trainer has made of it, which may average and clear
+        with _spared(f"step {state.global_step} was probed, but not logged"):
+            Trainer.log(self._trainer, logs)  # not what a kind of Trainer has made of it, which may average and clear
         control.should_log = due
 
 

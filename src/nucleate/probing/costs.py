@@ -99,7 +99,7 @@ def movable(study: ProbeStudy, subject: Subject) -> list[int]:
         return []
     depth = subject.layers(None)[-1]
     between = [layer for layer in subject.layers(study.settings.layers) if 0 < layer < depth]
-    if study.settings.thorough or not between:
+    if study.settings.thorough or len(between) <= _DEEP:
         return between
     wanted = np.linspace(0, depth, _DEEP + 2)[1:-1]
     return sorted({min(between, key=lambda layer: (abs(layer - one), layer)) for one in wanted})

@@ -137,8 +137,8 @@ def headline(metrics: pl.DataFrame, tasks: pl.DataFrame, coordinates: pl.DataFra
         parts.reverse()
     parts[0] = f"{verdict or 'too few prompts to tell'}: {parts[0]}" if parts else verdict or "too few prompts to tell"
     parts += _counted(each)
-    trust = value_of(main_read(metrics), "planted_precision", model=model)
-    parts.append(doubted_in_words(int((prompts["margin"] > MISLABELLED).sum()), trust))
+    found = value_of(main_read(metrics), "planted_found", model=model)
+    parts.append(doubted_in_words(int((prompts["margin"] > MISLABELLED).sum()), found))
     return "; ".join(parts)
 
 
@@ -172,16 +172,13 @@ def _counted(verdicts: Mapping[str, str | None]) -> list[str]:
     return parts + ([f"too few prompts to tell about {named_in_words(untold)}"] if untold else [])
 
 
-def doubted_in_words(count: int, trust: float | None) -> str:
-    """How many prompts look mislabelled, and how far that is to be trusted, by `planted_precision`."""
+def doubted_in_words(count: int, found: float | None) -> str:
+    """How many prompts look mislabelled, and how much the list sees, by `planted_found`."""
     looks = f"{count or 'no'} prompt{' looks' if count == 1 else 's look'} mislabelled"
-    if not count or trust is None:
+    if found is None:
         return looks
-    hardly = ", which is hardly to be trusted" if trust < _HARDLY else ""
-    return f"{looks}{hardly} (tested with labels changed on purpose, {percent(trust)} of those listed first were such)"
+    return f"{looks} (of single labels changed at random as a test, {percent(found)} come to look so)"
 
-
-_HARDLY = 0.5  # share of labels changed on purpose among the first of the list, below which it is hardly to be trusted
 
 # --- tables -----------------------------------------------------------------------------------------------------------
 

@@ -191,4 +191,4 @@ def _forget(run: RunWriter, look: Subject) -> None:
 
 def _differing(begun: str, asked: str) -> list[str]:
     """As for any run, but for the looks, which grow."""
-    return [one for one in differing(begun, asked) if one.split(" ")[0] not in ("models", "base")]
+    return [one for one in differing(begun, asked, ProbeSettings) if one.split(" ")[0] not in ("models", "base")]

@@ -41,7 +41,7 @@ from nucleate.probing.layers import (
 from nucleate.probing.margins import Controls, margins
 from nucleate.probing.moves import moved
 from nucleate.probing.result import TABLES, load_probe
-from nucleate.probing.separation import MISLABELLED, doubts, planted_precision
+from nucleate.probing.separation import MISLABELLED, doubts, planted_found
 from nucleate.probing.steering import write_means
 from nucleate.probing.study import ProbeStudy
 from nucleate.probing.tables import confusion_frame, coordinate_frame, layout_frame, suspicious_frame, task_frame
@@ -119,10 +119,10 @@ def probe_one(
     at_best = np.array(states[layers.index(readable)])
     labelled = at_best, design.labels.task, texts["prompt"].to_numpy()
     doubted = doubts(*labelled, seed=design.seed_of("doubts"))
-    trust = planted_precision(*labelled, seed=design.seed_of("planted"))
+    trust = planted_found(*labelled, seed=design.seed_of("planted"))
     if trust is not None:
         place = {"split": "all", "layer": readable, "labels": "task", "space": "raw"}
-        rows += rows_with([{**place, "measure": "planted_precision", "value": trust}], read=main)
+        rows += rows_with([{**place, "measure": "planted_found", "value": trust}], read=main)
     clustered = any(row["measure"] == "clustered" and row["value"] == 1 for row in found[best].rows)
     told_layer = best if clustered else readable
     at_told = np.array(states[layers.index(told_layer)])

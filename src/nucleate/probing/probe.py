@@ -7,6 +7,7 @@ The paper's realistic setting (§3.4, Table 1) for any network and any prompts. 
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -94,7 +95,7 @@ def probe_into(
     opening = open_run(
         folder,
         settings=study.config([one.name for one in subjects], compared, weights=weights),
-        differing=differing,
+        differing=partial(differing, kind=ProbeSettings),
         resume=resume,
         overwrite=overwrite,
         reads=[data, *(one.what for one in subjects)],

@@ -12,7 +12,11 @@ from nucleate.measures.baselines import LinearProbe
 
 MISLABELLED = 0.5  # a margin of `doubts` from which on a prompt looks mislabelled
 _FOLDS = 5
-_PLANTED, _ENOUGH, _MOST_DEALS = 0.02, 100, 5  # share of labels that are changed on purpose, how many in all, how often
+_PLANTED, _ENOUGH, _MOST_DEALS = (
+    0.02,
+    100,
+    50,
+)  # share of labels that are changed on purpose, how many in all, how often
 FEWEST = 4  # instructions; with fewer there is no interval
 
 
@@ -117,9 +121,10 @@ def doubts(states: np.ndarray, task: np.ndarray, prompt: np.ndarray, *, seed: in
     return Doubts(nearest, margin)
 
 
-def planted_precision(states: np.ndarray, task: np.ndarray, prompt: np.ndarray, *, seed: int) -> float | None:
-    """How far the head of the list is to be trusted: of two labels in a hundred changed on purpose, the share among as
-    many most doubtful prompts. None where there is but one task. Labels that were wrong before lower it."""
+def planted_found(states: np.ndarray, task: np.ndarray, prompt: np.ndarray, *, seed: int) -> float | None:
+    """How sharp the list is: of single labels changed at random on purpose, two in a hundred at a time, the share that
+    comes to look mislabelled. None where there is but one task. It says nothing of false alarms, nor of labels that are
+    wrong alike (two tasks taken for each other, an instruction as a whole)."""
     tasks, count = np.unique(task), max(1, round(_PLANTED * len(task)))
     if len(tasks) < 2:
         return None
@@ -130,7 +135,5 @@ def planted_precision(states: np.ndarray, task: np.ndarray, prompt: np.ndarray, 
         changed = task.copy()
         step = rng.integers(1, len(tasks), size=count)
         changed[planted] = tasks[(np.searchsorted(tasks, task[planted]) + step) % len(tasks)]
-        margin = doubts(states, changed, prompt, seed=seed).margin
-        first = np.argsort(np.where(np.isnan(margin), np.inf, -margin), kind="stable")[:count]
-        found += int(np.isin(first, planted).sum())
+        found += int((doubts(states, changed, prompt, seed=seed).margin[planted] > MISLABELLED).sum())
     return found / (deals * count)

@@ -7,6 +7,7 @@ data come in (`halves.py`). What is moved and counted stands in `transferring.py
 import shutil
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def transfer_into(
             data_hash=prompts.dataset.content_hash(),
             weights=[subject.checksum or ""],
         ),
-        differing=differing,
+        differing=partial(differing, kind=TransferSettings),
         resume=resume,
         overwrite=overwrite,
         reads=[model, data],

@@ -11,6 +11,7 @@ done (`states/`), so that a killed one goes on from there.
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def redirect_into(
     opening = open_run(
         folder,
         settings=flat_toml(settings, **what, wished=wished),
-        differing=differing,
+        differing=partial(differing, kind=RedirectSettings),
         resume=resume,
         overwrite=overwrite,
         reads=[model, data, settings.outputs],

@@ -18,7 +18,7 @@ const WORDS = {
   knn_share_other_both: "same-task neighbours, other inputs and distributions", knn_accuracy: "accuracy by neighbours",
   knn_share_other_format: "same-task neighbours, other format", effective_rank: "effective rank", intrinsic_dimension: "intrinsic dimension",
   parent_cosine: "children along their parent's direction (0: at right angles)",
-  planted_precision: "labels changed on purpose that head the list of doubts", linear_accuracy: "linear probe", variance_input: "variance by input", variance_task: "variance by task",
+  planted_found: "labels changed on purpose that look mislabelled", linear_accuracy: "linear probe", variance_input: "variance by input", variance_task: "variance by task",
   variance_output: "variance by output", hard_separated: "hard examples parted", hard_share_origin: "hard: neighbours of the original's task",
   hard_share_own: "hard: neighbours of their own task", accuracy_restricted: "accuracy among the task's outputs",
   distribution_mapping: "distribution-mapping", tsne: "t-SNE", raw: "raw states", centred: "minus the input's mean",
