@@ -107,8 +107,9 @@ def page(told: dict[str, Any]) -> str:
         "",
         "Shares of held-out prompts with their 95 % intervals, at the layer that was chosen on other prompts: "
         "as `nucleate probe` tells it, as transformers and scikit-learn make it (`benchmarks/independent.py`), beside "
-        f"the hardest control at its own layer. The two differ by {apart(told):.3f} at most. `natural…` are the sets "
-        "that come with nucleate; the others are out of wheels of PyPI (`benchmarks/fetch_sets.py`, which says whose).",
+        f"the hardest control at its own layer. The two differ by {apart(told):.3f} at most: each deals instructions "
+        "and inputs in five folds at random, in its own way. `natural…` are the sets that come with nucleate; the "
+        "others are out of wheels of PyPI (`benchmarks/fetch_sets.py`, which says whose).",
         "",
         "| model, set | prompts | tasks | reading | nucleate | layer | scikit-learn | layer | hardest control |",
         "|" + "---|" * 9,
