@@ -124,7 +124,9 @@ def test_a_network_that_uses_the_task_names_the_layer_that_validation_chooses_an
     assert where.others_changed == 1 - unchanged["value"].item()
     for words in (
         f"layer {layer} (chosen on validation from layers 1 and 2)",
-        f"{100 * own:.0f} % of the answers become the other task's",
+        f"{100 * own:.0f} % of {where.pairs} answers become the other task's",
+        "(100 % of all pairs are answered rightly, and moved)",
+        "right answers alone could not be made a control here",  # no answer is another task's
         f"gives {100 * on_test[hardest]:.0f} %",
         f"changes {100 * where.others_changed:.0f} % of the answers of other tasks' prompts",
     ):
@@ -219,6 +221,13 @@ def test_the_fallback_says_how_many_were_right_and_of_how_many_pairs_it_speaks(r
     assert f"of {where.pairs} pairs the other task's answer, less likely before, is the likelier" in where.sentence
 
 
+def test_where_right_answers_are_a_control_nothing_is_said_of_their_lack(result):
+    random = result.metrics.filter(pl.col("control") == "random", pl.col("experiment") == "transfer")
+    answers = random.with_columns(control=pl.lit("answers"))
+    where = where_to_act(pl.concat([result.metrics, answers]), "taught")
+    assert where.by == "answers" and "could not be made a control" not in where.sentence
+
+
 @pytest.mark.parametrize("without", ["output", "input"])
 def test_without_outputs_or_inputs_the_layer_that_reads_labels_is_told_as_correlation(place, without):
     rows = [{**row, "output": None} for row in prompts()]
@@ -231,7 +240,9 @@ def test_without_outputs_or_inputs_the_layer_that_reads_labels_is_told_as_correl
     where = seen.where_to_act
     best = seen.metrics.filter(measure="best_readable_layer", control="none")["value"].item()
     assert where.by == "correlation" and where.layer == best and where.turned is None and where.strength is None
-    assert f"labels are read best off layer {best:.0f}, which is correlation, no cause" in where.sentence
+    assert f"labels are read best off layer {best:.0f}" in where.sentence and "correlation, no cause" in where.sentence
+    words = seen.verdict.startswith("no more than the words")
+    assert ("(no more than the words), which is correlation" in where.sentence) == words
     assert "not measured" in where.sentence and seen.metrics.filter(experiment="transfer").is_empty()
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import polars as pl
 
-from nucleate.long_table import READABLE, is_beyond, shares_of, told_move, value_of
+from nucleate.long_table import NOT_HELD, READABLE, WORDS, is_beyond, shares_of, told_move, value_of
 from nucleate.measures.transfer import FEWEST, STRENGTHS
-from nucleate.probing.findings import layer_of
+from nucleate.probing.findings import layer_of, verdict_of
 from nucleate.report.tables import percent
 from nucleate.report.transfer_table import CONTROLS
 from nucleate.report.transfer_table import STRENGTHS as IN_WORDS
@@ -102,12 +102,14 @@ def _correlated(metrics: pl.DataFrame, moves: pl.DataFrame, model: str) -> Where
         why = f"cannot be told by moving states: {_too_few(moves)}"
         count = min(_counts(moves, "transfer_turned_pairs"), default=None)
         why += "" if count is None else f", and of {count:.0f} alone the own answer is the likelier of the two"
+    verdict = verdict_of(metrics, model)
+    no_more = f" ({verdict})" if verdict in (WORDS, NOT_HELD) else ""
     return WhereToAct(
         CORRELATION,
         layer,
         *(None,) * 6,
         _of_test(moves, "transfer_kept"),
-        f"where to act: {why}; labels are read best off layer {layer}, which is correlation, no cause",
+        f"where to act: {why}; labels are read best off layer {layer}{no_more}, which is correlation, no cause",
     )
 
 

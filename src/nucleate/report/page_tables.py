@@ -106,9 +106,10 @@ def per_task(run: Run) -> Table:
         own.setdefault((model, task), {})[measure] = value
     share = deciding_measure(run.metrics)
     lines: list[tuple[Any, ...]] = []
-    for (model, task), values in sorted(
-        own.items(), key=lambda one: (one[0][0], one[1].get("linear_margin", -1.0), one)
-    ):
+    place = {name: number for number, name in enumerate(run.config.get("models", []))}
+    order = sorted(own, key=lambda one: (place.get(one[0], -1), own[one].get("linear_margin", -1.0), one[1]))
+    for model, task in order:
+        values = own[model, task]
         held = either([values.get("held_clustered"), values.get("held_readable")])
         verdict = verdict_from(values.get("clustered"), values.get("readable"), held)
         read, near = (
