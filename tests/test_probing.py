@@ -92,7 +92,7 @@ def test_the_command_answers_in_words_and_leaves_every_table_and_figure(folder, 
     assert result.verdict.startswith("clustered: at layer ") and "3 prompts look mislabelled" in result.verdict
     assert "all 4 tasks are clustered" in result.verdict and "labels are read off layer " in result.verdict
     assert "compared with base, the model made 't" in result.verdict and "→" in result.verdict
-    assert "1 clustered ('t0')" in result.verdicts["base"] and "look mislabelled, " in result.verdicts["base"]
+    assert "1 clustered ('t0')" in result.verdicts["base"] and "look mislabelled (" in result.verdicts["base"]
     run = folder / "run"
     for name in ("metrics", "tasks", "confusion", "suspicious", "coordinates", "layouts/tuned", "data/dataset"):
         assert (run / f"{name}.parquet").is_file()
