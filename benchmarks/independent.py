@@ -8,7 +8,6 @@ are made anew, by the definitions in docs/tables.md. Writes FOLDER/README.md and
 what stands there is not computed again. Exits with 1 where a number differs by more than 0.02.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
+from asking import parser_of
 from plain_states import plain_states
 from sklearn.linear_model import RidgeClassifier
 from sklearn.model_selection import GroupKFold
@@ -47,15 +47,9 @@ class Table(NamedTuple):
 
 
 def main() -> int:
-    if len(sys.argv) == 1:
-        print(__doc__)
-        return 0
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", required=True)
-    parser.add_argument("--sets", nargs="+", required=True)
+    parser = parser_of(__doc__)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--limit", type=int, help="so many prompts of a set at most")
-    parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
     file = asked.out / "answers.json"

@@ -10,13 +10,13 @@ mislabelled" (a margin above 0.5) and the share of the changed ones among these;
 probe says it finds, from labels that it changes once more itself. Mean over the five ways, lowest and highest.
 """
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+from asking import parser_of
 from plain_states import plain_states
 
 from nucleate.data.prompts import read_prompts
@@ -30,14 +30,7 @@ SHARE, WAYS, PARTS = 0.02, 5, (1, 2, 4)
 
 
 def main() -> int:
-    if len(sys.argv) == 1:
-        print(__doc__)
-        return 0
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", required=True)
-    parser.add_argument("--sets", nargs="+", required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    asked = parser.parse_args()
+    asked = parser_of(__doc__).parse_args()
     rows: list[dict[str, Any]] = []
     for model in asked.models:
         network, tokenizer = load_network(model)

@@ -17,7 +17,6 @@ against. Standardising would have won by it, not since states told labels better
 rarest features it weighs most: docs/notebook.md.) Sets that stand in FOLDER/spaces.csv are not read again.
 """
 
-import argparse
 import json
 import sys
 import time
@@ -27,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from asking import parser_of
 from plain_states import plain_states
 
 import nucleate
@@ -47,14 +47,7 @@ Row = dict[str, Any]
 
 
 def main() -> int:
-    if len(sys.argv) == 1:
-        print(__doc__)
-        return 0
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", required=True)
-    parser.add_argument("--sets", nargs="+", required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    asked = parser.parse_args()
+    asked = parser_of(__doc__).parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
     table = asked.out / "spaces.csv"
     rows: list[Row] = pl.read_csv(table).rows(named=True) if table.is_file() else []
