@@ -16,7 +16,8 @@ from safetensors.numpy import load_file
 import nucleate
 from nucleate.cli import main
 from nucleate.data.prompts import read_prompts
-from nucleate.measures.transfer import FEWEST, STRENGTHS
+from nucleate.long_table import STRENGTHS, main_read
+from nucleate.measures.transfer import FEWEST
 from nucleate.model.networks import gpt2, load_network, save_network, word_tokenizer
 from nucleate.model.patching import answers_when_moved
 from nucleate.model.prompts import read_prompts_states
@@ -239,7 +240,13 @@ def test_without_outputs_or_inputs_the_layer_that_reads_labels_is_told_as_correl
     seen = nucleate.probe(place / "taught", rows, **QUICK)
     where = seen.where_to_act
     best = seen.metrics.filter(measure="best_readable_layer", control="none")["value"].item()
-    assert where.by == "correlation" and where.layer == best and where.turned is None and where.strength is None
+    assert where.by == "correlation" and where.turned is None and where.strength is None
+    read = main_read(seen.metrics).filter(measure="linear_accuracy", split="validation", control="none")
+    read = dict(read.select("layer", "value").rows())
+    assert where.layer == max((1, 2), key=lambda layer: read[layer])  # between the embedding and the norm
+    told = f"no vector is added at layer {best:.0f}, but at layer {where.layer}"
+    assert (told in where.sentence) == (best in (0, 3))
+    assert set(seen.steering_vector("french").layers) == {where.layer}
     assert f"labels are read best off layer {best:.0f}" in where.sentence and "correlation, no cause" in where.sentence
     words = seen.verdict.startswith("no more than the words")
     assert ("(no more than the words), which is correlation" in where.sentence) == words
@@ -265,6 +272,20 @@ def test_a_look_at_a_training_moves_nothing(place, tmp_path, monkeypatch):
     assert seen.where_to_act.by == "correlation"
     with pytest.raises(Refused, match="keep no means"):
         seen.steering_vector("french", layer=1)
+
+
+def test_a_layer_at_which_no_vector_is_added_is_told_with_the_best_one_between(result):
+    kept = result.metrics.filter(pl.col("experiment") != "transfer")
+    last = kept.with_columns(
+        value=pl.when(measure="best_readable_layer", control="none").then(3.0).otherwise(pl.col("value"))
+    )
+    where = where_to_act(last, "taught")
+    assert where.layer in (1, 2) and f"at layer 3, but at layer {where.layer} (" in where.sentence
+    between = last.with_columns(
+        value=pl.when(measure="best_readable_layer", control="none").then(1.0).otherwise(pl.col("value"))
+    )
+    where = where_to_act(between, "taught")
+    assert where.layer == 1 and "no vector is added" not in where.sentence
 
 
 # --- at what price ----------------------------------------------------------------------------------------------------
@@ -341,6 +362,28 @@ def test_a_steering_vector_is_the_difference_of_means_taken_by_hand(place, resul
     assert set(own.layers) == {where.layer} and own.strength == where.strength and own.source is None
     other = result.steering_vector("french", layer=3 - where.layer)
     assert other.strength is None  # nothing was measured there
+
+
+def test_means_are_less_what_inputs_say_among_tasks_that_share_them_and_raw_with_one_that_shares_none(place):
+    def own_words(row):
+        return {**row, "input": f"{row['input']}s"} if row["task"] == "italian" else row
+
+    rows = [own_words(row) for row in prompts() if (row["task"], row["input"]) != ("spanish", "house")]
+    tokenizer = word_tokenizer(
+        sorted({word for row in rows for word in " ".join((row["instruction"], row["input"], row["output"])).split()})
+    )
+    shape = {"width": 32, "feed_forward": 64, "layers": 3, "heads": 2, "positions": 16, "dropout": 0, "pad": 0}
+    model = gpt2(vocabulary=len(tokenizer), seed=1, **shape).eval()
+    seen = nucleate.probe(model, rows, tokenizer=tokenizer, **QUICK)
+    asked = read_prompts(rows)
+    states = read_prompts_states(model, tokenizer, asked.instances, reads={"input": None}).states["input"][2]
+    known = ProbeStudy.of(asked, ProbeSettings()).design.sides[-1].against
+    some = [asked.instances[place] for place in known]
+    raw = {task: states[known][[one.task == task for one in some]].mean(axis=0) for task in LANGUAGES}
+    beside = seen.steering_vector("french", "italian", layer=2).layers[2]
+    assert np.allclose(beside, raw["french"] - raw["italian"], atol=1e-5)
+    among = seen.steering_vector("french", "spanish", layer=2).layers[2]
+    assert not np.allclose(among, raw["french"] - raw["spanish"], atol=1e-5)
 
 
 def test_saved_blocks_count_from_nought_and_move_what_our_layer_moves(place, result, tmp_path):

@@ -34,7 +34,7 @@ ALLOWED = {
     "data": {"config"},
     "model": {"data"},
     "measures": {"intervals"},
-    "transferring": {"data", "model", "measures"},
+    "transferring": {"data", "model", "measures", "long_table"},
     "report": {"long_table", "intervals", "runs"},
     **{
         room: {

@@ -10,6 +10,7 @@ import pytest
 import nucleate
 from nucleate.cli import main
 from nucleate.data.dataset import Dataset
+from nucleate.long_table import STRENGTHS
 from nucleate.model.networks import gpt2, save_network
 from nucleate.model.states import instances_as_groups
 from nucleate.model.training import make_optimizer, train
@@ -20,7 +21,7 @@ from nucleate.refusal import Refused
 from nucleate.report.figures import draw_figures
 from nucleate.report.sentences import sentences_of
 from nucleate.report.transfer_figure import transfer_figure
-from nucleate.report.transfer_table import CONTROLS, STRENGTHS, transfer_table
+from nucleate.report.transfer_table import CONTROLS, transfer_table
 from nucleate.runs import load_run
 from test_families import tiny, words
 from test_guides import options_of

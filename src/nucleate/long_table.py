@@ -3,7 +3,7 @@
 Whatever is judged, drawn or told of a run picks its numbers here, so that a word means the same wherever it stands.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -191,7 +191,7 @@ def deciding_measure(metrics: pl.DataFrame) -> str:
 
 # --- states moved to another task -------------------------------------------------------------------------------------
 
-MEANS = ("mean", "mean_x2", "mean_x3")
+STRENGTHS = {"mean": 1, "mean_x2": 2, "mean_x3": 3}  # arm -> how many times the shift is added
 Shares = Mapping[tuple[int, str, str], float]  # layer, arm, control
 
 
@@ -210,7 +210,7 @@ class Move(NamedTuple):
     controls: dict[str, float]  # at the same place
 
 
-def told_move(table: pl.DataFrame, arms: Sequence[str] = MEANS, measure: str = "transfer_target") -> Move | None:
+def told_move(table: pl.DataFrame, arms: Collection[str] = STRENGTHS, measure: str = "transfer_target") -> Move | None:
     """Chosen on validation as `best_move` does, among what test can tell of."""
     choosing, told = (shares_of(table, measure, split) for split in ("validation", "test"))
     place = best_move({key: share for key, share in choosing.items() if (*key[:2], "none") in told}, arms)
@@ -219,7 +219,7 @@ def told_move(table: pl.DataFrame, arms: Sequence[str] = MEANS, measure: str = "
     return Move(*place, told[*place, "none"], _controls_at(told, *place))
 
 
-def best_move(choosing: Shares, arms: Sequence[str] = MEANS) -> tuple[int, str] | None:
+def best_move(choosing: Shares, arms: Collection[str] = STRENGTHS) -> tuple[int, str] | None:
     """The layer and the arm where the share is furthest above the hardest control at the same place: in late layers a
     move to the other answer alone turns every answer, which says nothing of a move to the other task in an earlier
     one. The embedding is no middle layer; of equals the earliest layer and the smallest strength."""

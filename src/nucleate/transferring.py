@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from nucleate.data.dataset import Instance
+from nucleate.long_table import STRENGTHS
 from nucleate.measures.baselines import regrouped_tasks
 from nucleate.measures.neighbours import Labels
 from nucleate.measures.transfer import (
     FEWEST,
-    STRENGTHS,
     CentredStates,
     Pairs,
     is_there,

@@ -16,7 +16,6 @@ from nucleate.measures.baselines import InputMeans
 from nucleate.measures.neighbours import Labels
 
 FEWEST = 30  # pairs; of fewer nothing is told
-STRENGTHS = {"mean": 1, "mean_x2": 2, "mean_x3": 3}  # arm -> how many times the shift is added
 
 
 @dataclass(frozen=True, eq=False)

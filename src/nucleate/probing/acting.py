@@ -8,12 +8,21 @@ from typing import Any
 
 import polars as pl
 
-from nucleate.long_table import NOT_HELD, READABLE, WORDS, is_beyond, shares_of, told_move, value_of
-from nucleate.measures.transfer import FEWEST, STRENGTHS
+from nucleate.long_table import (
+    NOT_HELD,
+    READABLE,
+    STRENGTHS,
+    WORDS,
+    is_beyond,
+    main_read,
+    shares_of,
+    told_move,
+    value_of,
+)
+from nucleate.measures.transfer import FEWEST
 from nucleate.probing.findings import layer_of, verdict_of
 from nucleate.report.tables import percent
-from nucleate.report.transfer_table import CONTROLS
-from nucleate.report.transfer_table import STRENGTHS as IN_WORDS
+from nucleate.report.transfer_table import CONTROLS, put_in_place
 
 ANSWERS, LIKELIER, CORRELATION = "answers", "likelier", "correlation"
 _MEASURES = {ANSWERS: "transfer_target", LIKELIER: "transfer_turned"}
@@ -63,7 +72,7 @@ def _moved(moves: pl.DataFrame, by: str) -> WhereToAct | None:
     changed = None if unchanged is None else 1 - unchanged
     found = hardest is not None and is_beyond(best.share, level, units)
     layers = sorted({layer for layer, _, _ in shares_of(moves, _MEASURES[by], "validation")})
-    turns = f"when {IN_WORDS[best.arm]} is put in its place"
+    turns = f"when {put_in_place(best.arm)} is put in its place"
     if by == ANSWERS:
         turned = f"{percent(best.share)} of {pairs:.0f} answers become the other task's {turns}"
         turned += "" if answered is None else f" ({percent(answered)} of all pairs are answered rightly, and moved)"
@@ -96,7 +105,14 @@ def _moved(moves: pl.DataFrame, by: str) -> WhereToAct | None:
 
 
 def _correlated(metrics: pl.DataFrame, moves: pl.DataFrame, model: str) -> WhereToAct:
-    layer = layer_of(metrics, model, READABLE)
+    best = layer = layer_of(metrics, model, READABLE)
+    between = _between(metrics, model)
+    elsewhere = ""
+    if between and best not in between:
+        layer = max(sorted(between), key=lambda one: between[one])
+        elsewhere = (
+            f"; no vector is added at layer {best}, but at layer {layer} ({percent(between[layer])} are read there)"
+        )
     why = "not measured (that takes outputs, inputs that tasks share, and a finished causal language model)"
     if not moves.is_empty():
         why = f"cannot be told by moving states: {_too_few(moves)}"
@@ -109,8 +125,17 @@ def _correlated(metrics: pl.DataFrame, moves: pl.DataFrame, model: str) -> Where
         layer,
         *(None,) * 6,
         _of_test(moves, "transfer_kept"),
-        f"where to act: {why}; labels are read best off layer {layer}{no_more}, which is correlation, no cause",
+        f"where to act: {why}; labels are read best off layer {best}{no_more}, which is correlation, no cause"
+        f"{elsewhere}",
     )
+
+
+def _between(metrics: pl.DataFrame, model: str) -> dict[int, float]:
+    """layer -> the share of labels read where layers are chosen, between the embedding and the last layer."""
+    here = main_read(metrics).filter(model=model, control="none")
+    read = here.filter(measure="linear_accuracy", split="validation")
+    depth = value_of(here, "depth") or 0  # not told by earlier versions
+    return {layer: share for layer, share in zip(read["layer"], read["value"], strict=True) if 0 < layer < depth}
 
 
 def _too_few(moves: pl.DataFrame) -> str:

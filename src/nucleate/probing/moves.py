@@ -10,7 +10,7 @@ read by the untrained network. That bound is why every model of a series is aske
 from collections.abc import Sequence
 from typing import Any
 
-from nucleate.long_table import MEANS, best_move, shares_of
+from nucleate.long_table import STRENGTHS, best_move, shares_of
 from nucleate.model.networks import untrained
 from nucleate.model.prompts import PromptReading
 from nucleate.model.subjects import Subject
@@ -59,7 +59,7 @@ def moved(
 
     try:
         for measure, likelier in (("transfer_target", False), ("transfer_turned", True)):
-            rows += move("validation", layers, MEANS, likelier=likelier, beside=False)
+            rows += move("validation", layers, tuple(STRENGTHS), likelier=likelier, beside=False)
             place = best_move(shares_of(metrics_frame(rows), measure, "validation"))
             fresh = None if place is None else untrained(network, stream(study.settings.seed, "untrained"))
             at, arms = ([layers[0]], ()) if place is None else ([place[0]], (place[1],))

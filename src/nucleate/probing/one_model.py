@@ -87,6 +87,8 @@ def probe_one(
     sure = interval_rows(design, measured, np.array(states[layers.index(best)]))
     rows = rows_with(measured.rows + sure + near.rows, read=main)
     rows += rows_with(geometry_rows(design, states, layers), read=main)
+    depth = subject.layers(None)[-1]
+    rows += rows_with([{"measure": "depth", "value": float(depth)}])
     for read in study.other_reads:
         rows += rows_with(
             measure_layers(design, reading.states[read], deep, _telling(work, costs, progress)).rows, read=read
@@ -105,7 +107,7 @@ def probe_one(
         moving = work.part("moving", progress, costs["moving"])
         found_by_moving, said = moved(study, subject, network, tokenizer, reading, moving)
         rows, remarks = rows + found_by_moving, remarks + said
-        means, depth = run.place("means", f"{subject.file}.safetensors"), subject.layers(None)[-1]
+        means = run.place("means", f"{subject.file}.safetensors")
         write_means(means, design, states, layers, depth=depth, model_type=str(network.config.model_type))
 
     progress("margins and doubtful prompts", work.fraction)

@@ -170,12 +170,13 @@ def _announcement(study: ProbeStudy, subject: Subject) -> str:
     beside = needed.weight_bytes + 2 * 4 * count * MOST_FEATURES + _LIBRARIES  # untrained network, n-grams
     measuring = measuring_seconds(needed.state_bytes / 4, count)
     moving = moving_seconds(study, subject, needed.seconds)
+    to_move = f"{about(moving)} to move states from task to task (twice that if few answers are right)"
     return (
         f"{subject.name}: {_millions(needed.parameters)} parameters, {count:,} prompts of about {_rounded(tokens)} "
         f"tokens in all; about {_size(needed.peak_bytes + beside)} of memory ({_size(needed.weight_bytes)} of weights, "
         f"{_size(needed.state_bytes)} of states), {about(needed.seconds * passes)} to read"
         f"{', ' if moving else ' and '}{about(measuring)} to measure"
-        f"{f' and {about(moving)} to move states from task to task' if moving else ''}"
+        f"{f' and {to_move}' if moving else ''}"
     )
 
 

@@ -105,7 +105,7 @@ class ProbeResult:
     ) -> SteeringVector:
         """The mean state of `target` less that of `source` (of all other tasks unless given), at one layer or several:
         at that of `where_to_act` unless given. Means are of the half that chose, less what their inputs alone say
-        where tasks share inputs."""
+        where all of these tasks share inputs with others."""
         name = self.main if model is None else model
         if name not in self.models:
             raise Refused(f"model {name!r} was not probed{nearest(name, self.models)}")

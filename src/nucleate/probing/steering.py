@@ -21,6 +21,7 @@ from nucleate.probing.design import Design
 from nucleate.reading import read_tensors, refusing
 from nucleate.refusal import Refused, nearest
 
+CENTRED = "_centred"  # ends the name of a layer's means less what inputs say
 _FACTS = "nucleate"  # the one key of what a file tells of itself: safetensors keeps no order of several
 
 
@@ -86,8 +87,10 @@ def steering_vector(
     tensors, told = read_tensors(file, "probe again", framework="numpy")
     with refusing(f"{file} tells of no means", "probe again"):
         facts = json.loads(told[_FACTS])
-        kept = {layer: tensors[str(layer)] for layer in layers if str(layer) in tensors}
-    tasks, depth = facts["tasks"], facts["depth"]
+        tasks, depth, sharing = facts["tasks"], facts["depth"], set(facts["sharing"])
+    involved = set(tasks) if source is None else {target, source}
+    ending = CENTRED if involved <= sharing else ""
+    kept = {layer: tensors[f"{layer}{ending}"] for layer in layers if f"{layer}{ending}" in tensors}
     for name in (target, *([] if source is None else [source])):
         if name not in tasks:
             raise Refused(f"task {name!r} was not probed{nearest(name, tasks)}")
@@ -117,19 +120,25 @@ def steering_vector(
 def write_means(
     file: Path, design: Design, states: np.ndarray, layers: Sequence[int], *, depth: int, model_type: str
 ) -> None:
-    """Each task's mean state in each layer (task, width), of the prompts by which test is moved; less what their input
-    alone says, where every task shares inputs with others."""
+    """Each task's mean state in each layer (task, width), of the prompts by which test is moved; and less what their
+    inputs alone say, of tasks that share inputs with others (zero for the rest)."""
     known = design.sides[-1].against
-    labels, tasks = design.labels[known], np.arange(len(design.tasks))
-    points = CentredStates.of(np.zeros((len(known), 1), dtype=np.float32), labels)
-    centred = bool(np.isin(tasks, points.labels.task).all())
+    labels = design.labels[known]
     there = np.unique(labels.task)
-    facts = {"tasks": [design.tasks[task] for task in there], "depth": depth, "model_type": model_type}
+    sharing = np.unique(CentredStates.of(np.zeros((len(known), 1), dtype=np.float32), labels).labels.task)
+    names = {name: [design.tasks[task] for task in some] for name, some in (("tasks", there), ("sharing", sharing))}
     means = {}
     for place, layer in enumerate(layers):
         own = np.asarray(states[place][known], dtype=np.float32)
-        seen = CentredStates.of(own, labels) if centred else None
-        values, task = (own.astype(np.float64), labels.task) if seen is None else (seen.points, seen.labels.task)
-        means[str(layer)] = np.stack([values[task == one].mean(axis=0) for one in there]).astype(np.float32)
-    told = {_FACTS: json.dumps({**facts, "centred": centred}, ensure_ascii=False)}
+        means[str(layer)] = _means_of(own, labels.task, there)
+        if len(sharing):
+            centred = CentredStates.of(own, labels)
+            means[f"{layer}{CENTRED}"] = _means_of(centred.points, centred.labels.task, there)
+    told = {_FACTS: json.dumps({**names, "depth": depth, "model_type": model_type}, ensure_ascii=False)}
     write_whole(file, lambda beside: save_file(means, beside, metadata=told))
+
+
+def _means_of(states: np.ndarray, task: np.ndarray, tasks: np.ndarray) -> np.ndarray:
+    """(task, width) as float32; zero for a task of which there is none."""
+    seen = [states[task == one].astype(np.float64) for one in tasks]
+    return np.stack([own.sum(axis=0) / max(len(own), 1) for own in seen]).astype(np.float32)

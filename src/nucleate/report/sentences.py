@@ -27,7 +27,7 @@ from nucleate.report.application_tables import ARMS, PAPER, SIDES, alignment_tab
 from nucleate.report.redirection import redirected
 from nucleate.report.tables import CONTROLS, Table, percent, summary_split, summary_table
 from nucleate.report.transfer_table import CONTROLS as MOVED_CONTROLS
-from nucleate.report.transfer_table import STRENGTHS, told_split
+from nucleate.report.transfer_table import put_in_place, told_split
 from nucleate.runs import Run
 
 CONTROL_WORDS = {
@@ -315,7 +315,7 @@ def _moved(run: Run) -> list[str]:
         return []
     controls = {name: best.controls[name] for name in MOVED_CONTROLS if name in best.controls}
     hardest = max(controls, key=lambda name: controls[name], default=None)
-    number = f"{percent(best.share)} of the answers become the other task's when {STRENGTHS[best.arm]} is put in its"
+    number = f"{percent(best.share)} of the answers become the other task's when {put_in_place(best.arm)} is put in its"
     number += f" place in layer {best.layer} (chosen on validation)"
     sentences = [f"{number}; {kept}."]
     if hardest is not None:

@@ -2,17 +2,23 @@
 
 import polars as pl
 
-from nucleate.long_table import MEANS, Shares, shares_of
+from nucleate.long_table import STRENGTHS, Shares, shares_of
 from nucleate.report.tables import Cell, Table
 from nucleate.runs import Run
 
-STRENGTHS = {"mean": "its mean", "mean_x2": "twice its mean", "mean_x3": "three times its mean"}
 CONTROLS = {
     "random": "a random direction",
     "regrouped": "regrouped distributions",
     "answers": "the answers' states",
     "untrained": "the untrained network",
 }
+
+
+def put_in_place(arm: str) -> str:
+    """What an arm puts in the place of a task's own mean."""
+    return f"{('', 'twice ', 'three times ')[STRENGTHS[arm] - 1]}its mean"
+
+
 COUNTED = {"transfer_target": "the answer", "transfer_turned": "the likelier of two"}  # measure -> what it counts
 
 
@@ -27,7 +33,7 @@ def transfer_table(run: Run) -> Table:
     layers = sorted({layer for layer, _, _ in target})
     rows: list[tuple[Cell, ...]] = []
     for layer in layers:
-        own = [target.get((layer, arm, "none")) for arm in (*MEANS, "state")]
+        own = [target.get((layer, arm, "none")) for arm in (*STRENGTHS, "state")]
         beside = [_highest(target, layer, control) for control in CONTROLS]
         rows.append((layer, *own, *beside, stay.get((layer, "mean", "none"))))
     return Table(header, rows)
@@ -48,7 +54,7 @@ def acting_table(run: Run) -> Table:
         for split in ("validation", "test"):
             turned, stay = (shares_of(own, measure, split) for measure in (counted, "transfer_others_unchanged"))
             for layer in sorted({layer for layer, _, _ in turned}):
-                arms = [turned.get((layer, arm, "none")) for arm in MEANS]
+                arms = [turned.get((layer, arm, "none")) for arm in STRENGTHS]
                 beside = [_highest(turned, layer, control) for control in CONTROLS]
                 kept = max((share for (at, _, _), share in stay.items() if at == layer), default=None)
                 rows.append((model, split, COUNTED[counted], layer, *arms, *beside, kept))
@@ -63,6 +69,6 @@ def told_split(run: Run) -> str | None:
 
 def _highest(found: Shares, layer: int, control: str) -> float | None:
     return max(
-        (value for (at, arm, name), value in found.items() if (at, name) == (layer, control) and arm in MEANS),
+        (value for (at, arm, name), value in found.items() if (at, name) == (layer, control) and arm in STRENGTHS),
         default=None,
     )
