@@ -2,7 +2,7 @@
 
     python benchmarks/kmeans.py             seven layers: 63 sets of points, each clustered for three kinds of labels
     python benchmarks/kmeans.py --quick     two layers
-    python benchmarks/kmeans.py --large     8,800 points of width 576 instead, k = 16, 50, 160
+    python benchmarks/kmeans.py --large     8,800 points of width 576 instead, k = 3, 16, 50, 160
 
 The states are made up with the main experiment's structure (ten tasks, their distributions, five inputs each, three
 instructions), so that layer 0 has coinciding points and the last layer has clear clusters. Prints for each space the
@@ -158,6 +158,7 @@ def epoch_sets(rng: np.random.Generator, layer: int, distributions: int) -> list
 
 def large_set(rng: np.random.Generator) -> PointSet:
     labels = {
+        "format (3)": np.arange(8800) % 3,
         "task (16)": np.arange(8800) % 16,
         "distribution (50)": rng.integers(50, size=8800),
         "distribution_mapping (160)": rng.integers(160, size=8800),

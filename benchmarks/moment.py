@@ -121,9 +121,10 @@ KEPT: dict[str, np.ndarray] = {}
 
 
 def near_by_partition(
-    space: search._Search, queries: np.ndarray, query: Labels, candidate: Labels, most: int, names: Sequence[str]
+    space: search._Search, number: int, rows: slice, query: Labels, candidate: Labels, most: int, names: Sequence[str]
 ) -> search._Pairs:
     """All squared distances by one product in double precision; for each search the K-th least by partition."""
+    queries = space.queries[number][rows]
     double, points = queries.astype(np.float64), space.distinct.astype(np.float64)
     lengths, squares = (np.einsum("ij,ij->i", one, one) for one in (double, points))
     squared = double @ points.T

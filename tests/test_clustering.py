@@ -10,6 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from nucleate.measures import clustering, kmeans_pairwise, kmeans_points
 from nucleate.measures.clustering import Clustering, KMeansJob, kmeans, kmeans_many
+from nucleate.measures.products import Products
 from nucleate.refusal import Refused
 
 ROUTES = ("distances", "points")
@@ -149,6 +150,40 @@ def test_a_large_problem_is_recovered_in_blocks_as_in_one_piece(monkeypatch):
     for entries in (400_000, 1000):  # two initialisations at a time; not even one table at a time
         monkeypatch.setattr(kmeans_points, "LARGEST_TABLE", entries)
         assert np.array_equal(solve(points, 30).clusters, whole.clusters)
+
+
+def test_points_among_others_are_clustered_as_they_are_alone(monkeypatch):
+    monkeypatch.setattr(clustering, "LARGEST_PAIRWISE", 0)
+    points, label = blobs(1500, 40, 30, noise=0.15)
+    points[7], points[300] = points[8], points[8]
+    label = label.copy()
+    label[[7, 300]] = label[8]
+    others = 3 + np.random.default_rng(1).normal(size=(900, 40)).astype(np.float32)
+    places = np.random.default_rng(2).permutation(2400)
+    everyone = np.empty((2400, 40), np.float32)
+    everyone[places] = np.concatenate([points, others])
+    part = Products.of(everyone).part(places[:1500])
+    (alone,) = kmeans_many([KMeansJob(points, 30, 0)])
+    (among,) = kmeans_many([KMeansJob(points, 30, 0, part)])
+    assert adjusted_rand_score(label, among.clusters) == 1 and np.array_equal(among.clusters, alone.clusters)
+    assert among.inertia == pytest.approx(inertia_of(points, among.clusters), rel=1e-5)
+
+
+def test_a_descent_that_hardly_moves_is_not_followed_to_its_end_and_the_best_one_is(monkeypatch):
+    monkeypatch.setattr(clustering, "LARGEST_PAIRWISE", 0)
+    points, _ = blobs(2000, 16, 12, noise=1.5)
+    early = solve(points, 12)
+    monkeypatch.setattr(kmeans_points, "ENOUGH", 0)
+    late = solve(points, 12)
+    assert early.inertia == pytest.approx(late.inertia, rel=0.01)
+    for found in (early, late):  # no point can change its cluster to the good of the inertia
+        means = np.stack([points[found.clusters == c].mean(0, dtype=float) for c in range(12)])
+        size = np.bincount(found.clusters)
+        far = ((points[:, None].astype(float) - means) ** 2).sum(2)
+        own = far[np.arange(2000), found.clusters] * size[found.clusters] / (size[found.clusters] - 1)
+        gain = own[:, None] - far * size / (size + 1)
+        gain[np.arange(2000), found.clusters] = 0
+        assert gain.max() <= 1e-3 * far.mean()
 
 
 def test_both_routes_reach_the_same_quality(monkeypatch):

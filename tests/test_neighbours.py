@@ -12,6 +12,7 @@ from neighbour_oracle import find_neighbours, hard_shares, knn_accuracy, neighbo
 from nucleate.measures import neighbours as room
 from nucleate.measures.neighbour_kernels import TIE
 from nucleate.measures.neighbours import Labels, neighbour_blocks
+from nucleate.measures.products import Products
 from nucleate.measures.shares import TaskDeals, mixture, neighbour_shares, share, vote
 from nucleate.refusal import Refused
 
@@ -239,12 +240,43 @@ def test_the_search_by_torch_and_the_search_by_compiled_loops_find_the_same_byte
             assert getattr(neighbours, field).tobytes() == getattr(expected[search], field).tobytes(), field
 
 
+@pytest.mark.parametrize("name", SPACES)
+def test_products_that_were_made_with_other_points_find_the_same_bytes(name):
+    rng = np.random.default_rng(21)
+    queries, candidates = space(name, rng, candidates=500, width=48)
+    query, candidate = _crowd(rng, 40, instructions=20, first=15), _crowd(rng, 500, instructions=20)
+    others = 5 * queries[::-1] + candidates[0]
+    places = rng.permutation(580)
+    everyone = np.empty((580, 48), np.float32)
+    everyone[places] = np.concatenate([queries, candidates, others])
+    products = Products.of(everyone)
+    mine, theirs = products.part(places[:40]), products.part(places[40:540])
+    expected = find_neighbours(queries, candidates, query, candidate)
+    for search, neighbours in find_neighbours(mine, theirs, query, candidate).items():
+        for field in ("start", "candidate", "distance", "inside", "reach"):
+            assert getattr(neighbours, field).tobytes() == getattr(expected[search], field).tobytes(), field
+
+
+def test_parts_have_the_products_of_their_points():
+    rng = np.random.default_rng(22)
+    states = (3 + rng.normal(size=(60, 12))).astype(np.float32)
+    one, other = rng.permutation(60)[:25], rng.permutation(60)[:40]
+    products = Products.of(states)
+    around = (states.astype(float) - states.mean(0, dtype=float)) * 2.0**-products.exponent
+    for rows, columns in ((one, other), (np.arange(60), np.arange(60)), (one, one[:0])):
+        here, there = products.part(rows), products.part(columns)
+        assert np.allclose(here.dots(there), around[rows] @ around[columns].T, atol=1e-5)
+        assert np.allclose(here.squares, (around[rows] ** 2).sum(1), atol=1e-5) and len(here) == len(rows)
+        assert np.array_equal(here.states, states[rows]) and np.allclose(here.around, around[rows], atol=1e-6)
+    assert np.array_equal(products.part(other)[5:9].places, other[5:9])
+
+
 def test_few_who_cannot_be_neighbours_are_measured_and_nobody_who_is_one_is_missed():
     rng = np.random.default_rng(16)
     query, candidate = unlike(50), labels(3000)
     states = 300 + rng.normal(size=(3050, 64)).astype(np.float32)  # far from the origin, as states of one layer are
     search = room._Search.of([states[:50]], states[50:])
-    pairs = room._near(search, search.queries[0], query, candidate, 20, ("",))
+    pairs = room._near(search, 0, slice(None), query, candidate, 20, ("",))
     assert 50 * 20 <= len(pairs.query) < 50 * 25
     near = np.argsort(np.linalg.norm(states[50:, None].astype(float) - states[:50], axis=2), axis=0)[:20].T
     assert {(q, j) for q in range(50) for j in near[q]} <= set(zip(pairs.query, pairs.candidate, strict=True))

@@ -19,7 +19,8 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from nucleate.measures.kmeans_pairwise import cluster_distances, distinct_distances
-from nucleate.measures.kmeans_points import LARGEST_GRAM, cluster_points, distinct_points
+from nucleate.measures.kmeans_points import cluster_points, distinct_points
+from nucleate.measures.products import LARGEST, Part
 from nucleate.refusal import Refused
 
 LARGEST_PAIRWISE = 1024  # points: 8 MiB of distances; beyond, products of points are faster (benchmarks/kmeans.py)
@@ -29,12 +30,14 @@ LARGEST_PAIRWISE = 1024  # points: 8 MiB of distances; beyond, products of point
 class KMeansJob:
     """One problem: `points` (n, width) in single precision, into `k` clusters.
 
-    Jobs that hold the same array share its distances: hand the array over, not copies of it.
+    Jobs that hold the same array share its distances: hand the array over, not copies of it. `part` are the same points
+    among others whose products with each other are known; the last bits may then depend on those.
     """
 
     points: np.ndarray
     k: int
     seed: int
+    part: Part | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +67,7 @@ def kmeans_many(jobs: Sequence[KMeansJob], *, initialisations: int = 10, threads
     A job's bytes depend on its points, k, seed and on `initialisations`; never on the other jobs or on `threads`.
     Memory for each thread: 8 n (n + k) bytes up to `LARGEST_PAIRWISE` points; beyond, one or two copies of the points,
     40 n (2 + log k) bytes for the seeds, at most 4 `kmeans_points.LARGEST_TABLE` for the sweeps and, up to
-    `kmeans_points.LARGEST_GRAM` points, 4 n n for products that all jobs on them share.
+    `products.LARGEST` points, 4 n n for products that all jobs on them share.
     """
     if initialisations < 1:
         raise Refused(f"kmeans: initialisations is {initialisations}; at least 1 is needed, 10 is usual")
@@ -82,14 +85,14 @@ def kmeans_many(jobs: Sequence[KMeansJob], *, initialisations: int = 10, threads
             _check_numbers(jobs[place], len(points), place)
             checked[place] = points
         # Of more than these nothing that costs is shared, so they may run side by side.
-        units += [places] if len(points) <= LARGEST_GRAM else [[place] for place in places]
+        units += [places] if len(points) <= LARGEST else [[place] for place in places]
 
     found: dict[int, Clustering] = {}
 
     def work(places: list[int]) -> None:
         points = checked[places[0]]
         pairwise = len(points) <= LARGEST_PAIRWISE
-        problem: Any = distinct_distances(points) if pairwise else (distinct_points(points),)
+        problem: Any = distinct_distances(points) if pairwise else (distinct_points(points, jobs[places[0]].part),)
         solve: Any = cluster_distances if pairwise else cluster_points
         for place in places:
             found[place] = Clustering(*solve(*problem, _draws(jobs[place], initialisations)))

@@ -7,9 +7,10 @@ from hashlib import blake2b
 import numpy as np
 
 from nucleate.measures.kmeans_pairwise import MOST_SWEEPS, STAYS, accumulate, add, between, by_appearance, find, kernel
+from nucleate.measures.products import LARGEST, Part
 
 LARGEST_TABLE = 2**26  # entries of the (cluster, point) table of a large problem: 256 MiB in single precision
-LARGEST_GRAM = 2**14  # points whose products with each other are kept for the seeds: 1 GiB
+ENOUGH = 0.005  # of the points: where fewer move, it has shown how good an initialisation is (benchmarks/kmeans.py)
 _BLOCK = 2048  # points that are multiplied at once
 
 
@@ -17,21 +18,30 @@ _BLOCK = 2048  # points that are multiplied at once
 class Points:
     """A problem, made ready once for all that ask."""
 
-    values: np.ndarray  # (m, width) float32: the distinct points around their mean, the largest coordinate near 1
+    values: np.ndarray  # (m, width) float32: the distinct points around a mean, the largest coordinate near 1
     squares: np.ndarray  # (m,) float32 squared lengths
     copies: np.ndarray  # (m,) float64
     inverse: np.ndarray  # (n,) which distinct point each point is
     exponent: int  # values are 2 ** -exponent times the points
+    part: Part | None = None  # the same among others, whose products are known
+
+    def products(self, some: np.ndarray, *, of: int) -> np.ndarray:
+        """(some, m) of some of the points with all. `of`: so many are asked for in all; of few each is multiplied by
+        itself."""
+        if self.part is not None:
+            return self.part[some].dots(self.part)
+        if of >= len(self.values) / 4 and len(self.values) <= LARGEST:
+            return self._gram[some]
+        return self.values[some] @ self.values.T
 
     @cached_property
-    def gram(self) -> np.ndarray | None:
-        """(m, m) products of the points with each other; None where they are too many."""
-        return self.values @ self.values.T if len(self.values) <= LARGEST_GRAM else None
+    def _gram(self) -> np.ndarray:
+        return self.values @ self.values.T
 
 
 def cluster_points(problem: Points, draws: np.ndarray) -> tuple[np.ndarray, float, int]:
-    """As `kmeans_pairwise.cluster_distances`, but only the best of Lloyd's ends goes on to single moves: from there on
-    the others cost more than they promise."""
+    """As `kmeans_pairwise.cluster_distances`, but only the best of Lloyd's ends, or of what comes near to them, goes on
+    to single moves: from there on the others cost more than they promise."""
     m = len(problem.values)
     initialisations, k, _ = draws.shape
     if m <= k:
@@ -54,18 +64,24 @@ def cluster_points(problem: Points, draws: np.ndarray) -> tuple[np.ndarray, floa
     return clusters, float(np.ldexp(inertia, 2 * problem.exponent)), descent.sweeps
 
 
-def distinct_points(points: np.ndarray) -> Points:
+def distinct_points(points: np.ndarray, part: Part | None = None) -> Points:
+    """`part` are these points among others, around whose mean they are then taken."""
     values = points + np.float32(0)  # minus zero becomes zero: the same point, the same bytes
     seen: dict[bytes, int] = {}
     inverse = np.array([seen.setdefault(blake2b(row, digest_size=16).digest(), len(seen)) for row in values])
+    first = np.unique(inverse, return_index=True)[1]
+    copies = np.bincount(inverse).astype(np.float64)
+    if part is not None:
+        part = part[first]
+        return Points(part.around, part.squares.astype(np.float32), copies, inverse, part.products.exponent, part)
     mean = values.mean(axis=0, dtype=np.float64)
     largest = max(float((values.max(axis=0) - mean).max()), float((mean - values.min(axis=0)).max()))
     exponent = int(np.frexp(largest)[1])
     if len(seen) < len(values):
-        values = values[np.unique(inverse, return_index=True)[1]]
+        values = values[first]
     _centre(values, mean, np.ldexp(1.0, -exponent))
     squares = np.einsum("ij,ij->i", values, values)
-    return Points(values, squares, np.bincount(inverse).astype(np.float64), inverse, exponent)
+    return Points(values, squares, copies, inverse, exponent)
 
 
 @kernel
@@ -80,14 +96,12 @@ def _seeds(problem: Points, draws: np.ndarray) -> np.ndarray:
     """Greedy k-means++ of all initialisations side by side, their candidates in one product: labels (descent, m)."""
     descents, k, trials = draws.shape
     m = len(problem.values)
-    gram = problem.gram if k * descents * trials >= m / 4 else None  # of fewer seeds each is multiplied by itself
     closest = np.ones((descents, m), np.float32)
     labels = np.zeros((descents, m), np.int32)
     reached = np.empty(m)
     for c in range(k):
         candidates = _candidates(closest, problem.copies, reached, draws[:, c] if c else draws[:, 0, :1])
-        some = candidates.ravel()
-        products = gram[some] if gram is not None else problem.values[some] @ problem.values.T  # (descent × trial, m)
+        products = problem.products(candidates.ravel(), of=k * descents * trials)  # (descent × trial, m)
         _keep_best(products, problem.squares, problem.copies, candidates, c, closest, labels)
     return labels
 
@@ -153,7 +167,8 @@ def _begin(problem: Points, label: np.ndarray) -> _Descent:
 
 
 def _settle(problem: Points, descents: list[_Descent], *, alone: bool) -> None:
-    """Lloyd's sweeps, or single moves (`alone`), of several initialisations side by side until none has a move left.
+    """Lloyd's sweeps of several initialisations side by side until hardly a point moves, or single moves (`alone`)
+    until none is left.
 
     The products only find who may want to move. Every move is decided in double precision on the distances to the two
     means concerned, so rounding cannot make points alternate, and only means that have moved are multiplied again.
@@ -181,7 +196,8 @@ def _settle(problem: Points, descents: list[_Descent], *, alone: bool) -> None:
                 _tabulate(products[these], lengths[these], squares[part], some, table, offset)
                 _propose(table, offset, squares[part], copies[part], descent.size, descent.label[part], alone,
                          descent.nearest[part])  # fmt: skip
-        moving = [(place, descent) for place, descent in moving if _move(problem, descent, alone)]
+        few = 0 if alone else ENOUGH * m
+        moving = [(place, descent) for place, descent in moving if _move(problem, descent, alone) > few]
         if not moving:
             return
 

@@ -7,7 +7,7 @@ states coincide. A neighbour never has the same instruction.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from nucleate.measures.neighbour_kernels import TIE, distinct_states, screen, squared_distances, squared_norms
+from nucleate.measures.products import Part, exponent_of, largest_of
 from nucleate.refusal import Refused
 
 KS = (1, 2, 5, 10, 20)
@@ -152,10 +153,11 @@ def neighbour_blocks(
     tie for each of them, as where all prompts end in the same word.
 
     Several sets of queries (states with their labels) share the candidates, which are made ready once. States are
-    arrays or tensors (n, width), finite; the search runs where `device` says, or where tensors lie already. A matrix
-    product finds who may be among the nearest, with a margin for all that rounding may have moved; their distances are
-    then computed one by one from the differences, in double precision. So neither the number of queries at once, nor
-    the order of candidates, nor threads, nor the device changes a bit of the result.
+    arrays or tensors (n, width), finite, or all of them parts of points whose products are known; the search runs
+    where `device` says, or where tensors lie already. A matrix product finds who may be among the nearest, with a
+    margin for all that rounding may have moved; their distances are then computed one by one from the differences, in
+    double precision. So neither the number of queries at once, nor the order of candidates, nor threads, nor the
+    device, nor what the products were made with changes a bit of the result.
     """
     ks = tuple(ks)
     if not ks or min(ks) < 1 or len(set(ks)) < len(ks):
@@ -173,17 +175,20 @@ def neighbour_blocks(
     if device is None:
         device = next((s.device for s, _ in queries if isinstance(s, torch.Tensor)), "cpu")
     near = _near if torch.device(device).type == "cpu" else partial(_near_on, torch.device(device))
-    search = _Search.of([states for states, _ in given], candidates)
+    parts = [states for states in (*(states for states, _ in queries), candidate_states) if isinstance(states, Part)]
+    search = _Search.of([states for states, _ in given], candidates, parts if len(parts) > len(given) else ())
     at_once = max(1, _PAIRS_AT_ONCE // len(candidates))
     for number, (states, (_, labels)) in enumerate(zip(search.queries, given, strict=True)):
         names = tuple(searches_of(labels, candidate))
         for first in range(0, max(len(states), 1), at_once):
             rows = slice(first, first + at_once)
-            pairs = near(search, states[rows], labels[rows], candidate, max(ks), names)
+            pairs = near(search, number, rows, labels[rows], candidate, max(ks), names)
             yield number, rows, _measured(search, states[rows], pairs, names, ks)
 
 
 def _as_array(states: Any, labels: Labels, name: str) -> np.ndarray:
+    if isinstance(states, Part):
+        states = states.states
     if isinstance(states, torch.Tensor):
         states = states.detach().cpu()
         states = (states if states.dtype in (torch.float32, torch.float64) else states.float()).numpy()
@@ -193,15 +198,10 @@ def _as_array(states: Any, labels: Labels, name: str) -> np.ndarray:
             f"neighbours: states of the {name} have shape {array.shape}; give ({len(labels)}, width) for their labels"
         )
     array = np.ascontiguousarray(array, dtype=np.float64 if array.dtype == np.float64 else np.float32)
-    if not np.isfinite(_largest(array)):
+    if not np.isfinite(largest_of(array)):
         row = int(np.isfinite(array).all(axis=1).argmin())
         raise Refused(f"neighbours: the state of row {row} of the {name} holds NaN or infinity; leave it out")
     return array
-
-
-def _largest(states: np.ndarray) -> float:
-    """Largest absolute number; NaN where one is NaN."""
-    return max(float(states.max()), -float(states.min())) if states.size else 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,14 +214,11 @@ class _Search:
     unit: float  # a distance of 1 here is so far in the states
     scale: float  # median norm of the candidates, in these units
     middle: np.ndarray  # (width,) mean of the candidates, single precision
-    around: np.ndarray  # (point, width) single precision: the distinct candidates less `middle`
-    squares: np.ndarray  # (point,) squared norms of those, double precision
+    parts: Sequence[Part]  # the queries and the distinct candidates among points whose products are known; or nothing
 
     @classmethod
-    def of(cls, queries: Sequence[np.ndarray], candidates: np.ndarray) -> "_Search":
-        largest = max(_largest(states) for states in (*queries, candidates))
-        # Squares of very large or very small numbers would leave even double precision; a power of two is exact.
-        exponent = max(int(np.frexp(largest)[1]), -126 if candidates.dtype == np.float32 else -1021)
+    def of(cls, queries: Sequence[np.ndarray], candidates: np.ndarray, parts: Sequence[Part] = ()) -> "_Search":
+        exponent = parts[-1].products.exponent if parts else exponent_of(*queries, candidates)
         dtype = np.result_type(candidates, *queries)
         unit = dtype.type(2.0**-exponent)
         scaled = [np.multiply(states, unit, dtype=dtype) for states in (*queries, candidates)]
@@ -230,11 +227,28 @@ class _Search:
         candidates = scaled.pop()
         norms = np.sqrt(squared_norms(candidates))
         distinct, point = distinct_states(candidates)
-        # Around the mean, because the product's rounding goes with the lengths: states have much in common.
         middle = candidates.mean(axis=0, dtype=np.float64).astype(np.float32)
-        around = (distinct - middle).astype(np.float32, copy=False)
+        if parts:
+            parts = (*parts[:-1], parts[-1][np.unique(point, return_index=True)[1]])
         median = float(np.partition(norms, (len(norms) - 1) // 2)[(len(norms) - 1) // 2])
-        return cls(scaled, distinct, point, 2.0**exponent, median, middle, around, squared_norms(around))
+        return cls(scaled, distinct, point, 2.0**exponent, median, middle, parts)
+
+    def products(self, number: int, rows: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(query, point) of some queries with the distinct candidates, in single precision, and the squared norms of
+        both: around a mean, because the rounding goes with the lengths, and states have much in common."""
+        if self.parts:
+            some = self.parts[number][rows]
+            return some.dots(self.parts[-1]), some.squares, self.parts[-1].squares
+        around = (self.queries[number][rows] - self.middle).astype(np.float32, copy=False)
+        return around @ self._around.T, squared_norms(around), self._squares
+
+    @cached_property
+    def _around(self) -> np.ndarray:
+        return (self.distinct - self.middle).astype(np.float32, copy=False)
+
+    @cached_property
+    def _squares(self) -> np.ndarray:
+        return squared_norms(self._around)
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,13 +261,12 @@ class _Pairs:
 
 
 def _near(
-    search: _Search, queries: np.ndarray, query: Labels, candidate: Labels, most: int, names: Sequence[str]
+    search: _Search, number: int, rows: slice, query: Labels, candidate: Labels, most: int, names: Sequence[str]
 ) -> _Pairs:
     """By products in single precision, and one pass over each query's row for all searches."""
     # Single precision moves a squared distance |a|² + |b|² - 2ab by at most (width + 4) 2^-24 (|a|² + |b|²), the
     # subtraction of the mean included; what leaves its range, by nothing that counts beside 2^-100. Twice that is safe.
-    around = (queries - search.middle).astype(np.float32, copy=False)
-    doubt = 2 * (queries.shape[1] + 8) * 2.0**-24
+    doubt = 2 * (search.distinct.shape[1] + 8) * 2.0**-24
     columns = ("instruction", *sorted({column for name in names for column in SEARCHES[name]}))
     own, theirs = (
         np.stack([getattr(labels, column).astype(np.int64) for column in columns], axis=1)
@@ -265,19 +278,19 @@ def _near(
         for bit, name in enumerate(names):
             allowed[shared] |= (not barred & {"instruction", *SEARCHES[name]}) << bit
     most = min(most, len(candidate))
-    dots = around @ search.around.T  # (query, point)
-    squares = squared_norms(around)
+    dots, squares, others = search.products(number, rows)
     member = np.argsort(search.point, kind="stable")
     start = np.concatenate([[0], np.cumsum(np.bincount(search.point, minlength=len(search.distinct)))])
     bounds = (len(names), most, doubt, 2.0**-100, search.scale)
-    return _Pairs(*screen(dots, squares, search.squares, start, member, own, theirs, allowed, *bounds))
+    return _Pairs(*screen(dots, squares, others, start, member, own, theirs, allowed, *bounds))
 
 
 @torch.no_grad()
 def _near_on(
     device: torch.device,
     search: _Search,
-    queries: np.ndarray,
+    number: int,
+    rows: slice,
     query: Labels,
     candidate: Labels,
     most: int,
@@ -285,6 +298,7 @@ def _near_on(
 ) -> _Pairs:
     """The same by torch: products in double precision, since settings that lower that of single precision (TF32) cannot
     reach it. For GPUs: on a CPU the passes over (query, candidate) take three times the product's time."""
+    queries = search.queries[number][rows]
     width, double = queries.shape[1], torch.from_numpy(queries).to(device).double()
     norms = (double * double).sum(dim=1, keepdim=True)
     squared = torch.empty((len(queries), len(search.distinct)), dtype=torch.float64, device=device)

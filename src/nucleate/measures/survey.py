@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_limits
 from nucleate.measures.baselines import InputMeans, LinearProbe, answer_features, averaged, explained_variance
 from nucleate.measures.clustering import KMeansJob, kmeans_many
 from nucleate.measures.labelling import Cohort, Labelling
+from nucleate.measures.products import Part
 from nucleate.measures.scores import ClusterScores, ari_within, cluster_scores_many
 from nucleate.measures.shares import NeighbourShares, neighbour_shares
 from nucleate.measures.tsne import Embedding, tsne
@@ -66,6 +67,7 @@ def survey(
     effort: Effort,
     *,
     layers: Sequence[int] | None = None,  # their numbers in the rows; None: 0, 1, ...
+    parts: Sequence[Mapping[str, Part]] = (),  # layer by layer the same states among points whose products are known
 ) -> Survey:
     """All measures of all splits and layers at one moment, under control none, shuffled and regrouped.
 
@@ -91,8 +93,8 @@ def survey(
         )
         embeddings = {(cohort.split, layer): one for (cohort, layer, _), one in zip(shown, embedded, strict=True)}
         looks = [
-            pool.submit(look, labelling, layer, here)
-            for layer, here in zip(layers, by_layer, strict=True)
+            pool.submit(look, labelling, layer, here, among)
+            for layer, here, among in zip(layers, by_layer, parts or [{}] * len(layers), strict=True)
             for look in (_look_at_raw, _look_at_centred)
         ]
         rows: list[Row] = []
@@ -147,6 +149,7 @@ class _PointCloud:
     layer: int
     space: str
     points: np.ndarray  # (point, width)
+    part: Part | None = None  # the same among others
 
     def row(self, labels: str | None, control: str, measure: str, value: float) -> Row:
         return Row(self.cohort.split, self.layer, labels, self.space, control, measure, value)
@@ -161,14 +164,17 @@ class _Unclustered:
     neighbours_of: dict[str, NeighbourShares]  # by space
 
 
-def _look_at_raw(labelling: Labelling, layer: int, states: Mapping[str, np.ndarray]) -> dict[str, _Unclustered]:
+def _look_at_raw(
+    labelling: Labelling, layer: int, states: Mapping[str, np.ndarray], parts: Mapping[str, Part]
+) -> dict[str, _Unclustered]:
     """Neighbours, linear probe and explained variances of the states as they are, by split."""
     cohorts = [cohort for cohort in labelling.cohorts if (cohort.split, "raw") in labelling.places]
     if not cohorts:
         return {}
     known = labelling.reference
-    clouds = [_PointCloud(cohort, layer, "raw", states[cohort.split]) for cohort in cohorts]
-    neighbours = _neighbour_rows(labelling, clouds, states[known.split], np.arange(len(known.labels)))
+    clouds = [_PointCloud(cohort, layer, "raw", states[cohort.split], parts.get(cohort.split)) for cohort in cohorts]
+    there = parts.get(known.split, states[known.split])
+    neighbours = _neighbour_rows(labelling, clouds, there, np.arange(len(known.labels)))
     probe = LinearProbe.fit(states[known.split], known.labels.task) if labelling.probed else None
     looked = {}
     for cloud, (rows, found) in zip(clouds, neighbours, strict=True):
@@ -180,7 +186,9 @@ def _look_at_raw(labelling: Labelling, layer: int, states: Mapping[str, np.ndarr
     return looked
 
 
-def _look_at_centred(labelling: Labelling, layer: int, states: Mapping[str, np.ndarray]) -> dict[str, _Unclustered]:
+def _look_at_centred(
+    labelling: Labelling, layer: int, states: Mapping[str, np.ndarray], parts: Mapping[str, Part]
+) -> dict[str, _Unclustered]:
     """Neighbours of the states less what their inputs alone say, by split; splits without a shared input are left out.
 
     The cloud `averaged` comes along: the mean of these over the inputs of an instruction."""
@@ -224,7 +232,9 @@ def _cluster_rows(
         (classes,) = labelling.places[cloud.cohort.split, cloud.space].deals[kind]["none"]
         seed = stream(labelling.seed, cloud.cohort.split, cloud.layer, cloud.space, kind)
         known = classes if effort.clusters == "present" else np.union1d(classes, labelling.reference.classes(kind))
-        jobs.append(KMeansJob(cloud.points, min(len(np.unique(known[known >= 0])), len(cloud.points)), seed))
+        jobs.append(
+            KMeansJob(cloud.points, min(len(np.unique(known[known >= 0])), len(cloud.points)), seed, cloud.part)
+        )
     found = kmeans_many(jobs, initialisations=effort.initialisations, threads=effort.threads)
     scored = [
         pool.submit(_score_rows, labelling, cloud, kind, one.clusters)
@@ -264,7 +274,7 @@ def _score_rows(labelling: Labelling, cloud: _PointCloud, kind: str, clusters: n
 
 
 def _neighbour_rows(
-    labelling: Labelling, clouds: Sequence[_PointCloud], reference: np.ndarray, reference_members: np.ndarray
+    labelling: Labelling, clouds: Sequence[_PointCloud], reference: np.ndarray | Part, reference_members: np.ndarray
 ) -> list[tuple[list[Row], NeighbourShares]]:
     """Whose neighbours the points of each cloud are among the training instances in the same space: one search for all
     splits and controls."""
@@ -275,7 +285,7 @@ def _neighbour_rows(
         here = (hard >= 0) & (original >= 0)
         origin = np.full(len(place.members), -1)
         origin[hard[here]] = original[here]
-        queries.append((cloud.points, labels[place.members]))
+        queries.append((cloud.points if cloud.part is None else cloud.part, labels[place.members]))
         deals.append(labelling.deals[cloud.cohort.split, cloud.space])
         origins.append(origin)
     found = neighbour_shares(

@@ -16,6 +16,7 @@ import numpy as np
 from nucleate.measures.held_out import Told, inner_folds, outer_folds
 from nucleate.measures.labelling import Cohort, Labelling, labelling_of
 from nucleate.measures.neighbours import Labels
+from nucleate.measures.products import Part, Products
 from nucleate.measures.shares import TaskDeals
 
 AGAINST = "against"  # the name of a side's other half among its states
@@ -39,6 +40,10 @@ class Side:
     def states(self, states: np.ndarray) -> Mapping[str, np.ndarray]:
         """(layer, instance, width) as `survey` wants them."""
         return {self.split: states[:, self.members], AGAINST: states[:, self.against]}
+
+    def parts(self, products: Products) -> Mapping[str, Part]:
+        """The same, of a layer, among all instances."""
+        return {self.split: products.part(self.members), AGAINST: products.part(self.against)}
 
     def labelling(
         self, labels: Labels, mapping: np.ndarray, *, seed: int, repeats: int, spaces: Collection[str] = ("raw",)

@@ -88,7 +88,7 @@ def probe_one(
     rows = rows_with(measured.rows + sure + near.rows, read=main)
     rows += rows_with(geometry_rows(design, states, layers), read=main)
     depth = subject.layers(None)[-1]
-    rows += rows_with([{"measure": "depth", "value": float(depth)}])
+    rows += rows_with([{"split": "all", "measure": "depth", "value": float(depth)}])
     for read in study.other_reads:
         rows += rows_with(
             measure_layers(design, reading.states[read], deep, _telling(work, costs, progress)).rows, read=read

@@ -21,6 +21,7 @@ from nucleate.data.sources import Source
 from nucleate.devices import device_for
 from nucleate.files import write_table
 from nucleate.measures.baselines import MOST_FEATURES
+from nucleate.measures.products import LARGEST
 from nucleate.model.subjects import Model, Subject, all_ready, subjects_of
 from nucleate.model.texts import fill
 from nucleate.probing.controls import surface_of
@@ -32,6 +33,7 @@ from nucleate.probing.study import ProbeStudy
 from nucleate.progress import Progress, about, silent
 from nucleate.runs import open_run
 from nucleate.settings import chosen, documented_by
+from nucleate.threads import thread_count
 
 
 @documented_by(ProbeSettings)
@@ -167,7 +169,8 @@ def _announcement(study: ProbeStudy, subject: Subject) -> str:
     tokens = tokens_of(prompts)
     needed = subject.estimate(count, tokens, layers=len(subject.layers(settings.layers)))
     passes = 2.5 if prompts.has_inputs else 2  # trained, untrained, and the few distinct neutral prompts
-    beside = needed.weight_bytes + 2 * 4 * count * MOST_FEATURES + _LIBRARIES  # untrained network, n-grams
+    products = thread_count() * 4 * count**2 if count <= LARGEST else 0  # of a layer's points with each other
+    beside = needed.weight_bytes + 2 * 4 * count * MOST_FEATURES + products + _LIBRARIES  # untrained network, n-grams
     measuring = measuring_seconds(needed.state_bytes / 4, count)
     moving = moving_seconds(study, subject, needed.seconds)
     to_move = f"{about(moving)} to move states from task to task (twice that if few answers are right)"
