@@ -9,6 +9,7 @@ import numpy as np
 from nucleate.measures.baselines import answer_features, surface_features
 from nucleate.probing.costs import costs_of_text
 from nucleate.probing.design import Design
+from nucleate.probing.halves import Side
 from nucleate.probing.layers import LayerMeasures, Rows, measure_layers, read_labels
 from nucleate.probing.margins import Controls
 from nucleate.probing.separation import mean_known
@@ -26,15 +27,14 @@ def surface_of(study: ProbeStudy, run: RunWriter, work: Workload, progress: Prog
     rows, found = [], dict[str, LayerMeasures]()
     costs, warm = costs_of_text(study.prompts), False
     for control, column in texts.items():
-        for side in study.design.sides:  # the n-grams are those of the other half
-            features = surface_features([column[place] for place in side.against], column)[np.newaxis]
-            design = replace(study.design, sides=(side,))
-            one = measure_layers(design, features, [0], _untold, linearly=False)
-            if side.split == "test":
+        for sides in _by_other_half(study.design.sides):  # whose n-grams they are
+            features = surface_features([column[place] for place in sides[0].against], column)[np.newaxis]
+            one = measure_layers(replace(study.design, sides=sides), features, [0], _untold, linearly=False)
+            if sides[-1].split == "test":
                 read_labels(one, study.design, features, [0])
                 found[control] = one
             rows += rows_with([{**row, "layer": None} for row in one.rows], control=control)
-            done = work.did("n-grams", costs[control])
+            done = work.did("n-grams", costs[control] * len(sides))
             if warm:  # the first one waits for kernels and promises nothing
                 progress("n-grams of the text", done)
             warm = True
@@ -52,6 +52,15 @@ def surface_of(study: ProbeStudy, run: RunWriter, work: Workload, progress: Prog
     work.did("n-grams", costs["answers"])
     run.write_part("surface", [study.complete(row) for row in rows])
     return shares
+
+
+def _by_other_half(sides: Sequence[Side]) -> list[tuple[Side, ...]]:
+    """Sides that are sought in the same instances go together."""
+    groups: dict[bytes, tuple[Side, ...]] = {}
+    for side in sides:
+        where = side.against.tobytes()
+        groups[where] = (*groups.get(where, ()), side)
+    return list(groups.values())
 
 
 def _untold(what: str, done: int, of: int) -> None:

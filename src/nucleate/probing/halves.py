@@ -16,7 +16,7 @@ import numpy as np
 from nucleate.measures.held_out import Told, inner_folds, outer_folds
 from nucleate.measures.labelling import Cohort, Labelling, labelling_of
 from nucleate.measures.neighbours import Labels
-from nucleate.measures.products import Part, Products
+from nucleate.measures.products import LARGEST, Part, Products
 from nucleate.measures.shares import TaskDeals
 
 AGAINST = "against"  # the name of a side's other half among its states
@@ -41,9 +41,10 @@ class Side:
         """(layer, instance, width) as `survey` wants them."""
         return {self.split: states[:, self.members], AGAINST: states[:, self.against]}
 
-    def parts(self, products: Products) -> Mapping[str, Part]:
-        """The same, of a layer, among all instances."""
-        return {self.split: products.part(self.members), AGAINST: products.part(self.against)}
+    def parts(self, products: Products, who: np.ndarray) -> Mapping[str, Part]:
+        """The same, of a layer, where `who` (instance,) are the instances that have products."""
+        members, against = (products.part(np.searchsorted(who, some)) for some in (self.members, self.against))
+        return {self.split: members, AGAINST: against}
 
     def labelling(
         self, labels: Labels, mapping: np.ndarray, *, seed: int, repeats: int, spaces: Collection[str] = ("raw",)
@@ -56,6 +57,14 @@ class Side:
         )
         dealt = labelling_of([here], there, seed=seed, repeats=repeats, spaces=spaces)
         return replace(dealt, probed=frozenset())  # linear probes are told by `folds_of`
+
+
+def shared_by(sides: Sequence[Side]) -> np.ndarray | None:
+    """The instances of all sides, where their products with each other are fewer than what each side asks for alone:
+    its neighbours, and half of its own for k-means. None where they are more, or too many."""
+    who = np.unique(np.concatenate([some for side in sides for some in (side.members, side.against)]))
+    alone = sum(len(side.members) * (len(side.against) + len(side.members) / 2) for side in sides)
+    return who if len(who) ** 2 / 2 < alone and len(who) <= LARGEST else None
 
 
 def held_out_units(instructions: Sequence[str], inputs: Sequence[str], tasks: Sequence[str]) -> tuple[list[str], bool]:

@@ -15,10 +15,10 @@ from threadpoolctl import threadpool_limits
 from nucleate.measures.clustering import KMeansJob, kmeans_many
 from nucleate.measures.held_out import LinearReading, read_linearly
 from nucleate.measures.labelling import Labelling
-from nucleate.measures.products import LARGEST, products_of
+from nucleate.measures.products import products_of
 from nucleate.measures.survey import Survey, survey
 from nucleate.probing.design import Design
-from nucleate.probing.halves import Side, some_units
+from nucleate.probing.halves import Side, shared_by, some_units
 from nucleate.probing.separation import (
     bounds,
     confusion,
@@ -158,12 +158,13 @@ def _surveys(
 ) -> Iterator[tuple[Side, list[int], Survey]]:
     """A few layers at a time, so that not all of them need to be in memory."""
     effort, step = design.effort, design.effort.threads
-    shared = len(sides) > 1 and any((split, "raw") in one.places for split, one in labellings.items())
+    raw = any((split, "raw") in one.places for split, one in labellings.items())
+    who = shared_by(sides) if raw else None
     for first in range(0, len(layers), step):
         some, block = list(layers[first : first + step]), np.asarray(states[first : first + step])
-        products = products_of(block, effort.threads) if shared and block.shape[1] <= LARGEST else []
+        products = [] if who is None else products_of(block[:, who], effort.threads)
         for side in sides:
-            parts = [side.parts(one) for one in products]
+            parts = [] if who is None else [side.parts(one, who) for one in products]
             yield side, some, survey(labellings[side.split], side.states(block), effort, layers=some, parts=parts)
 
 
