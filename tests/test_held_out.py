@@ -6,6 +6,7 @@ from sklearn.linear_model import RidgeClassifier
 from sklearn.preprocessing import StandardScaler
 
 from nucleate.measures.held_out import RIDGES, Told, inner_folds, outer_folds, read_linearly
+from nucleate.measures.products import Products
 
 
 def world(n=240, width=12, tasks=4, units=60, inputs=20, seed=0):
@@ -46,6 +47,11 @@ def test_penalty_and_answers_are_scikit_learns(width, few):
     for fold in outer:
         expected = by_sklearn(states, task, known, fold, found.penalty, few)
         assert (found.named(task)[0, fold.answers] == expected).mean() > 0.99
+    if few:  # the products may be known, with those of other points
+        others = 1 + np.random.default_rng(2).normal(size=(50, width))
+        part = Products.of(np.concatenate([others, states]).astype(np.float32)).part(50 + np.arange(len(states)))
+        again = read_linearly(states, task, inner, outer, part=part)
+        assert again.penalty == found.penalty and (again.said == found.said).mean() > 0.99
     named = found.named(task)[0]
     assert np.isnan(named[half[0]]).all() and not np.isnan(named[half[1]]).any()
 

@@ -13,6 +13,7 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from scipy.sparse import csr_array, diags_array
 
+from nucleate.measures.products import Part
 from nucleate.streams import stream
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # penalties that are tried, times the number of instances fitted to
@@ -82,13 +83,19 @@ class LinearReading:
 
 
 def read_linearly(
-    states: np.ndarray, tasks: np.ndarray, inner: Sequence[Told], outer: Sequence[Told], *, penalty: float | None = None
+    states: np.ndarray,
+    tasks: np.ndarray,
+    inner: Sequence[Told],
+    outer: Sequence[Told],
+    *,
+    penalty: float | None = None,
+    part: Part | None = None,
 ) -> LinearReading:
     """Penalty chosen by the `inner` fits, told by the `outer` ones. `states` (instance, feature); `tasks` (deal,
     instance) are the true tasks first, then any others that the same is asked of, under the same penalty. Whose task
-    nobody has who was fitted to is not told."""
+    nobody has who was fitted to is not told. `part` are the instances among points whose products are known."""
     tasks = np.atleast_2d(tasks)
-    fits = _Fits(states, np.unique(np.concatenate([fold.fitted for fold in (*inner, *outer)])))
+    fits = _Fits(states, np.unique(np.concatenate([fold.fitted for fold in (*inner, *outer)])), part)
     shares = np.full(len(RIDGES), np.nan)
     if penalty is None and inner:
         said = np.full((len(RIDGES), tasks.shape[1]), -1)
@@ -113,7 +120,8 @@ class _Features:
     double precision. Where nearly all are zero, as of n-grams, the zeros are left out of the products, and all features
     are divided by one number, the root of their mean variance, since the rarest would else weigh the most."""
 
-    def __init__(self, states: np.ndarray, known: np.ndarray) -> None:
+    def __init__(self, states: np.ndarray, known: np.ndarray, part: Part | None) -> None:
+        self._part = part
         few = np.count_nonzero(states) < _SPARSE * states.size
         self._states: Any = csr_array(states, dtype=np.float64) if few else states
         self.few = few
@@ -158,7 +166,12 @@ class _Features:
         return product, answer, sums
 
     def with_each_other(self, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
-        """(row, other) products of features."""
+        """(row, other) products of features; around another mean than theirs where they are known already."""
+        if self.few and self._part is not None:
+            exponent = self._part.products.exponent
+            return (
+                np.ldexp(self._part[rows].dots(self._part[others]), 2 * exponent, dtype=float) * self._scale.max() ** 2
+            )
         if not self.few:
             there = self._dense(others)
             return np.concatenate([self._dense(block) @ there.T for block in _blocks(rows, self.width)])
@@ -181,8 +194,8 @@ class _Fits:
     """Ridge classifiers for one layer: by products of features where they are fewer than the instances that are fitted
     to, else by products of instances."""
 
-    def __init__(self, states: np.ndarray, known: np.ndarray) -> None:
-        self._features = _Features(states, known)
+    def __init__(self, states: np.ndarray, known: np.ndarray, part: Part | None) -> None:
+        self._features = _Features(states, known, part)
 
     def answers(self, tasks: np.ndarray, fold: Told, ridges: Sequence[float]) -> Iterator[np.ndarray]:
         """(deal, told) for each ridge: the task that is named; -1 where its own is not among those fitted to."""

@@ -1,7 +1,6 @@
 """What needs no network: the bare text and right answers alone, measured as if they were states."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ from nucleate.measures.baselines import answer_features, surface_features
 from nucleate.probing.costs import costs_of_text
 from nucleate.probing.design import Design
 from nucleate.probing.halves import Side
-from nucleate.probing.layers import LayerMeasures, Rows, measure_layers, read_labels
+from nucleate.probing.layers import LayerMeasures, Rows, measure_layers
 from nucleate.probing.margins import Controls
 from nucleate.probing.separation import mean_known
 from nucleate.probing.study import ProbeStudy
@@ -29,9 +28,8 @@ def surface_of(study: ProbeStudy, run: RunWriter, work: Workload, progress: Prog
     for control, column in texts.items():
         for sides in _by_other_half(study.design.sides):  # whose n-grams they are
             features = surface_features([column[place] for place in sides[0].against], column)[np.newaxis]
-            one = measure_layers(replace(study.design, sides=sides), features, [0], _untold, linearly=False)
+            one = measure_layers(study.design, features, [0], _untold, sides=sides)
             if sides[-1].split == "test":
-                read_labels(one, study.design, features, [0])
                 found[control] = one
             rows += rows_with([{**row, "layer": None} for row in one.rows], control=control)
             done = work.did("n-grams", costs[control] * len(sides))

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 from nucleate.measures.clustering import KMeansJob, kmeans_many
 from nucleate.measures.held_out import LinearReading, read_linearly
 from nucleate.measures.labelling import Labelling
-from nucleate.measures.products import products_of
+from nucleate.measures.products import Part, products_of
 from nucleate.measures.survey import Survey, survey
 from nucleate.probing.design import Design
 from nucleate.probing.halves import Side, shared_by, some_units
@@ -63,15 +63,14 @@ class LayerMeasures:
 
 
 def measure_layers(
-    design: Design, states: np.ndarray, layers: Sequence[int], tell: Tell, *, linearly: bool = True
+    design: Design, states: np.ndarray, layers: Sequence[int], tell: Tell, *, sides: Sequence[Side] | None = None
 ) -> LayerMeasures:
-    """Raw clusters and neighbours of every layer, on every side, and linear probes. `states` is (layer, instance,
-    width)."""
-    found = LayerMeasures()
+    """Raw clusters and neighbours of every layer, on every side unless some are named, and linear probes where test is
+    one of them. `states` is (layer, instance, width)."""
+    found, sides = LayerMeasures(), design.sides if sides is None else sides
     tell("measuring the layers", 0, len(layers))
-    if linearly:
-        read_labels(found, design, states, layers)
-    for side, some, one in _surveys(design, design.labellings, design.sides, states, layers):
+    linearly = any(side.split == "test" for side in sides)
+    for side, some, one in _surveys(design, design.labellings, sides, states, layers, found if linearly else None):
         tell("measuring the layers", list(layers).index(some[-1]) + 1, len(layers))
         found.rows.extend(row._asdict() for row in one.rows)
         for layer in some:
@@ -85,12 +84,16 @@ def measure_layers(
     return found
 
 
-def read_labels(found: LayerMeasures, design: Design, states: np.ndarray, layers: Sequence[int]) -> None:
-    """What linear probes name of every layer, on instructions, and inputs where they repeat, that they have not met."""
+def read_labels(
+    found: LayerMeasures, design: Design, states: np.ndarray, layers: Sequence[int], parts: Sequence[Part] = ()
+) -> None:
+    """What linear probes name of every layer, on instructions, and inputs where they repeat, that they have not met.
+    `parts`, layer by layer, are the instances among points whose products are known."""
     folds, everyone = design.folds, np.arange(len(design.kept))
 
     def one(place: int) -> LinearReading:
-        return read_linearly(np.asarray(states[place]), design.dealt, folds.inner, folds.outer)
+        part = parts[place] if parts else None
+        return read_linearly(np.asarray(states[place]), design.dealt, folds.inner, folds.outer, part=part)
 
     # The last bits of a matrix product depend on BLAS's threads; ours are put to whole layers instead.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(design.effort.threads) as pool:
@@ -155,14 +158,21 @@ def _surveys(
     sides: Sequence[Side],
     states: np.ndarray,
     layers: Sequence[int],
+    read_into: LayerMeasures | None = None,
 ) -> Iterator[tuple[Side, list[int], Survey]]:
-    """A few layers at a time, so that not all of them need to be in memory."""
+    """A few layers at a time, so that not all of them need to be in memory; labels are read beside where that is
+    asked for."""
     effort, step = design.effort, design.effort.threads
     raw = any((split, "raw") in one.places for split, one in labellings.items())
     who = shared_by(sides) if raw else None
     for first in range(0, len(layers), step):
         some, block = list(layers[first : first + step]), np.asarray(states[first : first + step])
         products = [] if who is None else products_of(block[:, who], effort.threads)
+        if read_into is not None:
+            places = None if who is None else np.searchsorted(who, np.arange(block.shape[1]))
+            read_labels(
+                read_into, design, block, some, [] if places is None else [one.part(places) for one in products]
+            )
         for side in sides:
             parts = [] if who is None else [side.parts(one, who) for one in products]
             yield side, some, survey(labellings[side.split], side.states(block), effort, layers=some, parts=parts)
