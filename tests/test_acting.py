@@ -266,7 +266,7 @@ def test_a_look_at_a_training_moves_nothing(place, tmp_path, monkeypatch):
     monkeypatch.setattr(one_model, "moved", never)
     model, tokenizer = load_network(place / "taught")
     live = LiveProbe.of(prompts(), tmp_path / "live", ProbeSettings(**QUICK))
-    live.begin(model, tokenizer, 0, resume=False, overwrite=False, progress=lambda text, fraction: None)
+    live.begin(model, tokenizer, 0, resume=False, overwrite=False, go_on="", progress=lambda text, fraction: None)
     live.look(model, tokenizer, 0, None, lambda text, fraction: None)
     seen = live.end()
     assert seen.where_to_act.by == "correlation"

@@ -17,6 +17,7 @@ from nucleate.probing.callback import ProbeCallback
 from nucleate.probing.live import LOADING
 from nucleate.probing.probe import probe
 from nucleate.probing.settings import ProbeSettings, TransferSettings
+from nucleate.probing.watch import watch
 from nucleate.redirecting.settings import RedirectSettings
 from nucleate.refusal import Refused
 from nucleate.settings import check, explained, fields_of, option_of, setting
@@ -30,6 +31,7 @@ REDIRECTED = ["align", "--model", "model", "--data", "data.csv", "--source", "a"
     [
         (probe, {"model", "data", "tokenizer", "base", "progress"}, ()),
         (ProbeCallback, {"data", "every", "out", "tokenizer", "overwrite"}, LOADING),
+        (watch, {"model", "data", "every", "begin", "out", "tokenizer", "overwrite"}, LOADING),
     ],
 )
 def test_a_door_takes_every_setting_as_a_keyword_with_the_settings_default_type_and_meaning(door, own, without):
@@ -43,7 +45,7 @@ def test_a_door_takes_every_setting_as_a_keyword_with_the_settings_default_type_
 
 
 def test_no_door_takes_what_it_does_not_name():
-    for door in (probe, ProbeCallback):
+    for door in (probe, ProbeCallback, watch):
         assert all(one.kind is not inspect.Parameter.VAR_KEYWORD for one in inspect.signature(door).parameters.values())
 
 

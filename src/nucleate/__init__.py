@@ -24,6 +24,7 @@ _HOMES = {
     "read_states": "nucleate.model.states",
     "synthetic_dataset": "nucleate.data.synthetic",
     "tsne": "nucleate.measures.tsne",
+    "watch": "nucleate.probing.watch",
 }
 __all__ = sorted(_HOMES)
 

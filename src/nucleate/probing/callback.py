@@ -93,7 +93,7 @@ class ProbeCallback(TrainerCallback):
         model: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
-        network, tokenizer = _network(model), self.tokenizer or kwargs.get("processing_class")
+        network, tokenizer = inside_of(model), self.tokenizer or kwargs.get("processing_class")
         if tokenizer is None:
             raise Refused("the Trainer has no processing_class: give ProbeCallback(…, tokenizer=tokenizer)")
         self._tokenizer, self._trainer = tokenizer, _calling_trainer()
@@ -110,7 +110,8 @@ class ProbeCallback(TrainerCallback):
                 state.global_step,
                 resume=state.global_step > 0,
                 overwrite=not state.global_step and (self.overwrite or self._unfinished == folder),
-                progress=lambda sentence, fraction: None if fraction is not None else _say(sentence),
+                go_on="train(resume_from_checkpoint=True)",
+                progress=lambda sentence, fraction: None if fraction is not None else say(sentence),
             )
             self._unfinished = folder
             if not self._probe.looks:
@@ -153,19 +154,16 @@ class ProbeCallback(TrainerCallback):
             return
         if not args.load_best_model_at_end:  # which has put another network in its place
             self._look_once(state, control, model)
-        with _spared(f"{self._probe.folder} was not finished"):
+        with spared(f"{self._probe.folder} was not finished"):
             with self._timed():
-                self.result, self._unfinished = self._probe.end(), None
-                run = load_run(self._probe.folder)
-                drawn = draw_figures(run, run.folder / "figures")
-                page = write_page(run, run.folder / "page.html", {(run.folder,): drawn})
+                (self.result, page), self._unfinished = finished(self._probe), None
             share = self._seconds / (time.monotonic() - self._since)
-            _say(f"looking took {share:.0%} of the time, tables and page included; page: {page}")
+            say(f"looking took {share:.0%} of the time, tables and page included; page: {page}")
 
     def _look_once(self, state: TrainerState, control: TrainerControl, model: nn.Module | None) -> None:
         seen = any(look.step == state.global_step for look in self._probe.looks)
         if state.is_world_process_zero and not seen:
-            with _spared(f"step {state.global_step} was not probed"), self._timed():
+            with spared(f"step {state.global_step} was not probed"), self._timed():
                 self._look(state, control, model)
 
     @contextmanager
@@ -182,21 +180,28 @@ class ProbeCallback(TrainerCallback):
 
         def progress(sentence: str, fraction: float | None) -> None:
             if fraction is None and first:  # what is to be said of the prompts is said once
-                _say(sentence)
+                say(sentence)
 
-        network = _network(model)
+        network = inside_of(model)
         with _as_it_is(network):
             seen = self._probe.look(network, self._tokenizer, state.global_step, epoch, progress)
-        _say(f"step {state.global_step}: {seen.words}")
+        say(f"step {state.global_step}: {seen.words}")
         told = {"readable": seen.readable, "clustered": seen.clustered, "best_layer": seen.best_layer}
         logs = {f"probe/{name}": value for name, value in told.items() if value is not None}
         if self._trainer is None:
             state.log_history.append({**logs, "epoch": state.epoch, "step": state.global_step})
             return
         due = control.should_log  # the loss of this step, which `log` would take for told
-        with _spared(f"step {state.global_step} was probed, but not logged"):
+        with spared(f"step {state.global_step} was probed, but not logged"):
             Trainer.log(self._trainer, logs)  # not what a kind of Trainer has made of it, which may average and clear
         control.should_log = due
+
+
+def finished(probe: LiveProbe) -> tuple[ProbeResult, Path]:
+    """What the looks have found, and the page of it."""
+    result, run = probe.end(), load_run(probe.folder)
+    drawn = draw_figures(run, run.folder / "figures")
+    return result, write_page(run, run.folder / "page.html", {(run.folder,): drawn})
 
 
 def _calling_trainer() -> Trainer | None:
@@ -209,20 +214,21 @@ def _calling_trainer() -> Trainer | None:
     return None
 
 
-def _say(sentence: str) -> None:
-    tqdm.write(f"nucleate: {sentence}")  # above the Trainer's bar
+def say(sentence: str) -> None:
+    """Above the bar of whoever trains."""
+    tqdm.write(f"nucleate: {sentence}")
 
 
 @contextmanager
-def _spared(what: str) -> Iterator[None]:
+def spared(what: str) -> Iterator[None]:
     """Hours of training are worth more than a look: what goes wrong in here is told, and ends nothing."""
     try:
         yield
     except Exception as error:
-        _say(f"{what}: {type(error).__name__}: {error}")
+        say(f"{what}: {type(error).__name__}: {error}")
 
 
-def _network(model: Any) -> PreTrainedModel:
+def inside_of(model: Any) -> PreTrainedModel:
     """The transformers network inside of what a Trainer holds: a compiled one, one with an adapter."""
     while True:
         if type(model).__name__ == "FullyShardedDataParallel":

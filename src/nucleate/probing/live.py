@@ -76,10 +76,11 @@ class LiveProbe:
         *,
         resume: bool,
         overwrite: bool,
+        go_on: str,
         progress: Progress,
     ) -> None:
         """Open the folder, before the first step of a training or, to `resume`, before the one after `step`; what
-        could not be read is refused."""
+        could not be read is refused, and of an unfinished folder it is said how to `go_on` with it."""
         device, dtype = where_it_runs(network)
         settings = replace(self.study.settings, device=device.type, dtype=str(dtype).removeprefix("torch."))
         self.study = replace(self.study, settings=settings)
@@ -90,7 +91,7 @@ class LiveProbe:
             self._begin(tokenizer, step, resume=resume and not overwrite, overwrite=overwrite, progress=progress)
         except Refused as refusal:
             why = str(refusal).partition(";")[0]  # the remedies behind it are the command line's
-            remedies = ["go on with train(resume_from_checkpoint=True)"] if "unfinished" in why else []
+            remedies = [f"go on with {go_on}"] if "unfinished" in why else []
             remedies += ["give another folder as out=…", *([] if resume or overwrite else ["or overwrite=True"])]
             raise Refused(f"{why}: {', '.join(remedies)}") from None
 
