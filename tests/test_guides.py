@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from transformers import TrainingArguments
 
 import nucleate
@@ -47,7 +48,10 @@ def a_trainers_own(folder: Path) -> dict[str, Any]:
     texts = [{"input_ids": row, "labels": row} for row in tokenizer([one["prompt"] for one in prompts()])["input_ids"]]
     settings = {"max_steps": 2, "save_strategy": "no", "report_to": [], "use_cpu": True, "disable_tqdm": True}
     arguments = TrainingArguments(str(folder / "trained"), **settings)
-    return {"model": model, "tokenizer": tokenizer, "texts": texts, "arguments": arguments}
+    batches = [{name: torch.tensor([ids]) for name, ids in text.items()} for text in texts[:2]]
+    optimizer = torch.optim.SGD(model.parameters())
+    own = {"optimizer": optimizer, "batches": batches}
+    return {"model": model, "tokenizer": tokenizer, "texts": texts, "arguments": arguments, **own}
 
 
 def execute(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,6 +87,7 @@ def test_the_guide_to_probing_runs_from_top_to_bottom(tmp_path, monkeypatch, cap
     said = capsys.readouterr().out
     assert "compared with my-model" in said and "llama-7b: 6,738 million parameters, 8,800 prompts" in said
     assert found["watch"].result.models == ("step-0", "step-2") and (tmp_path / "trained-probe/page.html").is_file()
+    assert found["seen"].result.models == ("step-0", "step-2") and (tmp_path / "watched/page.html").is_file()
     assert (tmp_path / "layers.png").is_file() and (tmp_path / "kept" / "metrics.parquet").is_file()
     compared = pl.read_parquet("tuning/tasks.parquet").filter(pl.col("measure").str.ends_with("_over_base"))
     assert set(compared["model"]) == {"checkpoint-100", "checkpoint-200", "checkpoint-300"}
