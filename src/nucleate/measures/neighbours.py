@@ -7,7 +7,7 @@ states coincide. A neighbour never has the same instruction.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from typing import Any
 
@@ -30,6 +30,7 @@ SEARCHES: dict[str, tuple[str, ...]] = {
 }
 
 _PAIRS_AT_ONCE = 2**20  # of queries and candidates: 4 MiB on a CPU, 40 on a GPU, and 160 where all of them tie
+_LEAST_AT_ONCE = 16  # queries, however many the candidates: all of these are looked through once for each block
 _NUMBERS_AT_ONCE = 2**22  # of candidate states turned to double precision
 
 
@@ -174,8 +175,10 @@ def neighbour_blocks(
         device = next((s.device for s, _ in queries if isinstance(s, torch.Tensor)), "cpu")
     near = _near if torch.device(device).type == "cpu" else partial(_near_on, torch.device(device))
     search = _Search.of([states for states, _ in given], candidates)
-    at_once = max(1, _PAIRS_AT_ONCE // len(candidates))
-    for number, (states, (_, labels)) in enumerate(zip(search.queries, given, strict=True)):
+    at_once = max(_LEAST_AT_ONCE, _PAIRS_AT_ONCE // len(candidates))
+    asked = [labels for _, labels in given]
+    del given, candidates  # of a million states, these are gigabytes
+    for number, (states, labels) in enumerate(zip(search.queries, asked, strict=True)):
         names = tuple(searches_of(labels, candidate))
         for first in range(0, max(len(states), 1), at_once):
             rows = slice(first, first + at_once)
@@ -214,8 +217,22 @@ class _Search:
     unit: float  # a distance of 1 here is so far in the states
     scale: float  # median norm of the candidates, in these units
     middle: np.ndarray  # (width,) mean of the candidates, single precision
-    around: np.ndarray  # (point, width) single precision: the distinct candidates less `middle`
-    squares: np.ndarray  # (point,) squared norms of those, double precision
+
+    @cached_property
+    def around(self) -> np.ndarray:
+        """(point, width) single precision: the distinct candidates less `middle`."""
+        return (self.distinct - self.middle).astype(np.float32, copy=False)
+
+    @cached_property
+    def squares(self) -> np.ndarray:
+        """(point,) squared norms of those, double precision."""
+        return squared_norms(self.around)
+
+    @cached_property
+    def members(self) -> tuple[np.ndarray, np.ndarray]:
+        """Candidates by the point where they lie, and where those of each point begin."""
+        start = np.concatenate([[0], np.cumsum(np.bincount(self.point, minlength=len(self.distinct)))])
+        return np.argsort(self.point, kind="stable"), start
 
     @classmethod
     def of(cls, queries: Sequence[np.ndarray], candidates: np.ndarray) -> "_Search":
@@ -232,9 +249,8 @@ class _Search:
         distinct, point = distinct_states(candidates)
         # Around the mean, because the product's rounding goes with the lengths: states have much in common.
         middle = candidates.mean(axis=0, dtype=np.float64).astype(np.float32)
-        around = (distinct - middle).astype(np.float32, copy=False)
         median = float(np.partition(norms, (len(norms) - 1) // 2)[(len(norms) - 1) // 2])
-        return cls(scaled, distinct, point, 2.0**exponent, median, middle, around, squared_norms(around))
+        return cls(scaled, distinct, point, 2.0**exponent, median, middle)
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,8 +283,7 @@ def _near(
     most = min(most, len(candidate))
     dots = around @ search.around.T  # (query, point)
     squares = squared_norms(around)
-    member = np.argsort(search.point, kind="stable")
-    start = np.concatenate([[0], np.cumsum(np.bincount(search.point, minlength=len(search.distinct)))])
+    member, start = search.members
     bounds = (len(names), most, doubt, 2.0**-100, search.scale)
     return _Pairs(*screen(dots, squares, search.squares, start, member, own, theirs, allowed, *bounds))
 

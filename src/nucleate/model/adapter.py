@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from nucleate.model.finite import stop_if_diverged
 from nucleate.model.packed_pass import check_positions, evaluate, packing_is_exact, token_losses, where_it_runs
 from nucleate.model.patching import blocks_of
 from nucleate.model.prefix_tree import Group, pack, plain
@@ -191,8 +192,8 @@ def tune(
                         logits, _ = evaluate(network, rows)
                         kept = torch.from_numpy(answer_places(group, rows.target_instance))
                         losses = token_losses(logits, rows)[kept] * rows.target_weight[kept]
-                        (losses.sum() / asked).backward()
-                torch.nn.utils.clip_grad_norm_(adapter.parameters(), 1.0)
+                        (losses.sum() / asked).backward()  # what is not finite in it is not in its gradient either
+                stop_if_diverged(torch.nn.utils.clip_grad_norm_(adapter.parameters(), 1.0), epoch, step)
                 optimizer.step()
                 optimizer.zero_grad()
                 step += 1
