@@ -51,7 +51,7 @@ def test_states_read_with_two_threads_are_those_of_one_to_a_hundred_thousandth(t
     np.testing.assert_allclose(found[1], found[0], atol=1e-5 * np.abs(found[0]).max())
 
 
-def test_a_run_of_two_threads_has_the_numbers_of_one_to_a_thousandth(micro_run, tmp_path):
+def test_a_run_of_two_threads_has_the_numbers_of_one_to_a_thousandth(tmp_path):
     """At size micro; a longer training drifts apart, as it does between two machines."""
     asked = ["learn", "--size", "micro", "--seed", "3", "--out", str(tmp_path / "run")]
     found = []

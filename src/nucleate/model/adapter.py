@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from nucleate.files import make_folders
 from nucleate.model.finite import stop_if_diverged
 from nucleate.model.packed_pass import check_positions, evaluate, packing_is_exact, token_losses, where_it_runs
 from nucleate.model.patching import blocks_of
@@ -86,7 +87,7 @@ class Adapter(nn.Module):
 
     def save(self, folder: Path, *, network: nn.Module, base: str) -> None:
         """Into a folder as peft's `save_pretrained` writes it. `base` is the path or hub id of the network."""
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folders(folder)
         pairs = zip(self.names, self.downs, self.ups, strict=True)
         tensors = {
             f"{_STEM}{name}.lora_{letter}.weight": one.detach().cpu().contiguous()
