@@ -68,23 +68,31 @@ def sites(words: list[str], folder: Path) -> Counter[str]:
 
 
 def campaign(numbers: Iterable[int], asked: argparse.Namespace) -> Iterator[Result]:
-    """Every site of every verb, in an order that the seed shuffles; there are no more."""
-    folder = (asked.out / "made").absolute()
-    words, rng = words_of(folder), random.Random(f"faults {asked.seed}")
-    cases = []
-    for verb in VERBS:
-        unbroken(folder, verb, words[verb])
-        for site, calls in sorted(sites(words[verb], folder).items()):
-            places = sorted({1, rng.randint(1, calls)})
-            cases += [(verb, site, kind, place) for kind in KINDS[site.split()[0]] for place in places]
-    rng.shuffle(cases)
-    print(f"{len(cases)} cases", flush=True)
+    """Verbs take turns; of each, every site, in an order that the seed shuffles."""
+    folder = asked.out.absolute() / "made"
+    words, cases = words_of(folder), dict[str, list[tuple[str, str, int]]]()
     for number in numbers:
-        if number >= len(cases):
+        verb, turn = VERBS[number % len(VERBS)], number // len(VERBS)
+        if verb not in cases:
+            for needed in ("learn", verb):
+                unbroken(folder, needed, words[needed])
+            cases[verb] = cases_of(words[verb], folder, asked.seed)
+            print(f"{verb}: {len(cases[verb])} cases", flush=True)
+        if turn < len(cases[verb]):
+            with tempfile.TemporaryDirectory(dir=folder) as out:
+                yield one(number, verb, words[verb], folder / "whole" / verb, Path(out), *cases[verb][turn])
+        elif turn >= max(map(len, cases.values())):
             return
-        verb, site, kind, place = cases[number]
-        with tempfile.TemporaryDirectory(dir=folder) as out:
-            yield one(number, verb, words[verb], folder / "whole" / verb, Path(out), site, kind, place)
+
+
+def cases_of(words: list[str], folder: Path, seed: int) -> list[tuple[str, str, int]]:
+    """(site, kind of fault, which call of that site)."""
+    rng, found = random.Random(f"faults {seed} {words[0]}"), []
+    for site, calls in sorted(sites(words, folder).items()):
+        places = sorted({1, rng.randint(1, calls)})
+        found += [(site, kind, place) for kind in KINDS[site.split()[0]] for place in places]
+    rng.shuffle(found)
+    return found
 
 
 def one(

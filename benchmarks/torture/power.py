@@ -9,20 +9,20 @@ last synced (none, if never); `halves`, as `names`, but what was not synced is t
 """
 
 import argparse
-import json
+import hashlib
 import os
 import pickle
 import random
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from campaign import Result, main
-from commands import VERBS, differing, in_process, unbroken, words_of
+from commands import differing, in_process, unbroken, words_of
 
 TITLE = "power cut at every write, then --resume to the bytes of an unbroken run"
 WAYS = ("synced", "names", "halves")
@@ -45,7 +45,7 @@ class Disk:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.live: dict[int, Kept] = {}  # inode -> what is kept of what lies there now
-        self.moments: dict[str, dict[str, Tree]] = {way: {} for way in WAYS}  # bytes of a tree -> the tree
+        self.moments: dict[str, dict[str, Tree]] = {way: {} for way in WAYS}  # digest -> tree, each once
         self.told: dict[str, str] = {}
         self._busy = False
 
@@ -71,7 +71,7 @@ class Disk:
         """The plug: remember what would be found."""
         for way in WAYS:
             tree = self._synced(self.kept(self.root)) if way == "synced" else self._seen(self.root, way == "halves")
-            mark = repr(pickle.dumps(tree))
+            mark = digest(tree)
             if mark not in self.moments[way]:
                 self.moments[way][mark] = tree
                 self.told[f"{way} {len(self.moments[way])}"] = before
@@ -137,6 +137,14 @@ class Disk:
             watching[0], os.fsync = False, real
 
 
+def digest(tree: Any) -> str:
+    """Equal for equal names and bytes."""
+    if isinstance(tree, dict):
+        told = repr([(name, digest(inside)) for name, inside in sorted(tree.items())]).encode()
+        return f"folder {hashlib.sha256(told).hexdigest()}"
+    return hashlib.sha256(tree).hexdigest()
+
+
 def record(words: list[str], file: Path) -> None:
     """Run the verb once and keep all that a power cut would have left, each once."""
     with tempfile.TemporaryDirectory(dir=file.parent) as place:
@@ -170,23 +178,32 @@ def lay(tree: Tree, folder: Path) -> None:
 
 
 def campaign(numbers: Iterable[int], asked: argparse.Namespace) -> Iterator[Result]:
-    """Every moment of every verb, in an order that the seed shuffles; there are no more."""
-    folder = asked.out / "made"
+    """Verbs take turns; of each, every moment once, in an order that the seed shuffles."""
+    folder = asked.out.absolute() / "made"
     words = {verb: some for verb, some in words_of(folder).items() if verb != "sweep"}  # whose workers write, not it
-    for verb in [verb for verb in VERBS if verb in words]:
-        unbroken(folder, verb, words[verb])
-        if not (folder / f"power-{verb}.pickle").is_file():
-            record(words[verb], folder / f"power-{verb}.pickle")
-    moments = {verb: pickle.loads((folder / f"power-{verb}.pickle").read_bytes()) for verb in words}
-    cases = [(verb, *moment) for verb in words for moment in moments[verb]]
-    random.Random(f"power {asked.seed}").shuffle(cases)
-    print(f"{len(cases)} moments: {json.dumps({verb: len(some) for verb, some in moments.items()})}", flush=True)
+    moments: dict[str, list[Any]] = {}
     for number in numbers:
-        if number >= len(cases):
+        verb, turn = list(words)[number % len(words)], number // len(words)
+        if verb not in moments:
+            moments[verb] = moments_of(verb, words, folder)
+            random.Random(f"power {asked.seed} {verb}").shuffle(moments[verb])
+            print(f"{verb}: {len(moments[verb])} moments", flush=True)
+        if turn < len(moments[verb]):
+            way, before, tree = moments[verb][turn]
+            with tempfile.TemporaryDirectory(dir=folder) as place:
+                yield resumed(number, words[verb], folder / "whole" / verb, Path(place), tree, f"{verb}, {way}", before)
+        elif turn >= max(map(len, moments.values())):
             return
-        verb, way, before, tree = cases[number]
-        with tempfile.TemporaryDirectory(dir=asked.out) as place:
-            yield resumed(number, words[verb], folder / "whole" / verb, Path(place), tree, f"{verb}, {way}", before)
+
+
+def moments_of(verb: str, words: Mapping[str, list[str]], folder: Path) -> list[Any]:
+    """(way, before which call, tree) of one run, recorded once."""
+    file = folder / f"power-{verb}.pickle"
+    for needed in ("learn", verb):
+        unbroken(folder, needed, words[needed])
+    if not file.is_file():
+        record(words[verb], file)
+    return list(pickle.loads(file.read_bytes()))
 
 
 def resumed(number: int, words: list[str], whole: Path, place: Path, tree: Tree, what: str, before: str) -> Result:
