@@ -59,6 +59,7 @@ def test_a_byte_a_fact_or_a_file_that_differs_is_seen_and_the_seconds_are_not(sc
         (tmp_path / name).mkdir()
         (tmp_path / name / "a").write_text("text")
         (tmp_path / name / "log.jsonl").write_text(name)
+        (tmp_path / name / "page.html").write_text(f"<p><tr><td>seconds.total</td><td>{name}</td></tr></p>")
         (tmp_path / name / "manifest.json").write_text(json.dumps({"status": "done", "seconds": name}))
     assert commands.differing(tmp_path / "one", tmp_path / "two") == []
     (tmp_path / "two" / "a").write_text("texts")

@@ -4,7 +4,8 @@ real command, then --resume; each file must have the bytes that an unbroken run 
     python benchmarks/torture/kills.py --count 500 --seed 0 --minutes 60
 
 One in four is killed a second time while it is gone on with. A kill that comes after the end, or before the run folder
-is begun, is told apart. Beyond the log's times and the seconds in manifest.json nothing may differ.
+is begun, is told apart. Beyond the log's times and the seconds in manifest.json, which the page shows,
+nothing may differ.
 """
 
 import argparse
