@@ -44,7 +44,7 @@ def call(words: list[str], **more: str) -> subprocess.CompletedProcess[str]:
 
 def words_of(folder: Path) -> dict[str, list[str]]:
     """The words of each verb, without --out. What they read is made in `folder` first, and unbroken runs of all."""
-    learnt, prompts = folder / "whole" / "learn", folder / "prompts.jsonl"
+    learnt, prompts = whole_of(folder, "learn"), folder / "prompts.jsonl"
     prompts.parent.mkdir(parents=True, exist_ok=True)
     rows = [{"instruction": f"{one} {two}", "input": third, "task": one, "output": third} for one in "abc" for two in
             "abcdef" for third in "xy"]  # fmt: skip
@@ -69,9 +69,14 @@ def words_of(folder: Path) -> dict[str, list[str]]:
     return {verb: words[verb] for verb in VERBS}
 
 
+def whole_of(folder: Path, verb: str) -> Path:
+    """Named as every run here, for its page says the name."""
+    return folder / "whole" / verb / "run"
+
+
 def unbroken(folder: Path, verb: str, words: list[str]) -> Path:
     """The run that nothing happened to."""
-    whole = folder / "whole" / verb
+    whole = whole_of(folder, verb)
     done = call([*words, "--out", str(whole), "--resume"], NUCLEATE_CACHE=str(folder / "cache"))
     assert done.returncode == 0, done.stderr
     return whole

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from campaign import Result, main
-from commands import VERBS, call, differing, in_process, unbroken, words_of
+from commands import VERBS, call, differing, in_process, unbroken, whole_of, words_of
 
 TITLE = "a fault below Python's file calls at every call site, then --resume to the bytes of an unbroken run"
 KINDS = {"write": ("error", "full", "short"), "fsync": ("sync",), "rename": ("rename",)}
@@ -80,7 +80,7 @@ def campaign(numbers: Iterable[int], asked: argparse.Namespace) -> Iterator[Resu
             print(f"{verb}: {len(cases[verb])} cases", flush=True)
         if turn < len(cases[verb]):
             with tempfile.TemporaryDirectory(dir=folder) as out:
-                yield one(number, verb, words[verb], folder / "whole" / verb, Path(out), *cases[verb][turn])
+                yield one(number, verb, words[verb], whole_of(folder, verb), Path(out), *cases[verb][turn])
         elif turn >= max(map(len, cases.values())):
             return
 

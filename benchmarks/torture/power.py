@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from campaign import Result, main
-from commands import differing, in_process, unbroken, words_of
+from commands import differing, in_process, unbroken, whole_of, words_of
 
 TITLE = "power cut at every write, then --resume to the bytes of an unbroken run"
 WAYS = ("synced", "names", "halves")
@@ -191,7 +191,7 @@ def campaign(numbers: Iterable[int], asked: argparse.Namespace) -> Iterator[Resu
         if turn < len(moments[verb]):
             way, before, tree = moments[verb][turn]
             with tempfile.TemporaryDirectory(dir=folder) as place:
-                yield resumed(number, words[verb], folder / "whole" / verb, Path(place), tree, f"{verb}, {way}", before)
+                yield resumed(number, words[verb], whole_of(folder, verb), Path(place), tree, f"{verb}, {way}", before)
         elif turn >= max(map(len, moments.values())):
             return
 
