@@ -1,4 +1,4 @@
-# Six upkeep verbs. Each sets up what it needs; continuous integration calls these and nothing else.
+# Seven upkeep verbs. Each sets up what it needs; continuous integration calls these and nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= runs/demo
@@ -6,7 +6,7 @@ ACCEPT_GEMMA_TERMS ?= no
 SMOLLM2 := runs/weights/SmolLM2-135M-Instruct.Q4_1.gguf
 GEMMA := runs/weights/gemma-3-270m-q4_k_m.gguf
 
-.PHONY: demo test check fix bench real
+.PHONY: demo test check fix bench real torture
 
 # Goes on with what an interruption left; begins anew where $(OUT) holds a demo of other settings (refused with 2).
 demo: .venv/ready
@@ -43,3 +43,11 @@ endif
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
+
+# Minutes of each campaign; called again it goes on where it stopped. The results stand in runs/torture.
+MINUTES ?= 2
+SEED ?= 0
+CAMPAIGNS := kills power faults malformed malformed_commands properties mutants hostile_page
+torture: .venv/ready
+	for one in $(CAMPAIGNS); do $(BIN)/python benchmarks/torture/$$one.py --minutes $(MINUTES) --seed $(SEED) || failed=1; done; \
+	$(BIN)/python benchmarks/torture/table.py --out runs/torture/torture.md; exit $${failed:-0}

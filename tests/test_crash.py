@@ -150,6 +150,13 @@ def test_a_file_is_synced_before_it_is_renamed_and_its_folder_after(tmp_path, mo
     assert done == [str(tmp_path / ".a.txt.part"), "rename", str(tmp_path)]
 
 
+def test_a_new_folder_is_synced_into_the_one_that_holds_it_before_anything_is_written_into_it(tmp_path, monkeypatch):
+    synced, sync = [], files.sync
+    monkeypatch.setattr(files, "sync", lambda path: (synced.append(path), sync(path)))
+    write_text(tmp_path / "a" / "b" / "c.txt", "text")
+    assert synced[:3] == [tmp_path, tmp_path / "a", tmp_path / "a" / "b" / ".c.txt.part"]
+
+
 @pytest.mark.parametrize("damaged", ["parts/model-model.parquet", "pieces/model-model-tasks.parquet"])
 def test_a_probe_measures_a_model_anew_whose_tables_were_cut_short(damaged, tmp_path, monkeypatch):
     a_model(tmp_path)

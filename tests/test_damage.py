@@ -212,7 +212,12 @@ READERS = {
         arrow, read_prompts, ("data.arrow", "state.json", "dataset_info.json"), names=lambda f, file: (f.name,)
     ),
     "run": Reader(a_run, read_run, tuple(f"run/{file}" for file in (*RUN, *LAYOUTS)), flips=12),
-    "part": Reader(a_part, read_run, ("run/parts/epoch-0000.parquet",)),
+    "part": Reader(
+        a_part,
+        read_run,
+        ("run/parts/epoch-0000.parquet",),
+        names=lambda f, file: (Path(file).name, str(f / "run/parts")),
+    ),
     "sweep": Reader(a_plan, _read_plan, ("sweep.json",)),
     "state": Reader(a_state, read_state_back, ("s.safetensors",)),
     "model": Reader(
@@ -282,6 +287,7 @@ def rows(run: Path, change: Callable[[pl.DataFrame], pl.DataFrame], file: str = 
 ODD_RUNS = {
     "no rows": lambda run: rows(run, lambda frame: frame.head(0)),
     "no accuracy": lambda run: rows(run, lambda frame: frame.filter(pl.col("measure") != "accuracy")),
+    "no measure": lambda run: rows(run, lambda frame: frame.with_columns(measure=pl.lit(None, pl.String))),
     "no layers": lambda run: rows(run, lambda frame: frame.with_columns(layer=pl.lit(None, pl.Int32))),
     "a negative layer": lambda run: rows(run, lambda frame: frame.with_columns(layer=-1 - pl.col("layer"))),
     "values beyond all": lambda run: rows(run, lambda frame: frame.with_columns(value=pl.lit(1e308))),

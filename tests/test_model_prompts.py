@@ -9,7 +9,9 @@ import torch
 import transformers as hf
 from safetensors.numpy import load_file
 
+from nucleate.model import texts
 from nucleate.model.batches import share_prefixes
+from nucleate.model.deadline import deadline
 from nucleate.model.networks import load_network
 from nucleate.model.prefix_tree import pack
 from nucleate.model.prompts import read_prompts_states
@@ -250,6 +252,36 @@ def test_a_chat_template_that_raises_or_rewrites_is_refused():
         tokenizer.chat_template = template
         with pytest.raises(Refused, match=message):
             read(tiny("llama"), tokenizer, prompts, chat=True)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "takes longer than 0.3 s"),
+        ("{{ 'long' * 5000000 }}", "20,000,000 characters of one prompt"),
+        ("{{ messages.__class__.__base__.__subclasses__() }}", "refuses a prompt .*unsafe"),
+        ("{{ cycler.__init__.__globals__.os.popen('id').read() }}", "refuses a prompt"),
+    ],
+)
+def test_a_strangers_chat_template_ends_in_time_and_reaches_nothing(template, message, monkeypatch):
+    monkeypatch.setattr(texts, "RENDERED_WITHIN", 0.3 if "0.3 s" in message else 60)
+    tokenizer, prompts = words(), lines()[:3]
+    tokenizer.chat_template = template
+    with pytest.raises(Refused, match=message) as refusal:
+        read(tiny("llama"), tokenizer, prompts, chat=True)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_deadline_ends_what_is_late_and_nothing_that_comes_after():
+    with pytest.raises(TimeoutError), deadline(0.05):
+        while True:
+            pass
+    with deadline(0.05):
+        pass
+    for _ in range(200_000):  # longer than the time that was given
+        pass
+    with pytest.raises(KeyError), deadline(5):
+        raise KeyError
 
 
 def test_whether_a_network_answers_is_asked_of_the_network_not_of_its_name():

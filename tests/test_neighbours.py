@@ -216,6 +216,7 @@ def test_neither_the_order_of_candidates_nor_the_queries_at_once_nor_threads_cha
     try:
         for at_once, number in ((1, 1), (7, 2), (40, 2)):
             torch.set_num_threads(number)
+            monkeypatch.setattr(room, "_LEAST_AT_ONCE", 1)
             monkeypatch.setattr(room, "_PAIRS_AT_ONCE", at_once * len(candidates))
             again = find_neighbours(queries, candidates, query, candidate)
             for search, neighbours in found.items():

@@ -10,6 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from nucleate.files import last_line
 from nucleate.parts import LAYOUT, METRICS, metrics_frame
 from nucleate.refusal import Refused
 from nucleate.runs import find_runs, load_run, open_run
@@ -262,3 +263,12 @@ def test_a_run_that_has_hardly_begun_prints_too(tmp_path):
     (tmp_path / "run" / "log.jsonl").unlink()
     said = str(load_run(tmp_path / "run"))
     assert "rows         none so far" in said and "to pick" not in said and "page" not in said
+
+
+@pytest.mark.parametrize("before", [0, 1, 5000])
+@pytest.mark.parametrize("last", [b"", b"torn", b"whole\n", b"x" * 9000, b"x" * 9000 + b"\n"])
+def test_the_last_line_is_found_without_reading_what_stands_before_it(before, last, tmp_path):
+    log = tmp_path / "log"
+    log.write_bytes(b"a line before\n" * before + last)
+    wanted = last or (b"a line before\n" if before else b"")
+    assert last_line(log) == wanted

@@ -13,6 +13,7 @@ from transformers import GPTJConfig, GPTJForCausalLM, PreTrainedTokenizerFast
 
 from nucleate.data.dataset import Dataset, Instance
 from nucleate.model import batches
+from nucleate.model.finite import stop_if_not_finite
 from nucleate.model.networks import gpt2, word_tokenizer
 from nucleate.model.prefix_tree import Group
 from nucleate.model.states import instances_as_groups, read_groups, read_states
@@ -261,8 +262,16 @@ def test_a_state_that_is_not_finite_is_never_silent():
     model = network()
     with torch.no_grad():
         model.transformer.h[1].mlp.c_proj.bias[0] = torch.inf
-    with pytest.raises(RuntimeError, match="not finite"):
+    with pytest.raises(RuntimeError, match=r"layer 2: a hidden state is not finite; .* check the weights"):
         read_states(model, word_tokenizer(SYMBOLS), shared_prompts())
+    assert read_states(model, word_tokenizer(SYMBOLS), shared_prompts(), layers=[0, 1]) is not None
+
+
+def test_half_precision_that_overflows_is_told_as_such():
+    states = torch.full((2, 3), 60_000.0).half()
+    stop_if_not_finite(states, 4)
+    with pytest.raises(RuntimeError, match=r"layer 4: .*float16 ends at 65,504"):
+        stop_if_not_finite(states * 2, 4)
 
 
 def test_a_slow_tokenizer_is_refused():

@@ -15,6 +15,7 @@ from io import TextIOWrapper
 from pathlib import Path
 
 from nucleate import verbs
+from nucleate.files import last_line
 from nucleate.options import SHORT, Parser, add_out, add_probe, add_redirect, add_settings, add_transfer
 from nucleate.refusal import FellShort, Refused
 
@@ -83,8 +84,8 @@ def _failure_log(folder: Path, error: str) -> Path | None:
     """The newest log in or below a folder, if it ends in this failure: its last line holds the traceback."""
     log = max(folder.rglob("log.jsonl"), key=lambda path: path.stat().st_mtime_ns, default=None)
     try:
-        ends = json.loads(log.read_text(encoding="utf-8").splitlines()[-1]) if log else {}
-    except (ValueError, IndexError, OSError):  # cut short, or gone
+        ends = json.loads(last_line(log)) if log else {}
+    except (ValueError, OSError):  # cut short, or gone
         return None
     return log if ends.get("event") == "failed" and ends.get("error") == error else None
 

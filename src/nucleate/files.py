@@ -18,7 +18,7 @@ _LONGEST = 180  # bytes of a name, since most systems allow 255 and more is writ
 def write_whole(path: Path, write: Callable[[Path], object], *, previous: Path | None = None) -> None:
     """`write` is given a place beside `path`; what it leaves there is then renamed. What lay in `path` is kept as
     `previous`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folders(path.parent)
     beside = path.with_name(f".{file_name(path.name)}.part")
     try:
         with disk_errors(path):
@@ -71,13 +71,24 @@ def sync_all(folder: Path) -> None:
     sync(folder)
 
 
+def make_folders(folder: Path) -> None:
+    """The folder and those above it, each new one synced into the one that holds it: else a power cut could take the
+    folder with all that was synced in it."""
+    if folder.is_dir():
+        return
+    make_folders(folder.parent)
+    folder.mkdir(exist_ok=True)
+    with suppress(PermissionError):  # of a folder that may be written to and not read
+        sync(folder.parent)
+
+
 def make_folder(folder: Path) -> None:
     """So that it is there and can be written into; else refused."""
     why = "it may not be written to"
     try:
         if folder.exists() and not folder.is_dir():
             raise Refused(f"{folder} is a file; --out names a folder")
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folders(folder)
     except OSError as error:
         why = error.strerror or str(error)
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -90,6 +101,20 @@ def file_name(name: str) -> str:
     if len(fit.encode()) <= _LONGEST:
         return fit
     return f"{fit.encode()[:_LONGEST].decode(errors='ignore')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def last_line(path: Path) -> bytes:
+    """The last line of a file, with the end that it has, however much stands before it."""
+    with open(path, "rb") as stream:
+        end, part = stream.seek(0, os.SEEK_END), 2**12
+        while True:
+            stream.seek(max(0, end - part))
+            before, _, line = stream.read().removesuffix(b"\n").rpartition(b"\n")
+            if before or part >= end:
+                break
+            part *= 2
+        stream.seek(max(0, end - 1))
+        return line + (b"\n" if stream.read() == b"\n" else b"")
 
 
 def file_hash(path: Path) -> str:

@@ -58,6 +58,8 @@ def metrics_frame(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
 def _check_values(frame: pl.DataFrame) -> None:
     if not frame["value"].is_finite().all() or frame["value"].null_count():
         raise ValueError("metrics hold a value that is not a finite number; an undefined score has no row")
+    if frame["measure"].null_count():
+        raise ValueError("metrics hold a value that does not say what it measures")
 
 
 def checked_and_sorted(frame: pl.DataFrame) -> pl.DataFrame:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import polars as pl
 
 from nucleate.config import SIZES, changed_from_size
+from nucleate.files import last_line
 
 _MOST = 8  # measures, models or settings in a line; how many more there are is said
 _FIRST = ("knn_share", "f1", "knn_accuracy", "source_accuracy", "accuracy_drop", "accuracy", "loss")
@@ -56,7 +57,7 @@ def in_words(run: RunFolder, settings: Mapping[str, Any]) -> str:
 def _when(folder: Path) -> str:
     """The day and minute of its last event, from the log."""
     log = folder / "log.jsonl"
-    last = log.read_text(encoding="utf-8", errors="replace").rstrip().rpartition("\n")[2] if log.is_file() else ""
+    last = last_line(log).decode("utf-8", errors="replace") if log.is_file() else ""
     _, found, rest = last.partition('"time": "')
     return f", last written {rest[:16].replace('T', ' ')}" if found else ""
 

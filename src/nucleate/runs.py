@@ -21,7 +21,7 @@ from typing import Any
 
 import polars as pl
 
-from nucleate.files import make_folder, sync, write_table, write_text
+from nucleate.files import last_line, make_folder, sync, write_table, write_text
 from nucleate.locks import LOCK, is_locked, locked
 from nucleate.parts import (
     LAYOUT,
@@ -174,9 +174,10 @@ def open_run(
 
 def _mend_log(log: Path) -> bool:
     """Drop a last line that was cut short; was there one?"""
-    if not log.is_file() or (content := log.read_bytes()).endswith(b"\n") or not content:
+    line = last_line(log) if log.is_file() else b""
+    if not line or line.endswith(b"\n"):
         return False
-    os.truncate(log, content.rfind(b"\n") + 1)
+    os.truncate(log, log.stat().st_size - len(line))
     return True
 
 
@@ -228,14 +229,17 @@ def _status(folder: Path, *, overwrite: bool = False) -> str | None:
     path = folder / "manifest.json"
     if not path.is_file():
         return None
-    remedy = _ANEW if (folder / "config.toml").is_file() else "move the folder away, or begin in a new one"
     try:
-        status = str(_manifest(path, remedy)["status"])
+        status = str(_manifest(path, _remedy(folder))["status"])
     except Refused:
-        if overwrite and "verb" in read_toml(folder / "config.toml", remedy):
+        if overwrite and "verb" in read_toml(folder / "config.toml", _remedy(folder)):
             return "damaged"
         raise
     return None if status == "cleared" else status
+
+
+def _remedy(folder: Path) -> str:
+    return _ANEW if (folder / "config.toml").is_file() else "move the folder away, or begin in a new one"
 
 
 _KINDS = {"status": str, "seconds": dict, "verdict": dict, "chosen_epochs": dict, "checkpoints": dict, "notes": list}
@@ -371,7 +375,9 @@ def load_run(path: str | Path) -> Run:
     folder = Path(path)
     if not folder.is_dir():
         raise Refused(f"{folder} does not exist; name a run folder, such as one written by nucleate learn --out")
-    if _status(folder) is None:
+    path = folder / "manifest.json"
+    manifest = _manifest(path, _remedy(folder)) if path.is_file() else {"status": "cleared"}
+    if manifest["status"] == "cleared":
         inside = [run.folder.name for run in find_runs(folder) if run.folder != folder]
         hint = f"; it holds the runs {', '.join(inside)}" if inside else ""
         raise Refused(f"{folder} is not a run folder: it has no manifest.json{hint}")
@@ -379,7 +385,7 @@ def load_run(path: str | Path) -> Run:
     missing = next((name for name in ("verb", "seed") if name not in config), None)
     if missing:
         raise Refused(f"{folder / 'config.toml'} is damaged (it tells no {missing}); {_REMAKE}")
-    return Run(folder, config, _manifest(folder / "manifest.json", _REMAKE))
+    return Run(folder, config, manifest)
 
 
 def run_folders(folder: Path) -> list[Path]:

@@ -31,6 +31,7 @@ SEARCHES: dict[str, tuple[str, ...]] = {
 }
 
 _PAIRS_AT_ONCE = 2**20  # of queries and candidates: 4 MiB on a CPU, 40 on a GPU, and 160 where all of them tie
+_LEAST_AT_ONCE = 16  # queries, however many the candidates: all of these are looked through once for each block
 _NUMBERS_AT_ONCE = 2**22  # of candidate states turned to double precision
 
 
@@ -177,8 +178,10 @@ def neighbour_blocks(
     near = _near if torch.device(device).type == "cpu" else partial(_near_on, torch.device(device))
     parts = [states for states in (*(states for states, _ in queries), candidate_states) if isinstance(states, Part)]
     search = _Search.of([states for states, _ in given], candidates, parts if len(parts) > len(given) else ())
-    at_once = max(1, _PAIRS_AT_ONCE // len(candidates))
-    for number, (states, (_, labels)) in enumerate(zip(search.queries, given, strict=True)):
+    at_once = max(_LEAST_AT_ONCE, _PAIRS_AT_ONCE // len(candidates))
+    asked = [labels for _, labels in given]
+    del given, candidates  # of a million states, these are gigabytes
+    for number, (states, labels) in enumerate(zip(search.queries, asked, strict=True)):
         names = tuple(searches_of(labels, candidate))
         for first in range(0, max(len(states), 1), at_once):
             rows = slice(first, first + at_once)
@@ -250,6 +253,12 @@ class _Search:
     def _squares(self) -> np.ndarray:
         return squared_norms(self._around)
 
+    @cached_property
+    def members(self) -> tuple[np.ndarray, np.ndarray]:
+        """Candidates by the point where they lie, and where those of each point begin."""
+        start = np.concatenate([[0], np.cumsum(np.bincount(self.point, minlength=len(self.distinct)))])
+        return np.argsort(self.point, kind="stable"), start
+
 
 @dataclass(frozen=True, eq=False)
 class _Pairs:
@@ -279,8 +288,7 @@ def _near(
             allowed[shared] |= (not barred & {"instruction", *SEARCHES[name]}) << bit
     most = min(most, len(candidate))
     dots, squares, others = search.products(number, rows)
-    member = np.argsort(search.point, kind="stable")
-    start = np.concatenate([[0], np.cumsum(np.bincount(search.point, minlength=len(search.distinct)))])
+    member, start = search.members
     bounds = (len(names), most, doubt, 2.0**-100, search.scale)
     return _Pairs(*screen(dots, squares, others, start, member, own, theirs, allowed, *bounds))
 

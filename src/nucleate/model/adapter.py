@@ -16,6 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from nucleate.files import make_folders
+from nucleate.model.finite import stop_if_diverged
 from nucleate.model.packed_pass import check_positions, evaluate, packing_is_exact, token_losses, where_it_runs
 from nucleate.model.patching import blocks_of
 from nucleate.model.prefix_tree import Group, pack, plain
@@ -85,7 +87,7 @@ class Adapter(nn.Module):
 
     def save(self, folder: Path, *, network: nn.Module, base: str) -> None:
         """Into a folder as peft's `save_pretrained` writes it. `base` is the path or hub id of the network."""
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folders(folder)
         pairs = zip(self.names, self.downs, self.ups, strict=True)
         tensors = {
             f"{_STEM}{name}.lora_{letter}.weight": one.detach().cpu().contiguous()
@@ -191,8 +193,8 @@ def tune(
                         logits, _ = evaluate(network, rows)
                         kept = torch.from_numpy(answer_places(group, rows.target_instance))
                         losses = token_losses(logits, rows)[kept] * rows.target_weight[kept]
-                        (losses.sum() / asked).backward()
-                torch.nn.utils.clip_grad_norm_(adapter.parameters(), 1.0)
+                        (losses.sum() / asked).backward()  # what is not finite in it is not in its gradient either
+                stop_if_diverged(torch.nn.utils.clip_grad_norm_(adapter.parameters(), 1.0), epoch, step)
                 optimizer.step()
                 optimizer.zero_grad()
                 step += 1

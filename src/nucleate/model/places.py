@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from nucleate.files import disk_errors, file_name, sync, sync_all
+from nucleate.files import disk_errors, file_name, make_folders, sync, sync_all
 from nucleate.reading import AGAIN, read_json, refusing
 from nucleate.refusal import Refused
 
@@ -211,7 +211,8 @@ def replacing(folder: Path) -> Iterator[Path]:
     finish_replacement(folder)
     shutil.rmtree(new, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
-    new.mkdir(parents=True)
+    make_folders(new.parent)
+    new.mkdir()
     try:
         with disk_errors(folder):
             yield new

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from nucleate.model.batches import batch_budget, deal, layers_of, share_prefixes
+from nucleate.model.finite import stop_if_not_finite
 from nucleate.model.packed_pass import at_rest, evaluate, position_limit, where_it_runs
 from nucleate.model.prefix_tree import Group, PackedBatch, pack, plain
 from nucleate.model.texts import Chat, HasPrompts, Prompt, prompts_of
@@ -197,9 +198,9 @@ class _Readings:
         for read, flat in zip(self._layers, batch.places, strict=True):
             for number, layer in enumerate(self._layers[read]):
                 hidden = batch.hidden[layer]
-                chosen = hidden.flatten(0, 1)[torch.from_numpy(flat).to(hidden.device)].float().cpu().numpy()
-                if not np.isfinite(chosen).all():
-                    raise RuntimeError("a hidden state is not finite: read in float32, or check the weights")
+                there = hidden.flatten(0, 1)[torch.from_numpy(flat).to(hidden.device)]
+                stop_if_not_finite(there, layer)
+                chosen = there.float().cpu().numpy()
                 if read not in self._states:
                     shape = (len(self._layers[read]), len(self._prompts), chosen.shape[-1])
                     self._states[read] = _room(self._spill, read, shape)

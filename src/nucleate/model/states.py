@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from nucleate.data.dataset import Dataset, refuse_inside
 from nucleate.model.attention import attention_outputs
 from nucleate.model.batches import batch_budget, deal, group_rows, layers_of
+from nucleate.model.finite import stop_if_not_finite
 from nucleate.model.packed_pass import at_rest, check_positions, evaluate, token_losses, where_it_runs
 from nucleate.model.prefix_tree import Group, instance_losses, pack, plain
 from nucleate.model.prompts import best_of, read_prompts_states
@@ -82,9 +83,9 @@ def read_groups(
             ends = batch.ends
             if chosen:
                 read = torch.stack([hidden[k].flatten(0, 1)[ends.to(hidden[k].device)].cpu() for k in chosen])
+                for layer, one in zip(chosen, read, strict=True):
+                    stop_if_not_finite(one, layer)
                 read = read.float()  # bfloat16 has no numpy form
-                if not read.isfinite().all():
-                    raise RuntimeError("a hidden state is not finite: read in float32, or check the weights")
                 if states is None:
                     states = np.empty((len(chosen), count, read.shape[-1]), dtype=np.float32)
                 states[:, numbers] = read.numpy()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nucleate.model.finite import stop_if_diverged
 from nucleate.model.packed_pass import check_positions, evaluate, packing_is_exact, where_it_runs
 from nucleate.model.prefix_tree import Group, pack, plain
 from nucleate.model.training import cosine, make_optimizer, order
@@ -227,8 +228,10 @@ def _teach(
         for groups in batches:
             for settings in optimizer.param_groups:
                 settings["lr"] = cosine(step, len(batches) * pace.epochs, pace.learning_rate)
-            loss(groups).backward()
-            torch.nn.utils.clip_grad_norm_(module.parameters(), pace.max_gradient_norm)
+            lost = loss(groups)
+            lost.backward()
+            length = torch.nn.utils.clip_grad_norm_(module.parameters(), pace.max_gradient_norm)
+            stop_if_diverged(lost.detach() + length, epoch, step)
             optimizer.step()
             optimizer.zero_grad()
             step += 1

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from nucleate.model.deadline import deadline
 from nucleate.refusal import Refused
 
 READS = {
@@ -19,6 +20,7 @@ READS = {
 Chat = Sequence[Mapping[str, str]]
 Span = tuple[int, int]
 _MARK = "\ue000\ue001"  # private characters, which stand in no template
+RENDERED_WITHIN, LONGEST = 5.0, 10_000_000  # seconds and characters of one prompt, by a model's own template
 PLAIN_CHATS = "chats are read as plain text, without roles; chat (--chat) reads them in the model's own chat template"
 
 
@@ -228,7 +230,14 @@ class _Chats:
 
     def _render(self, turns: Chat, *, ask: bool = True) -> str:
         try:
-            text = self._tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=ask)
+            with deadline(RENDERED_WITHIN):  # in the sandbox of transformers, which ends no loop
+                text = str(self._tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=ask))
+        except TimeoutError:
+            told = f"the chat template takes longer than {RENDERED_WITHIN:g} s for one prompt"
+            raise Refused(f"{told}: give the prompts without the chat option, or another template") from None
         except Exception as error:  # a template may raise whatever it likes
             raise Refused(f"the chat template refuses a prompt ({' '.join(str(error).split())[:200]})") from error
-        return str(text)
+        if len(text) > LONGEST:
+            told = f"the chat template makes {len(text):,} characters of one prompt"
+            raise Refused(f"{told}, and {LONGEST:,} at most are read: give the prompts without the chat option")
+        return text

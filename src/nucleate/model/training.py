@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nucleate.files import write_whole
+from nucleate.model.finite import stop_if_diverged
 from nucleate.model.packed_pass import batch_loss, check_positions, packing_is_exact, where_it_runs
 from nucleate.model.prefix_tree import Group, PackedBatch, pack, plain
 from nucleate.reading import read_tensors, refusing
@@ -93,14 +94,14 @@ def train(
                     health += torch.nn.utils.clip_grad_norm_(parameters, max_gradient_norm, foreach=True)
                     total += loss.detach() * rows.predicted
                     if device.type == "cpu":  # elsewhere looking at a number stalls the device: once an epoch
-                        _stop_if_diverged(total + health, epoch, step)
+                        stop_if_diverged(total + health, epoch, step)
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
                     predicted += rows.predicted
                     step += 1
                     seconds += time.perf_counter() - began
                 began = time.perf_counter()
-                _stop_if_diverged(total + health, epoch, step)  # waits for the device
+                stop_if_diverged(total + health, epoch, step)  # waits for the device
                 seconds += time.perf_counter() - began
             yield Epoch(epoch, total.item() / predicted, seconds)
     finally:
@@ -209,14 +210,6 @@ def _own(model: nn.Module) -> dict[str, Tensor]:
     kept = model.state_dict().keys()
     buffers = {name: tensor for name, tensor in model.named_buffers() if name in kept}
     return dict(model.named_parameters()) | buffers  # both leave out the second name of what is tied
-
-
-def _stop_if_diverged(value: Tensor, epoch: int, step: int) -> None:
-    if not math.isfinite(value.item()):
-        raise RuntimeError(
-            f"epoch {epoch}, step {step}: the loss or its gradient is no longer finite; "
-            "lower the learning rate, or train in float32"
-        )
 
 
 @contextmanager

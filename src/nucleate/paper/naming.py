@@ -13,7 +13,7 @@ from nucleate.model.prefix_tree import Group
 from nucleate.paper.instances import Members
 from nucleate.streams import stream
 
-TASK_TOKEN = "<task>"  # after it, the next token names the task
+TASK_TOKEN = "<task>"  # noqa: S105 -- after it, the next token names the task
 
 
 def name_of(task: str) -> str:
