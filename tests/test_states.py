@@ -264,7 +264,8 @@ def test_a_state_that_is_not_finite_is_never_silent():
         model.transformer.h[1].mlp.c_proj.bias[0] = torch.inf
     with pytest.raises(RuntimeError, match=r"layer 2: a hidden state is not finite; .* check the weights"):
         read_states(model, word_tokenizer(SYMBOLS), shared_prompts())
-    assert read_states(model, word_tokenizer(SYMBOLS), shared_prompts(), layers=[0, 1]) is not None
+    with pytest.warns(UserWarning, match="plain padded rows"):  # its answers cannot be compared
+        assert read_states(model, word_tokenizer(SYMBOLS), shared_prompts(), layers=[0, 1]) is not None
 
 
 def test_half_precision_that_overflows_is_told_as_such():
