@@ -8,7 +8,6 @@ import hashlib
 import logging
 import math
 import os
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -112,11 +111,10 @@ def read_blocks(
 ) -> "Iterator[tuple[int, BlockReading]]":
     """Blocks read through Ray Data by `workers` actors with a network and one thread each.
 
-    Every block is a file in `place`, named inside by its content: what an earlier process was told is not read again."""
+    Every block is a file in `place`, with a hash of its content: what an earlier process was told is not read again."""
     asked, told = place.absolute() / "asked.parquet", place.absolute() / "told"
     texts = [block.to_json() for block in blocks]
-    names = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
-    missing, seen = {name: number for number, name in enumerate(names)}, set[Path]()
+    missing, seen = {_name(text): number for number, text in enumerate(texts)}, set[Path]()
     yield from _told(told, blocks, missing, seen)
     if not missing:
         return
@@ -125,9 +123,7 @@ def read_blocks(
     with ThreadPoolExecutor(1) as beside, _connected(address, workers + 1) as ray:
         there = int(ray.cluster_resources().get("CPU", 0))
         if there <= workers:
-            raise Refused(
-                f"--workers {workers} is too many for a cluster of {there} CPUs: one has to stay free for files"
-            )
+            raise Refused(f"--workers {workers} is too many for a cluster of {there} CPUs: one is for the files")
         writing = beside.submit(_read_all, open_reader, asked, told, len(missing), workers, _gpus(ray, workers))
         while not writing.done():
             wait([writing], timeout=_LOOK)
@@ -135,10 +131,7 @@ def read_blocks(
         writing.result()
         yield from _told(told, blocks, missing, seen)
     if missing:
-        raise RuntimeError(
-            f"Ray told nothing of {len(missing)} of {len(blocks)} blocks: the same command with --resume"
-        )
-    shutil.rmtree(place)
+        raise RuntimeError(f"Ray told nothing of {len(missing)} of {len(blocks)} blocks; --resume reads them")
 
 
 def _read_all(
@@ -163,6 +156,10 @@ def _read_all(
         )
         .write_parquet(str(told))
     )
+
+
+def _name(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class _BlockReader:

@@ -142,7 +142,7 @@ class _Readings:
         for instance, (prompt, task) in enumerate(zip(prompts, tasks, strict=True)):
             own[names[task]] |= set(prompt.answer[:1])
             owners.setdefault(prompt, {}).setdefault(names[task] if prompt.answer else 0, []).append(instance)
-        self._owners = [of_task for by_task in owners.values() for of_task in by_task.values()]  # (entry,)
+        self._owners = [np.array(mine) for by_task in owners.values() for mine in by_task.values()]  # (entry,)
         allowed = {number: sorted(tokens) for number, tokens in own.items()}
         self.dealt = list(owners), [list(by_task) for by_task in owners.values()], allowed  # as `blocks_of` takes it
 
