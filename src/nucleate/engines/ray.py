@@ -21,7 +21,7 @@ import polars as pl
 from nucleate.engines.local import Job, JobResult, run_one, tell_ended
 from nucleate.files import write_table
 from nucleate.progress import Progress
-from nucleate.reading import read_parquet
+from nucleate.reading import read_parquet, reason_of
 from nucleate.refusal import Refused
 from nucleate.threads import thread_count
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _RETRIES = 3  # of a run that is killed, or whose machine is lost
 _STORE = 2**28  # bytes of Ray's store of objects on one machine, where none is running
 _FACTS = ("entry", "place", "answer", "first", "whole", "restricted")
+_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 _LOOK = 0.5  # seconds between two looks for readings
 
 
@@ -41,8 +42,7 @@ class _Killed(RuntimeError):
 @contextmanager
 def _connected(address: str | None, workers: int) -> Iterator[Any]:
     """Ray: the cluster at the address (or at RAY_ADDRESS), else one of this machine alone, gone at the end."""
-    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-    for name, value in quiet.items():
+    for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     import ray
 
@@ -50,8 +50,9 @@ def _connected(address: str | None, workers: int) -> Iterator[Any]:
     own: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False, "object_store_memory": _STORE}
     try:
         ray.init(address or "local", logging_level=logging.ERROR, log_to_driver=False, **({} if address else own))
-    except ConnectionError as error:
-        raise Refused(f"--address {address}: no cluster of Ray answers there ({error}); start one: ray start") from None
+    except (ConnectionError, ray.exceptions.RayError) as error:
+        why = reason_of(error)
+        raise Refused(f"--address {address}: no cluster of Ray takes us there ({why}); start one: ray start") from None
     try:
         yield ray
     finally:
@@ -180,8 +181,8 @@ class _BlockReader:
         found = self._read(Block.of_json(text))
         places, entries, width = found.states.shape
         facts = np.stack([np.arange(entries), np.zeros(entries), found.answers, *found.right]).astype(np.int64)
-        facts = np.tile(facts, max(1, places))
-        facts[1] = np.repeat(np.arange(max(1, places)), entries)
+        facts = np.tile(facts, places)
+        facts[1] = np.repeat(np.arange(places), entries)
         columns = {"block": pyarrow.array([name] * facts.shape[1]), **dict(zip(_FACTS, facts, strict=True))}
         flat = found.states.reshape(-1, width)
         return pyarrow.table(columns | {f"state{k}": np.ascontiguousarray(flat[:, k]) for k in range(width)})
@@ -210,6 +211,5 @@ def _told(
             if len(rows) % entries or facts["entry"].to_list() != list(range(entries)):
                 continue
             right = facts.select("first", "whole", "restricted").to_numpy().T.astype(bool)
-            places = len(rows) // entries if states.shape[1] else 0
-            yield number, BlockReading(states.reshape(places, entries, -1), facts["answer"].to_numpy(), right)
+            yield number, BlockReading(states.reshape(-1, entries, states.shape[1]), facts["answer"].to_numpy(), right)
             del missing[str(name)]
