@@ -11,7 +11,6 @@ from typing import Any
 
 from nucleate.engines.local import Job, JobResult, run_one, tell_ended
 from nucleate.progress import Progress
-from nucleate.reading import reason_of
 
 CLUSTER = "NUCLEATE_SLURM_CLUSTER"  # local: submitit's own executor, processes of this machine
 _LOOK = 1.0  # seconds
@@ -75,4 +74,4 @@ def _outcome(job: Job, submitted: Any, seconds: float) -> JobResult:
         found: JobResult = submitted.result()
         return found
     except Exception as error:  # what ended the job, of whatever kind
-        return JobResult(job.name, "failed", seconds, reason_of(error))
+        return JobResult(job.name, "failed", seconds, " ".join(str(error).split())[:300])
