@@ -51,7 +51,7 @@ ALLOWED = {
         }
         for room in ("paper", "probing", "redirecting", "claims")
     },
-    "engines": {"paper", "probing", "redirecting", "claims", "runs", "parts", "config"},
+    "engines": {"paper", "probing", "redirecting", "claims", "model", "runs", "parts", "config"},
 }
 EXTERNAL_BARRED = {
     "data": {"torch", "transformers", "sklearn"},

@@ -22,7 +22,7 @@ import pytest
 
 from nucleate import locks
 from nucleate.cli import main
-from nucleate.engines import local, sweep
+from nucleate.engines import local
 from nucleate.engines.axes import axis, combinations
 from nucleate.engines.local import Job, run_all
 from nucleate.memory import free_memory, total_memory
@@ -333,6 +333,11 @@ def test_more_runs_than_anybody_means_are_refused_before_they_are_counted_out():
         (["--worker", "2"], "did you mean '--workers'"),
         (["--device", "abacus"], "--device"),
         (["--workers", "0"], "at least 1"),
+        (["--engine", "slrum"], "did you mean 'slurm'"),
+        (["--address", "head:6379"], "--address belongs to ray"),
+        (["--minutes", "60"], "--minutes belongs to slurm"),
+        (["--engine", "ray", "--memory", "8"], "--memory belongs to slurm"),
+        (["--engine", "slurm", "--memory", "0"], "at least 1"),
         (["--resume", "--overwrite"], "one of them"),
         (["--out", "{tmp}/full"], "is not a sweep"),
         (["--out", "{tmp}/full", "--overwrite"], "is not a sweep"),
@@ -389,7 +394,7 @@ def test_overwrite_replaces_the_old_sweep_and_leaves_what_is_not_its_own(whole, 
         asked.extend(jobs)
         return [local.JobResult(job.name, "failed", 0.0, "not here") for job in jobs]
 
-    monkeypatch.setattr(sweep, "run_all", run_none)
+    monkeypatch.setattr(local, "run_all", run_none)
     assert main([*COMMAND, "--seed", "7", "--out", str(folder), "--overwrite"]) == 1
     assert [job.name for job in asked] == ["batch6", "batch12"]
     assert asked[0].arguments[-3:] == ("--out", str(folder / "batch6"), "--resume")
@@ -406,7 +411,7 @@ def test_a_resumed_sweep_may_grow_by_runs_and_computes_only_those(whole, tmp_pat
         asked.extend(job.name for job in jobs)
         return [local.JobResult(job.name, "failed", 0.0, "not here") for job in jobs]
 
-    monkeypatch.setattr(sweep, "run_all", run_none)
+    monkeypatch.setattr(local, "run_all", run_none)
     assert main([*COMMAND, "--seed", "0..2", "--out", str(folder), "--resume"]) == 1
     assert asked == ["seed2-batch6", "seed2-batch12"]
     assert (folder / "metrics.parquet").read_bytes() == (whole / "metrics.parquet").read_bytes()

@@ -69,7 +69,7 @@ def test_equal_prompts_are_computed_once_and_common_beginnings_too(monkeypatch):
         fed.append(sum(group.size for group in groups))
         return pack(groups)
 
-    monkeypatch.setattr("nucleate.model.prompts.pack", count)
+    monkeypatch.setattr("nucleate.model.blocks.pack", count)
     once = read(model, tokenizer, prompts, tokens_per_batch=2048)
     thrice = read(model, tokenizer, prompts * 3, tokens_per_batch=2048)
     assert fed[0] == fed[1] and len(fed) == 2

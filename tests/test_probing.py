@@ -15,7 +15,7 @@ import torch
 import nucleate
 from nucleate.cli import main
 from nucleate.data.prompts import read_prompts
-from nucleate.model import prompts as model_prompts
+from nucleate.model import blocks
 from nucleate.model.networks import gpt2, save_network, word_tokenizer
 from nucleate.parts import METRICS
 from nucleate.probing import controls, layers, one_model, study
@@ -275,7 +275,7 @@ def test_the_stage_that_is_shown_is_the_one_that_runs(folder, monkeypatch):
         monkeypatch.setattr(room, name, call)
 
     watched(door.Subject, "load", "tuned: loading the weights")
-    watched(model_prompts, "evaluate", "tuned: reading the prompts", "untrained: reading the prompts")
+    watched(blocks, "evaluate", "tuned: reading the prompts", "untrained: reading the prompts")
     watched(controls, "surface_features", "n-grams of the text")
     watched(one_model, "interval_rows", "tuned: intervals")
     watched(one_model, "untrained", "untrained: drawing fresh weights")

@@ -16,7 +16,17 @@ from pathlib import Path
 
 from nucleate import verbs
 from nucleate.files import last_line
-from nucleate.options import SHORT, Parser, add_out, add_probe, add_redirect, add_settings, add_transfer
+from nucleate.options import (
+    ENGINES,
+    SHORT,
+    Parser,
+    add_engine,
+    add_out,
+    add_probe,
+    add_redirect,
+    add_settings,
+    add_transfer,
+)
 from nucleate.refusal import FellShort, Refused
 
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
@@ -168,7 +178,9 @@ def _parser() -> argparse.ArgumentParser:
     for option in ("seed", *SHORT, "dtype"):
         sweep.add_argument(f"--{option}", metavar="VALUES", help="one value, a list such as 32,256, or a range as 0..4")
     sweep.add_argument("--set", action="append", default=[], metavar="section.key=VALUES", help="any setting, likewise")
-    sweep.add_argument("--workers", type=int, metavar="N", help="runs at once (default: OMP_NUM_THREADS, or all cores)")
+    add_engine(sweep, ENGINES, "runs at once (default: OMP_NUM_THREADS, or all cores; of a cluster, all it has)")
+    sweep.add_argument("--minutes", type=int, metavar="N", help="with slurm: time of a run, before it is queued again")
+    sweep.add_argument("--memory", type=int, metavar="GB", help="with slurm: memory of a run")
     add_out(sweep, "DIR")
 
     report = verb("report", "draw figures and page.html again from run folders alone")

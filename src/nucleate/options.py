@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field
 from functools import reduce
 from operator import or_
@@ -15,6 +15,7 @@ from nucleate.refusal import Refused, nearest
 from nucleate.settings import explained, fields_of, is_repeated, kind_of, option_of, parse
 
 _SIZES = [size for size in SIZES if size != "micro"]  # micro is for tests: whole, fast, and nothing is learnt
+ENGINES = ("local", "ray", "slurm")
 SHORT = {"width": "model.width", "epochs": "training.epochs"}  # options that are short for a setting
 
 
@@ -72,6 +73,7 @@ def add_probe(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--base", metavar="M", help="the model before its fine-tuning, to compare with")
     add_fields(parser, ProbeSettings)
+    add_engine(parser, ENGINES[:2], "processes that read the prompts, one thread each (default: this one reads)")
     parser.add_argument("--estimate", action="store_true", help="say what it will take, and stop; needs no weights")
     parser.add_argument(
         "--require",
@@ -139,6 +141,12 @@ def given_of(asked: argparse.Namespace, kind: type) -> dict[str, Any]:
         else:
             given[name] = parse(option, typed, one) if isinstance(typed, str) else typed
     return given
+
+
+def add_engine(parser: argparse.ArgumentParser, engines: Sequence[str], workers: str) -> None:
+    parser.add_argument("--engine", choices=engines, default="local", help="where that is done (default: local)")
+    parser.add_argument("--workers", type=int, metavar="N", help=workers)
+    parser.add_argument("--address", metavar="HOST:PORT", help="with ray: a cluster that is running (default: none is)")
 
 
 def add_out(parser: argparse.ArgumentParser, name: str, *, required: bool = True) -> None:

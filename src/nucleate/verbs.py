@@ -112,12 +112,14 @@ def _redirect(asked: argparse.Namespace) -> None:
 
 def probe(asked: argparse.Namespace) -> None:
     from nucleate.data.prompts import read_prompts
+    from nucleate.engines.door import reader
     from nucleate.model.places import at_the_door
 
     settings, bars = ProbeSettings(**given_of(asked, ProbeSettings)), [bar(text) for text in asked.require]
     if asked.out is None and not asked.estimate:
         raise Refused("nucleate probe needs --out RUN, the folder to write to (or --estimate, which writes nothing)")
     models = [*asked.models, *([] if asked.base is None else [asked.base])]
+    engine = reader(asked.engine, workers=asked.workers, address=asked.address)
     read = partial(read_prompts, asked.data, columns=settings.columns, limit=settings.limit)
     at_the_door(models, settings.revisions, read, weights=not asked.estimate)
 
@@ -129,7 +131,8 @@ def probe(asked: argparse.Namespace) -> None:
         asked.estimate = budget(asked.models, asked.data, settings, base=asked.base)  # for --json
         print("\n".join(asked.estimate))
         return
-    _run(asked, partial(probe_into, Path(asked.out), asked.models, asked.data, settings, base=asked.base))
+    into = partial(probe_into, Path(asked.out), asked.models, asked.data, settings, base=asked.base, engine=engine)
+    _run(asked, into)
     if bars:
         found = load_probe(asked.out)
         if short := missed(bars, found.metrics, found.tasks, found.coordinates, found.main):
@@ -228,10 +231,14 @@ def reproduce(asked: argparse.Namespace) -> None:
 
 def sweep(asked: argparse.Namespace) -> int:
     from nucleate.engines.axes import axis, combinations
+    from nucleate.engines.door import runner
     from nucleate.engines.sweep import sweep
     from nucleate.paper.trainings import PACKED_NOTE
-    from nucleate.threads import thread_count
 
+    folder = Path(asked.out)
+    run_all = runner(
+        asked.engine, folder, workers=asked.workers, address=asked.address, minutes=asked.minutes, memory=asked.memory
+    )
     options = {"seed": "seed", **SHORT, "dtype": "dtype"}
     axes = [axis(f"--{name}", key, text) for name, key in options.items() if (text := getattr(asked, name)) is not None]
     axes += [axis(f"--set {key}", key, text) for key, text in map(key_and_value, asked.set)]
@@ -247,8 +254,8 @@ def sweep(asked: argparse.Namespace) -> int:
             progress(PACKED_NOTE, None)
         outcomes = sweep(
             runs,
-            Path(asked.out),
-            workers=thread_count() if asked.workers is None else asked.workers,
+            folder,
+            run_all=run_all,
             resume=asked.resume,
             overwrite=asked.overwrite,
             progress=progress,

@@ -1,10 +1,12 @@
-"""The local engine: commands of `nucleate` in worker processes of this machine.
+"""The local engine: commands of `nucleate`, and blocks of prompts, in worker processes of this machine.
 
-A worker is the command line in a process of its own, so that a run that crashes, or that the system kills for its
-memory, harms no other; what the verb computes is not this file's affair.
+A run's worker is the command line in a process of its own, so that a run that crashes, or that the system kills for
+its memory, harms no other; what the verb computes is not this file's affair. The other engines run each job in the
+same way, on the machine that they found for it.
 """
 
 import _thread
+import multiprocessing
 import os
 import re
 import runpy
@@ -15,14 +17,20 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
+from nucleate.locks import is_locked
 from nucleate.memory import free_memory, memory_of
-from nucleate.progress import Progress
+from nucleate.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from nucleate.model.blocks import Block, BlockReading, Reader
 
 _LOOK = 0.1  # seconds between two looks at the workers
 _TELL = 1.0  # seconds between two looks at how far they are
@@ -57,6 +65,7 @@ class JobResult:
     state: Literal["done", "failed"]
     seconds: float
     error: str | None = None
+    killed: bool = False
 
 
 def run_all(jobs: Sequence[Job], *, workers: int, progress: Progress) -> list[JobResult]:
@@ -82,7 +91,7 @@ def run_all(jobs: Sequence[Job], *, workers: int, progress: Progress) -> list[Jo
             for worker in [worker for worker in running if worker.process.poll() is not None]:
                 running.remove(worker)
                 outcome = outcomes[worker.job.name] = worker.outcome()
-                _tell(progress, outcome, len(outcomes), len(jobs))
+                tell_ended(progress, outcome, len(outcomes), len(jobs))
             if running and time.monotonic() - looked >= _TELL:
                 looked = time.monotonic()
                 _tell_all(progress, running, len(outcomes), len(jobs))
@@ -100,7 +109,16 @@ def run_all(jobs: Sequence[Job], *, workers: int, progress: Progress) -> list[Jo
     return [outcomes[job.name] for job in jobs]
 
 
-def _tell(progress: Progress, outcome: JobResult, behind: int, total: int) -> None:
+def run_one(job: Job) -> JobResult:
+    """One job on the machine of whoever calls. One that was killed elsewhere may take a moment to die, and holds its
+    folder till then."""
+    folder, deadline = Path(job.arguments[job.arguments.index("--out") + 1]), time.monotonic() + _GRACE
+    while is_locked(folder) and time.monotonic() < deadline:
+        time.sleep(_LOOK)
+    return run_all([job], workers=1, progress=silent)[0]
+
+
+def tell_ended(progress: Progress, outcome: JobResult, behind: int, total: int) -> None:
     ended = "done in" if outcome.state == "done" else "FAILED after"
     why = f": {outcome.error}" if outcome.error else ""
     progress(f"{behind} of {total}: {outcome.name} {ended} {_clock(outcome.seconds)}{why}", None)
@@ -174,7 +192,7 @@ class _Worker:
         if code < 0:
             name = signal.Signals(-code).name
             memory = ", as the system does where memory runs out" if name == "SIGKILL" else ""
-            return JobResult(self.job.name, "failed", seconds, f"killed by {name}{memory}")
+            return JobResult(self.job.name, "failed", seconds, f"killed by {name}{memory}", killed=True)
         last = next((line.strip() for line in reversed(lines) if line.strip()), f"exit code {code}")
         return JobResult(self.job.name, "failed", seconds, last.removeprefix("nucleate: "))
 
@@ -194,8 +212,69 @@ def _work(arguments: Sequence[str]) -> None:
         os._exit(1)  # at once: runs are made to survive this; an orphan would hold their locks
 
     threading.Thread(target=watch, daemon=True).start()
+    if hasattr(signal, "SIGUSR2"):  # Slurm gives notice by it to all there is: the parent has the job queued again
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     sys.argv = ["nucleate", *arguments]
     runpy.run_module("nucleate.cli", run_name="__main__")
+
+
+# --- prompts ---------------------------------------------------------------------------------------------------------
+
+
+def read_blocks(
+    open_reader: "Callable[[], Reader]", blocks: "Sequence[Block]", place: Path, *, workers: int
+) -> "Iterator[tuple[int, BlockReading]]":
+    """Blocks read by processes with a network and one thread each, on the GPUs in turn where there are some. Nothing is
+    kept in `place`: who is killed begins anew."""
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(workers, len(blocks)), context, _begin, (open_reader, context.Value("i", 0)))
+    waiting, running = deque(enumerate(blocks)), dict[Future[Any], int]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < 2 * workers:  # no worker waits, and few readings do
+                number, block = waiting.popleft()
+                running[pool.submit(_read, block)] = number
+            for ended in wait(running, return_when=FIRST_COMPLETED).done:
+                yield running.pop(ended), ended.result()
+    except BrokenProcessPool:
+        told = "a worker was killed, as the system does where memory runs out: ask for fewer --workers"
+        raise RuntimeError(told) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_begun: Any = None  # in a worker: what opens its reader, and then that
+_reader: Any = None
+
+
+def _begin(open_reader: "Callable[[], Reader]", others: Any) -> None:
+    """What a worker does first. Ctrl-C is for its parent, and it dies with it."""
+    import torch
+
+    global _begun
+    _begun = open_reader
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    with others.get_lock():
+        number, others.value = others.value, others.value + 1
+    if torch.cuda.is_available():
+        torch.cuda.set_device(number % torch.cuda.device_count())
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _read(block: "Block") -> "BlockReading":
+    global _reader
+    if _reader is None:  # here, so that a failure is told to the parent
+        _reader = _begun()
+    found: BlockReading = _reader(block)
+    return found
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Many runs: every combination of the axes a run folder of its own, computed by an engine, one long table out.
 
-`sweep` is the whole story; where jobs compute, only the engine knows (`local.py`): a cluster takes its place by the
-same call.
+`sweep` is the whole story; where jobs compute, only the engine knows (`local.py`, `ray.py`, `slurm.py`).
 """
 
 import json
@@ -14,7 +13,8 @@ from typing import Any
 import polars as pl
 
 from nucleate.config import differing
-from nucleate.engines.local import Job, JobResult, run_all
+from nucleate.engines.door import SLURM, RunAll
+from nucleate.engines.local import Job, JobResult
 from nucleate.files import make_folder, write_table, write_text
 from nucleate.locks import LOCK, locked
 from nucleate.parts import METRICS
@@ -42,19 +42,17 @@ def sweep(
     runs: Sequence[Planned],
     folder: Path,
     *,
-    workers: int,
+    run_all: RunAll,
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress,
 ) -> list[JobResult]:
-    """Compute the runs that are not finished; write the tables of all; the outcomes of those computed now.
+    """Have an engine compute the runs that are not finished; write the tables of all; the outcomes of those.
 
     With `resume` finished runs are skipped, killed ones go on, failed ones are tried again, and runs that the sweep did
     not have before are added. `metrics.parquet` then has the bytes of an unbroken sweep. Without `resume` or
     `overwrite` a folder that holds anything is refused, with nothing changed on disk.
     """
-    if workers < 1:
-        raise Refused(f"--workers {workers} is too small: at least 1")
     _check_alone(runs)
     _check_place(folder, resume=resume, overwrite=overwrite)
     before = _read_plan(folder)
@@ -71,13 +69,13 @@ def sweep(
             write_text(folder / _PLAN, json.dumps({"runs": plan}, indent=2, ensure_ascii=False) + "\n")
         finished = {name for name in before if _state(folder / name) == "done"}
         jobs = [
-            Job(run.name, (*run.arguments, "--out", str(folder / run.name), "--resume"))
+            Job(run.name, (*run.arguments, "--out", str(folder.absolute() / run.name), "--resume"))
             for run in runs
             if run.name not in finished
         ]
         if finished and jobs:
             progress(f"{len(finished)} of {len(runs)} runs are finished already", None)
-        outcomes = run_all(jobs, workers=workers, progress=progress)
+        outcomes = run_all(jobs, progress=progress) if jobs else []
         if jobs or not all((folder / table).is_file() for table in _TABLES):
             states = {**dict.fromkeys(finished, "done"), **{one.name: one.state for one in outcomes}}
             _write_tables(folder, runs, states)
@@ -170,5 +168,6 @@ def _clear(folder: Path, before: Mapping[str, str]) -> None:
     for name in before:
         if (folder / name).is_dir() and not (folder / name).is_symlink():
             shutil.rmtree(folder / name)
+    shutil.rmtree(folder / SLURM, ignore_errors=True)
     for table in (*_TABLES, _PLAN):
         (folder / table).unlink(missing_ok=True)

@@ -7,22 +7,23 @@ leave the network.
 
 import json
 import struct
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
-from nucleate.model.batches import batch_budget, deal, layers_of, share_prefixes
-from nucleate.model.finite import stop_if_not_finite
-from nucleate.model.packed_pass import at_rest, evaluate, position_limit, where_it_runs
-from nucleate.model.prefix_tree import Group, PackedBatch, pack, plain
+from nucleate.model.batches import batch_budget, layers_of
+from nucleate.model.blocks import Block, BlockReading, Reader, blocks_of, whole_blocks_of
+from nucleate.model.packed_pass import at_rest, position_limit, where_it_runs
 from nucleate.model.texts import Chat, HasPrompts, Prompt, prompts_of
 from nucleate.progress import Progress, silent
 from nucleate.refusal import Refused
+
+Elsewhere = Callable[[tuple[tuple[int, ...], ...], Sequence[Block]], Iterator[tuple[int, BlockReading]]]
+"""Given the layers at each read, and the blocks: the place of each and its reading, in any order."""
 
 
 class HasTask(HasPrompts, Protocol):
@@ -61,13 +62,15 @@ def read_prompts_states(
     spill: Path | None = None,
     progress: Progress = silent,
     tokens_per_batch: int | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> PromptReading:
     """The states at each of `reads` ({read: its layers, None for all}) and, where there are outputs, the answers.
 
     Without any input there is one place to read, the last token of the prompt: whatever was asked for comes back as
     `answer_start`. `template` is "{instruction} {input}" unless given. With `chat` the text goes through the
     tokenizer's chat template as the user's turn, or `messages` do as they are. Equal prompts are computed once.
-    `spill` is a folder for a safetensors file per read where the states are too large for memory."""
+    `spill` is a folder for a safetensors file per read where the states are too large for memory. `elsewhere` reads the
+    blocks in place of this process."""
     if not instances:
         raise Refused("there are no prompts to read: give at least one")
     if not any(one.input for one in instances) and reads:
@@ -85,22 +88,23 @@ def read_prompts_states(
     unknown = getattr(tokenizer, "unk_token_id", None)
     if unknown in [getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "cls", "sep")]:
         unknown = None  # it says something else
-    distinct = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
-    prompt_of = np.array([distinct[prompt] for prompt in prompts])
-    owners = np.split(np.argsort(prompt_of, kind="stable"), np.cumsum(np.bincount(prompt_of))[:-1])  # by prompt
     readings = _Readings(layers, prompts, [instances[i].task for i in kept], spill, speaks)
     progress("reading the prompts", 0.0)
-    budget, note = tokens_per_batch or batch_budget(network, any(layers.values())), None
+    budget, dealt = tokens_per_batch or batch_budget(network, any(layers.values())), readings.dealt
     if speaks:
-        batches, note = _read_shared(network, list(distinct), hidden=any(layers.values()), budget=budget)
+        blocks, numbers, note = blocks_of(network, *dealt, budget=budget)
     else:
-        batches = _read_whole(network, list(distinct), pad=_pad(network, tokenizer), budget=budget)
+        blocks, numbers, note = whole_blocks_of(*dealt, budget=budget)
+    if elsewhere is None:
+        reader = Reader(network, speaks, tuple(layers.values()), _pad(network, tokenizer))
+        read: Iterator[tuple[int, BlockReading]] = enumerate(map(reader, blocks))
+    else:
+        read = elsewhere(tuple(layers.values()), blocks)
     done = 0
-    with at_rest(network):
-        for batch in batches:
-            readings.enter(batch, [owners[number] for number in batch.numbers])
-            done += len(batch.numbers)
-            progress("reading the prompts", done / len(distinct))
+    for number, reading in read:
+        readings.enter(numbers[number], reading)
+        done += len(blocks[number].prompts)
+        progress("reading the prompts", done / len(dealt[0]))
     return PromptReading(
         **readings.close(tokenizer),
         kept=kept,
@@ -110,70 +114,15 @@ def read_prompts_states(
     )
 
 
-class _Batch(NamedTuple):
-    numbers: np.ndarray  # (row,) which of the distinct prompts
-    hidden: tuple[Tensor, ...]  # (layer) of (row, place, width)
-    places: np.ndarray  # (read, row) flat indices into row x place
-    logits: Tensor | None  # (asked, vocabulary) after the prompt and after each token of its answer but the last
-    first: np.ndarray  # (row,) where in `logits` those of a prompt begin
-
-
-def _read_shared(
-    model: nn.Module, prompts: Sequence[Prompt], *, hidden: bool, budget: int
-) -> tuple[Iterator[_Batch], str | None]:
-    """Causal: what prompts have in common at their beginning is computed once, where the network allows it (else the
-    second result says so)."""
-    groups, order = share_prefixes([(prompt.tokens, prompt.answer) for prompt in prompts])
-    device, dtype = where_it_runs(model)
-    dealt = deal(model, groups, budget=budget)
-
-    def batches() -> Iterator[_Batch]:
-        for parts, numbers in dealt.batches:
-            rows = order[numbers]
-            batch = pack(parts) if dealt.packed else plain(parts)
-            places = _places(batch, parts, [prompts[r] for r in rows])
-            asked = np.array([max(1, len(prompts[r].answer)) for r in rows])
-            first = np.cumsum(asked) - asked
-            at = np.repeat(batch.ends.numpy() - first, asked) + np.arange(asked.sum())
-            batch = replace(batch, logit_at=torch.from_numpy(at)).to(device, dtype)
-            logits, states = evaluate(model, batch, hidden=hidden)
-            yield _Batch(rows, states, places, logits, first)
-
-    return batches(), dealt.note
-
-
-def _places(batch: PackedBatch, parts: Sequence[Group], prompts: Sequence[Prompt]) -> np.ndarray:
-    """(read, row) flat index of each prompt's places: in the stem that it shares, or counted back from its end."""
-    asked = np.array([len(group.laid.logit_at) for group in parts])
-    starts = batch.logit_at.numpy()[np.cumsum(asked) - asked]  # of the stem, where there is one
-    of = np.repeat(np.arange(len(parts)), [len(group.branches) for group in parts])
-    stems = np.array([len(group.prefix) for group in parts])[of]
-    lengths = np.array([len(prompt.tokens) for prompt in prompts])
-    places = np.array([prompt.places for prompt in prompts], dtype=np.int64).T  # (read, row)
-    return np.where(places < stems, starts[of] + places, batch.ends.numpy() - (lengths - 1 - places))
-
-
-def _read_whole(model: nn.Module, prompts: Sequence[Prompt], *, pad: int, budget: int) -> Iterator[_Batch]:
-    """Whatever sees its whole text at once: right-padded rows of like length."""
-    device, _ = where_it_runs(model)
-    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i].tokens), i))
-    start = 0
-    while start < len(order):
-        longest = len(prompts[order[start]].tokens)
-        rows = np.array(order[start : start + max(1, budget // longest)])
-        start += len(rows)
-        tokens = torch.full((len(rows), longest), pad)
-        for row, number in enumerate(rows):
-            tokens[row, : len(prompts[number].tokens)] = torch.tensor(prompts[number].tokens)
-        lengths = torch.tensor([len(prompts[number].tokens) for number in rows])
-        mask = (torch.arange(longest) < lengths[:, None]).long()
-        out = model(input_ids=tokens.to(device), attention_mask=mask.to(device), output_hidden_states=True)
-        places = np.array([prompts[number].places for number in rows], dtype=np.int64).T
-        yield _Batch(rows, out.hidden_states, places + np.arange(len(rows)) * longest, None, np.empty(0))
+def open_reader(load: Callable[[], tuple[Any, Any]], layers: Sequence[Sequence[int]]) -> Reader:
+    """The reader of a network that is loaded now, with its tokenizer, by whoever is to read. `layers` are (read, …)."""
+    model, tokenizer = load()
+    network, speaks = reader_of(model)
+    return Reader(network, speaks, tuple(map(tuple, layers)), _pad(network, tokenizer))
 
 
 class _Readings:
-    """Takes batch after batch and keeps what was asked for, instance by instance."""
+    """Deals the prompts out as entries, each once, takes what is read of them, and keeps it instance by instance."""
 
     def __init__(
         self,
@@ -183,43 +132,33 @@ class _Readings:
         spill: Path | None,
         speaks: bool,
     ) -> None:
-        self._layers, self._prompts, self._tasks, self._spill, self._speaks = layers, prompts, tasks, spill, speaks
+        self._layers, self._prompts, self._spill, self._speaks = layers, prompts, spill, speaks
         self._states: dict[str, np.ndarray] = {}
         self._answers = np.empty(len(prompts), dtype=np.int64)
         self._right = np.zeros((3, len(prompts)), dtype=bool)  # first token, every token, first of the task's own
-        allowed: dict[str, set[int]] = {task: set() for task in tasks}
-        for prompt, task in zip(prompts, tasks, strict=True):
-            allowed[task] |= set(prompt.answer[:1])
-        self._allowed = {task: sorted(tokens) for task, tokens in allowed.items()}
+        names = {task: number for number, task in enumerate(dict.fromkeys(tasks))}
+        own: dict[int, set[int]] = {number: set() for number in names.values()}
+        owners: dict[Prompt, dict[int, list[int]]] = {}  # the instances of each prompt, by task where that matters
+        for instance, (prompt, task) in enumerate(zip(prompts, tasks, strict=True)):
+            own[names[task]] |= set(prompt.answer[:1])
+            owners.setdefault(prompt, {}).setdefault(names[task] if prompt.answer else 0, []).append(instance)
+        self._owners = [np.array(mine) for by_task in owners.values() for mine in by_task.values()]  # (entry,)
+        allowed = {number: sorted(tokens) for number, tokens in own.items()}
+        self.dealt = list(owners), [list(by_task) for by_task in owners.values()], allowed  # as `blocks_of` takes it
 
-    def enter(self, batch: _Batch, owners_of: Sequence[np.ndarray]) -> None:
-        """`owners_of` holds the instances of each row's prompt."""
-        owners, rows = np.concatenate(owners_of), np.repeat(np.arange(len(owners_of)), [len(x) for x in owners_of])
-        for read, flat in zip(self._layers, batch.places, strict=True):
-            for number, layer in enumerate(self._layers[read]):
-                hidden = batch.hidden[layer]
-                there = hidden.flatten(0, 1)[torch.from_numpy(flat).to(hidden.device)]
-                stop_if_not_finite(there, layer)
-                chosen = there.float().cpu().numpy()
+    def enter(self, entries: np.ndarray, reading: BlockReading) -> None:
+        """What was read of these entries."""
+        of = [self._owners[entry] for entry in entries]
+        owners, rows = np.concatenate(of), np.repeat(np.arange(len(of)), [len(x) for x in of])
+        place = 0
+        for read, layers in self._layers.items():
+            for number in range(len(layers)):
                 if read not in self._states:
-                    shape = (len(self._layers[read]), len(self._prompts), chosen.shape[-1])
+                    shape = (len(layers), len(self._prompts), reading.states.shape[-1])
                     self._states[read] = _room(self._spill, read, shape)
-                self._states[read][number, owners] = chosen[rows]
-        if batch.logits is not None:
-            self._mark(batch.logits, batch.first, owners, rows)
-
-    def _mark(self, logits: Tensor, first: np.ndarray, owners: np.ndarray, rows: np.ndarray) -> None:
-        best = logits.argmax(-1).cpu().numpy()
-        self._answers[owners] = best[first[rows]]
-        asked = [(i, row) for i, row in zip(owners, rows, strict=True) if self._prompts[i].answer]
-        if not asked:
-            return
-        after = logits[torch.from_numpy(first[[row for _, row in asked]]).to(logits.device)].float().cpu().numpy()
-        own = best_of(after, [self._allowed[self._tasks[i]] for i, _ in asked])
-        for (i, row), restricted in zip(asked, own, strict=True):
-            answer = self._prompts[i].answer
-            given = tuple(best[first[row] : first[row] + len(answer)])
-            self._right[:, i] = given[0] == answer[0], given == answer, restricted == answer[0]
+                self._states[read][number, owners] = reading.states[place][rows]
+                place += 1
+        self._answers[owners], self._right[:, owners] = reading.answers[rows], reading.right[:, rows]
 
     def close(self, tokenizer: Any) -> dict[str, Any]:
         for read in self._layers:
@@ -239,14 +178,6 @@ class _Readings:
             "scored": scored if self._speaks else None,
             **dict(zip(("predicted", "whole", "restricted"), right, strict=True)),
         }
-
-
-def best_of(logits: np.ndarray, candidates: Sequence[Sequence[int]]) -> np.ndarray:
-    """(instance,) the likeliest of each instance's candidates."""
-    widest = max(len(c) for c in candidates)
-    padded = np.array([[*c, *[c[0]] * (widest - len(c))] for c in candidates])  # (instance, candidate)
-    best = np.take_along_axis(logits, padded, axis=1).argmax(axis=1)
-    return padded[np.arange(len(padded)), best]
 
 
 def _room(folder: Path | None, read: str, shape: tuple[int, int, int]) -> np.ndarray:

@@ -21,10 +21,11 @@ from transformers import PreTrainedTokenizerBase
 from nucleate.data.dataset import Dataset, refuse_inside
 from nucleate.model.attention import attention_outputs
 from nucleate.model.batches import batch_budget, deal, group_rows, layers_of
+from nucleate.model.blocks import best_of
 from nucleate.model.finite import stop_if_not_finite
 from nucleate.model.packed_pass import at_rest, check_positions, evaluate, token_losses, where_it_runs
 from nucleate.model.prefix_tree import Group, instance_losses, pack, plain
-from nucleate.model.prompts import best_of, read_prompts_states
+from nucleate.model.prompts import read_prompts_states
 from nucleate.model.texts import HasPrompts, tokenise
 from nucleate.refusal import Refused
 

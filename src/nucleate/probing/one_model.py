@@ -10,6 +10,8 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from nucleate.data.prompts import Prompts
 from nucleate.files import write_table
 from nucleate.long_table import CLUSTERED, READABLE, deciding_measure
 from nucleate.model.networks import untrained
-from nucleate.model.prompts import PromptReading
+from nucleate.model.prompts import Elsewhere, PromptReading
 from nucleate.model.subjects import Subject
 from nucleate.parts import read_metrics, read_part, write_part
 from nucleate.probing.changes import difference
@@ -70,10 +72,17 @@ def probe_one(
     work.did("loading")
     layers = subject.layers(study.settings.layers)
     deep = layers if study.settings.thorough else spread(layers)
-    spill = run.folder / "spill"
+    spill, blocks = run.folder / "spill", run.folder / "blocks" / subject.file
+    loaded = replace(subject).load  # by a worker too: without what is cached of this one
     reads = {main: layers, **{read: deep for read in study.other_reads}}
     reading = study.read(
-        network, tokenizer, study.prompts, reads, work.part("reading", progress, costs["reading"]), spill=spill
+        network,
+        tokenizer,
+        study.prompts,
+        reads,
+        work.part("reading", progress, costs["reading"]),
+        spill=spill,
+        elsewhere=study.elsewhere(loaded, blocks / "trained"),
     )
     design, states = study.design.only(reading.kept), reading.states[main]
 
@@ -96,9 +105,10 @@ def probe_one(
     others = {}
     if study.prompts.has_inputs:
         told = _named(progress, "neutral instruction")
-        others["neutral"] = _neutral(study, design, network, tokenizer, deep, work, costs, told)
+        away = study.elsewhere(loaded, blocks / "neutral")
+        others["neutral"] = _neutral(study, design, network, tokenizer, deep, work, costs, told, away)
     told = _named(progress, "untrained")
-    others["untrained"] = _untrained(study, design, network, tokenizer, deep, work, costs, told)
+    others["untrained"] = _untrained(study, design, network, tokenizer, deep, work, costs, told, subject, blocks)
     for control, one in others.items():
         rows += rows_with([*one.rows, *_best_rows(one)], read=main, control=control)
     rows += rows_with(_answer_rows(design, reading))
@@ -148,7 +158,8 @@ def probe_one(
     progress("done", work.did("the rest", costs["the rest"]))
     run.log("probed", model=subject.name, remarks=remarks)
     del reading, states
-    shutil.rmtree(spill, ignore_errors=True)
+    for folder in (spill, run.folder / "blocks"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def part_of(subject: Subject) -> str:
@@ -228,12 +239,13 @@ def _neutral(
     work: Workload,
     costs: Mapping[str, float],
     progress: Progress,
+    elsewhere: Elsewhere | None,
 ) -> LayerMeasures:
     """The same inputs after an instruction that says nothing: what is left is the input's own doing."""
     asked = _kept(study.prompts, design.kept)
     asked = replace(asked, instances=tuple(replace(one, instruction=NEUTRAL) for one in asked.instances))
     told = work.part("reading", progress, costs["reading"] / 2)
-    reading = study.read(network, tokenizer, asked, {study.main: layers}, told)
+    reading = study.read(network, tokenizer, asked, {study.main: layers}, told, elsewhere=elsewhere)
     telling = _telling(work, costs, progress, "the neutral instruction")
     return measure_layers(design.only(reading.kept), reading.states[study.main], layers, telling)
 
@@ -247,6 +259,8 @@ def _untrained(
     work: Workload,
     costs: Mapping[str, float],
     progress: Progress,
+    subject: Subject,
+    blocks: Path,
 ) -> LayerMeasures:
     """The same architecture with fresh weights; models of one architecture share it."""
     settings = {name: v for name, v in network.config.to_dict().items() if not name.startswith("_")}
@@ -255,15 +269,23 @@ def _untrained(
     key = json.dumps([settings, list(layers), design.kept.tolist(), chat, words], sort_keys=True, default=str)
     if key not in study.known:
         progress("drawing fresh weights", work.fraction)
-        fresh = untrained(network, stream(study.settings.seed, "untrained"))
+        seed = stream(study.settings.seed, "untrained")
+        fresh = untrained(network, seed)
+        away = study.elsewhere(partial(_fresh, replace(subject), seed), blocks / "untrained")
         prompts, told = _kept(study.prompts, design.kept), work.part("reading", progress, costs["reading"])
-        reading = study.read(fresh, tokenizer, prompts, {study.main: layers}, told)
+        reading = study.read(fresh, tokenizer, prompts, {study.main: layers}, told, elsewhere=away)
         study.known[key] = measure_layers(design, reading.states[study.main], layers, _telling(work, costs, progress))
         study.known[key].rows.extend(geometry_rows(design, reading.states[study.main], layers))
     else:
         measuring = len(layers) * costs["measuring the layers"]
         work.skip({"reading": costs["reading"], "measuring the layers": measuring})
     return study.known[key]
+
+
+def _fresh(subject: Subject, seed: int) -> tuple[Any, Any]:
+    """The same for a worker."""
+    network, tokenizer = subject.load()
+    return untrained(network, seed), tokenizer
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ The paper's realistic setting (§3.4, Table 1) for any network and any prompts. 
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
@@ -22,6 +23,7 @@ from nucleate.devices import device_for
 from nucleate.files import write_table
 from nucleate.measures.baselines import MOST_FEATURES
 from nucleate.measures.products import LARGEST
+from nucleate.model.blocks import ReadBlocks
 from nucleate.model.subjects import Model, Subject, all_ready, subjects_of
 from nucleate.model.texts import fill
 from nucleate.probing.controls import surface_of
@@ -87,12 +89,15 @@ def probe_into(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     base: Model | None = None,
+    engine: ReadBlocks | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> bool:
-    """`probe` into a run folder, a part for each model. False where the run is finished and nothing was done."""
+    """`probe` into a run folder, a part for each model. False where the run is finished and nothing was done. An
+    `engine` reads the prompts in the place of this process."""
     study, subjects, compared = _at_the_door(model, data, base, tokenizer, settings, progress)
+    study = replace(study, engine=engine)
     weights = [one.checksum or "" for one in subjects]
     opening = open_run(
         folder,

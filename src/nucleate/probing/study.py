@@ -1,9 +1,9 @@
 """What a probe asks of every model: the settings, the prompts with their two halves, the tokens that are read."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,7 +18,8 @@ from nucleate.measures.shares import TaskDeals
 from nucleate.measures.survey import Effort
 from nucleate.measures.transfer import pairs_of
 from nucleate.memory import total_memory
-from nucleate.model.prompts import PromptReading, read_prompts_states
+from nucleate.model.blocks import ReadBlocks
+from nucleate.model.prompts import Elsewhere, PromptReading, open_reader, read_prompts_states
 from nucleate.model.subjects import Subject
 from nucleate.model.texts import PLAIN_CHATS, prompts_of
 from nucleate.probing.design import Design
@@ -43,6 +44,7 @@ class ProbeStudy:
     notes: tuple[str, ...]
     known: dict[str, LayerMeasures] = field(default_factory=dict)  # untrained networks, by their architecture
     reading: list[float] = field(default_factory=list)  # seconds of each reading of the model in hand
+    engine: ReadBlocks | None = None  # reads in the place of this process
 
     @classmethod
     def of(cls, prompts: Prompts, settings: ProbeSettings) -> Self:
@@ -153,6 +155,7 @@ class ProbeStudy:
         progress: Progress,
         *,
         spill: Path | None = None,
+        elsewhere: Elsewhere | None = None,
     ) -> PromptReading:
         """States and answers of the prompts; to disk where they would take a quarter of the memory."""
         width, count = network.config.get_text_config().hidden_size, sum(len(layers) for layers in reads.values())
@@ -167,9 +170,16 @@ class ProbeStudy:
             chat=self.settings.chat,
             spill=spill if 4 * width * count * len(prompts.instances) > total_memory() / 4 else None,
             progress=progress,
+            elsewhere=elsewhere,
         )
         self.reading.append(time.perf_counter() - began)
         return reading
+
+    def elsewhere(self, load: Callable[[], tuple[Any, Any]], place: Path) -> Elsewhere | None:
+        """The engine, with the network that `load` gives to each of its workers, and a folder for what it keeps."""
+        if (engine := self.engine) is None:
+            return None
+        return lambda layers, blocks: engine(partial(open_reader, load, layers), blocks, place)
 
     def config(self, models: Sequence[str], base: str | None, **further: object) -> str:
         """The text of `config.toml`."""
