@@ -281,7 +281,7 @@ def test_the_guide_names_every_option_of_the_engines_and_its_commands_are_unders
     monkeypatch.setattr("nucleate.model.places.at_the_door", lambda *_, **__: None)
     monkeypatch.setattr("nucleate.verbs._redraw", lambda folders: None)
     for line in re.findall(r"^(?:\w+=\S+ )*nucleate (.+)$", GUIDE, flags=re.MULTILINE):
-        words = shlex.split(line.replace("--size small", "--size micro"))
+        words = shlex.split(line.replace("--size small", "--size micro").replace("/shared", "shared"))
         words[-1] += "" if words[0] == "probe" else f"-{len(handed)}"
         assert main(words) == (0 if words[0] == "probe" else 1), line
     assert {count for count, _ in handed} == {20}

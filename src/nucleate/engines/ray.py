@@ -145,7 +145,8 @@ def _read_all(
     context.enable_progress_bars = False
     context.target_max_block_size = None  # a block's reading is never cut in two
     (
-        ray.data.read_parquet(str(asked), override_num_blocks=count)
+        ray.data.read_parquet(str(asked))
+        .repartition(target_num_rows_per_block=1)  # a small file would be one piece of work
         .map_batches(
             _BlockReader,
             fn_constructor_args=(open_reader,),
