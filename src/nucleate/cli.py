@@ -15,6 +15,7 @@ from io import TextIOWrapper
 from pathlib import Path
 
 from nucleate import verbs
+from nucleate.completion import PrintCompletion
 from nucleate.options import SHORT, Parser, add_out, add_probe, add_redirect, add_settings, add_transfer
 from nucleate.refusal import FellShort, Refused
 
@@ -121,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Find out whether, where and when a language model separates the tasks it was taught.",
     )
     parser.add_argument("--version", action="version", version=f"nucleate {__version__}")
+    parser.add_argument("--completion", action=PrintCompletion, nargs=0, help="print a script of bash that completes")
     found = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
 
     def verb(name: str, help: str) -> Parser:
