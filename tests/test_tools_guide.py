@@ -31,7 +31,7 @@ HUB, _, SHELL = REST.partition("## A shell")
 def test_the_guide_to_other_tools_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     pl.DataFrame(prompts()).write_ndjson("prompts.jsonl")
-    known = {word for one in prompts() for word in one["prompt"].split()} | set("where is my parcel".split())
+    known = {word for one in prompts() for word in one["prompt"].split()} | {"where", "is", "my", "parcel"}
     tokenizer = word_tokenizer(sorted(known))
     shape = {"width": 16, "feed_forward": 32, "layers": 2, "heads": 2, "positions": 64, "dropout": 0, "pad": 0}
     save_network(gpt2(vocabulary=len(tokenizer), seed=1, **shape), tokenizer, tmp_path / "my-model")
