@@ -18,6 +18,7 @@ def small(word: str) -> str:
     return "micro" if word in SIZES else FEWER.get(word, word)
 
 
+@pytest.mark.timeout(900)  # some ten experiments, one after the other
 def test_the_guide_to_reproducing_the_paper_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for block in BLOCK.finditer(GUIDE):
