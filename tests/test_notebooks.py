@@ -20,6 +20,7 @@ def test_there_are_two_notebooks_and_they_are_small():
     assert all(path.stat().st_size < 200_000 for path in NOTEBOOKS)
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_from_top_to_bottom_and_shows_what_it_was_kept_with(path):
     """The same kinds of output, cell by cell; what they hold may differ in its last digits on another machine."""

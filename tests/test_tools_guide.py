@@ -28,6 +28,7 @@ TABLES, _, REST = GUIDE.partition("## A hub")
 HUB, _, SHELL = REST.partition("## A shell")
 
 
+@pytest.mark.timeout(600)
 def test_the_guide_to_other_tools_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     pl.DataFrame(prompts()).write_ndjson("prompts.jsonl")
@@ -102,6 +103,7 @@ def hub():
     server.server_close()
 
 
+@pytest.mark.timeout(600)
 def test_a_redirected_model_goes_to_a_hub_and_comes_back_with_its_switch(hub, tmp_path):
     place, served = hub
     network, tokenizer = tiny("llama"), words()
