@@ -6,7 +6,7 @@ ACCEPT_GEMMA_TERMS ?= no
 SMOLLM2 := runs/weights/SmolLM2-135M-Instruct.Q4_1.gguf
 GEMMA := runs/weights/gemma-3-270m-q4_k_m.gguf
 
-.PHONY: demo test check fix bench real torture
+.PHONY: demo test check fix bench real torture docs
 
 # Goes on with what an interruption left; begins anew where $(OUT) holds a demo of other settings (refused with 2).
 demo: .venv/ready
@@ -38,6 +38,9 @@ else
 	@echo "Gemma 3 270M is left out: make real ACCEPT_GEMMA_TERMS=yes accepts its terms and probes it too"
 	$(BIN)/nucleate probe $(SMOLLM2) natural --out runs/real --resume
 endif
+
+docs: .venv/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

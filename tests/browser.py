@@ -110,7 +110,15 @@ class Browser:
                 ticks += int(fields[11]) + int(fields[12])
         return ticks / os.sysconf("SC_CLK_TCK")
 
-    def open(self, path: Path, width: int = 1280, height: int = 800, *, dark: bool = False) -> "Page":
+    def open(
+        self,
+        path: Path,
+        width: int = 1280,
+        height: int = 800,
+        *,
+        dark: bool = False,
+        ready: str = "document.documentElement?.dataset.ready === 'yes'",
+    ) -> "Page":
         """A new page whose scripts have begun and painted."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -122,7 +130,7 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         page.call("Emulation.setEmulatedMedia", features=[scheme])
         page.call("Page.navigate", url=path.resolve().as_uri())
-        page.until("document.documentElement?.dataset.ready === 'yes'")
+        page.until(ready)
         page.settle()
         return page
 

@@ -26,6 +26,7 @@ ALLOWED = {
     **{room: set() for room in FLOOR},
     "config": set(),
     "intervals": set(),
+    "completion": set(),
     "run_in_words": {"config"},  # what a run changes of its size
     "parts": set(),
     "runs": {"run_in_words", "parts"},

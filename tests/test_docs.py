@@ -67,12 +67,23 @@ def test_readme_commands_run(command, tmp_path, micro_run, monkeypatch):
 def test_files_that_documents_point_to_exist():
     pointed = {
         (document, target)
-        for document in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "results").rglob("*.md")]
+        for document in [
+            ROOT / "README.md",
+            ROOT / "CONTRIBUTING.md",
+            *(ROOT / "docs").rglob("*.md"),
+            *(ROOT / "results").rglob("*.md"),
+        ]
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8"))
     }
     for document, target in pointed:
         assert (document.parent / target).exists(), f"{document.name} points to {target}"
     assert {ROOT / "README.md", ROOT / "docs" / "guides" / "probe.md"} <= {document for document, _ in pointed}
+
+
+def test_files_that_contributors_are_sent_to_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:src|docs|tests|results|examples)/[^`]+|\w+\.(?:toml|yml|md))`", text))
+    assert len(named) > 20 and not [name for name in named if not (ROOT / name).exists()]
 
 
 def test_the_first_ledger_of_the_findings_is_the_frozen_one():

@@ -99,6 +99,37 @@ def as_pandas(frame: pl.DataFrame) -> Any:
     return pytest.importorskip("pandas").DataFrame(frame.to_dicts())
 
 
+class Names:
+    """`datasets.ClassLabel`: numbers that stand for names."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+
+    def int2str(self, number: int) -> str:
+        return self.names[number]
+
+
+class PlayedDataset:
+    """What of `datasets.Dataset` is used, set to a format that gives something else than rows."""
+
+    def __init__(self, rows: list[Row], **labels: list[str]) -> None:
+        self._rows = rows
+        self.features = {column: object() for column in rows[0]} | {c: Names(names) for c, names in labels.items()}
+
+    def with_format(self, kind: None) -> list[Row]:
+        return self._rows
+
+
+class Arrow:
+    """A table of nobody's, known by its protocol alone."""
+
+    def __init__(self, frame: pl.DataFrame) -> None:
+        self._frame = frame
+
+    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
+        return self._frame.__arrow_c_stream__(requested_schema)
+
+
 SOURCES: dict[str, Callable[[Path, list[Row]], Any]] = {
     "jsonl": lambda path, rows: write_jsonl(path / "my.jsonl", rows),
     "csv": lambda path, rows: write_csv(path / "my.csv", rows),
@@ -106,6 +137,10 @@ SOURCES: dict[str, Callable[[Path, list[Row]], Any]] = {
     "folder with a table": lambda path, rows: write_bare_folder(path / "my", pl.DataFrame(rows)),
     "datasets folder": lambda path, rows: write_datasets_folder(path / "my", pl.DataFrame(rows)),
     "data frame": lambda _, rows: pl.DataFrame(rows),
+    "lazy frame": lambda _, rows: pl.DataFrame(rows).lazy(),
+    "table of pyarrow": lambda _, rows: pytest.importorskip("pyarrow").Table.from_pylist(rows),
+    "whatever has Arrow's columns": lambda _, rows: Arrow(pl.DataFrame(rows)),
+    "dataset": lambda _, rows: PlayedDataset(rows),
     "pandas data frame": lambda _, rows: as_pandas(pl.DataFrame(rows)),
     "list": lambda _, rows: rows,
     "iterator": lambda _, rows: iter(rows),
@@ -122,6 +157,22 @@ def test_every_kind_of_source_gives_the_rows_as_they_were_written(kind: str, tmp
     made = next(tmp_path.iterdir(), None)
     assert prompts.name == ("prompts" if made is None else f"{made.name}/" if made.is_dir() else made.name)
     assert (prompts.has_inputs, prompts.messages, prompts.dropped, prompts.warnings) == (True, None, (), ())
+
+
+def test_numbers_that_stand_for_names_become_these_also_of_a_loaded_dataset() -> None:
+    rows: list[Row] = [{"prompt": f"p{number}", "task": number % 3 - 1} for number in range(6)]
+    prompts = read_prompts(PlayedDataset(rows, task=["refund", "greeting"]))
+    assert [one.task for one in prompts.instances] == ["refund", "greeting"] * 2
+    assert len(prompts.dropped) == 2  # -1: none
+
+
+def test_a_loaded_dataset_dict_has_its_splits_and_another_name_of_a_part_is_refused() -> None:
+    rows = some_rows()
+    parts = {split: [row for row in rows if row["split"] == split] for split in ("test", "train", "validation")}
+    prompts = read_prompts({split: PlayedDataset(own) for split, own in parts.items()})
+    assert Counter(one.split for one in prompts.instances) == Counter(row["split"] for row in rows)
+    with pytest.raises(Refused, match=r"split 'unsupervised', none of .*; take one part of it, as dataset\['unsuper"):
+        read_prompts({"unsupervised": PlayedDataset(rows)})
 
 
 def test_the_parts_of_a_dataset_dict_become_the_splits(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ _HOMES = {
     "Dataset": "nucleate.data.dataset",
     "ProbeCallback": "nucleate.probing.callback",
     "Refused": "nucleate.refusal",
+    "StatesTransformer": "nucleate.model.estimator",
     "TSNE": "nucleate.measures.tsne",
     "cluster_scores": "nucleate.measures.scores",
     "load_dataset": "nucleate.data.dataset",

@@ -15,6 +15,7 @@ from io import TextIOWrapper
 from pathlib import Path
 
 from nucleate import verbs
+from nucleate.completion import PrintCompletion
 from nucleate.files import last_line
 from nucleate.options import (
     ENGINES,
@@ -132,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Find out whether, where and when a language model separates the tasks it was taught.",
     )
     parser.add_argument("--version", action="version", version=f"nucleate {__version__}")
+    parser.add_argument("--completion", action=PrintCompletion, nargs=0, help="print a script of bash that completes")
     found = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
 
     def verb(name: str, help: str) -> Parser:

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -29,7 +29,13 @@ class PandasFrame(Protocol):
     def astype(self, dtype: Any) -> Any: ...
 
 
-Source = str | Path | Dataset | pl.DataFrame | PandasFrame | Iterable[Mapping[str, Any]]  # a name is one of ours
+class ArrowTable(Protocol):
+    """Whatever hands over Arrow's columns: a table of pyarrow, polars, DuckDB and others."""
+
+    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any: ...
+
+
+Source = str | Path | Dataset | PandasFrame | ArrowTable | pl.LazyFrame | Iterable[Mapping[str, Any]]  # a name: ours
 
 
 @dataclass(frozen=True)
@@ -61,10 +67,18 @@ def _open(source: Source) -> tuple[str, Dataset | NamedColumns]:
         return _open_path(Path(source))
     if isinstance(source, Dataset):
         return str(source.settings.get("group", "dataset")), source
-    if isinstance(source, pl.DataFrame):
-        return "prompts", frame_table(source, "the data frame")
+    if isinstance(source, pl.LazyFrame):
+        source = source.collect()
     if hasattr(source, "notna") and hasattr(source, "astype"):  # of pandas, whose nulls have many faces
         source = source.astype(object).where(source.notna(), None).to_dict("records")
+    elif hasattr(source, "features"):  # of Hugging Face datasets
+        source = _dataset_rows(source)
+    elif isinstance(source, Mapping) and source and all(hasattr(one, "features") for one in source.values()):
+        for split in source:
+            _check_split(split, "the dataset", f"take one part of it, as dataset[{split!r}]")
+        source = [{**row, "split": split} for split, part in source.items() for row in _dataset_rows(part)]
+    elif hasattr(source, "__arrow_c_stream__"):
+        return "prompts", frame_table(pl.DataFrame(source), "the data frame")
     if not isinstance(source, Iterable) or isinstance(source, Mapping):
         raise Refused(f"a {type(source).__name__} is no table of prompts; give a list of rows, each a dict")
     rows = list(source)
@@ -164,15 +178,27 @@ def _read_csv(path: Path) -> NamedColumns:
     return _row_table(rows, lines, str(path), "line")
 
 
+def _dataset_rows(dataset: Any) -> Iterator[dict[str, Any]]:
+    """Rows of a dataset of Hugging Face, whatever format it was set to; numbers that stand for names become these."""
+    features = dataset.features or {}
+    names = {column: one.names for column, one in features.items() if hasattr(one, "int2str")}
+    for row in dataset.with_format(None):
+        numbers = {column: row[column] for column in names}
+        named = {c: None if n is None or n < 0 else names[c][n] for c, n in numbers.items()}  # -1: none
+        yield {**row, **named}
+
+
+def _check_split(split: Any, title: str, remedy: str) -> None:
+    if split not in SPLITS:
+        raise Refused(f"{title} has the split {split!r}, none of {', '.join(SPLITS)}; {remedy}")
+
+
 def _read_datasets_folder(folder: Path) -> pl.DataFrame:
     """What `save_to_disk` of Hugging Face datasets wrote; the parts of a DatasetDict become the column `split`."""
     if (folder / "dataset_dict.json").is_file():
         splits = _read_key(folder, "dataset_dict", "splits", list)
         for split in splits:
-            if split not in SPLITS:
-                raise Refused(
-                    f"{folder} has the split {split!r}, none of {', '.join(SPLITS)}; name {folder / str(split)}"
-                )
+            _check_split(split, str(folder), f"name {folder / str(split)}")
         frames = [_read_datasets_folder(folder / split).with_columns(split=pl.lit(split)) for split in splits]
         return pl.concat(frames, how="diagonal_relaxed")
     if not (folder / "state.json").is_file():

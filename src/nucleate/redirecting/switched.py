@@ -153,6 +153,13 @@ class SwitchedModel(nn.Module):
         except AttributeError:
             return getattr(super().__getattr__("network"), name)
 
+    def push_to_hub(self, *arguments: Any, **named: Any) -> None:
+        """Refused, since it would be the network's own, without any switch."""
+        raise Refused(
+            "a switched model is its folder: save it with copy=True, or align with --copy, and upload that, as "
+            "HfApi().upload_folder(repo_id=…, folder_path='RUN/model')"
+        )
+
     def turn_off(self) -> None:
         """From now on the network answers as it always did."""
         self.enabled = False
