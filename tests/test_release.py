@@ -77,7 +77,7 @@ def run(unpacked: Path, folder: Path, *words: str) -> str:
 @pytest.mark.timeout(900)  # compiles the loops anew
 def test_the_wheel_reproduces_reports_and_probes_away_from_the_checkout(unpacked, tmp_path):
     assert run(unpacked, tmp_path, "--version") == f"nucleate {nucleate.__version__}\n"
-    run(unpacked, tmp_path, "reproduce", "--size", "micro", "--out", "all")
+    run(unpacked, tmp_path, "reproduce", "--size", "micro", "--epochs", "1", "--out", "all")
     assert (tmp_path / "all" / "page.html").is_file() and (tmp_path / "all" / "claims.md").is_file()
     assert "page.html" in run(unpacked, tmp_path, "report", "all/learn")
     assert (tmp_path / "all" / "learn" / "page.html").is_file()
