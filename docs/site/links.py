@@ -14,7 +14,14 @@ from typing import Any
 from mkdocs.structure.files import File
 
 _ROOT = Path(__file__).parents[2]
-_BESIDE = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "results/**/*.md", "results/**/*.png")  # shown, beside docs/
+_BESIDE = (
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "results/**/*.md",
+    "results/**/*.png",
+)  # shown, beside docs/
 _LINK = re.compile(r"(?<!!)\[([^][]*)\]\(([^)#:\s]+)(#[^)\s]*)?\)|(?<=\]\()([^)#:\s]+)(?=\))")
 _CODE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"`[^`\n]*`")
