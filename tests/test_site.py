@@ -60,6 +60,8 @@ def test_links_lead_to_pages_and_pictures_or_are_left_as_text(site):
 def test_lists_and_options_read_as_on_github(site):
     """A list may follow its sentence at once, and a bar inside code is written with a backslash in a table."""
     assert "<li><strong>Readable</strong>" in (site / "guides" / "probe.html").read_text(encoding="utf-8")
+    pages = [path.read_text(encoding="utf-8") for path in site.rglob("*.html")]
+    assert len(pages) > 15 and not any("<p>- " in text for text in pages)
     reference = (site / "reference.html").read_text(encoding="utf-8")
     assert "<code>--kind main|alignment</code>" in reference and 'id="nucleateprobe"' in reference
 

@@ -26,6 +26,7 @@ _LINK = re.compile(r"(?<!!)\[([^][]*)\]\(([^)#:\s]+)(#[^)\s]*)?\)|(?<=\]\()([^)#
 _CODE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"`[^`\n]*`")
 _LIST = re.compile(r"^(?![ |>]|[-*] |\d+\. )(.*\S.*)\n(?=(?:[-*]|1\.) )", re.MULTILINE)
+_AFTER_CODE = re.compile(r"\A\n(?=(?:[-*]|1\.) )")
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -56,7 +57,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     ends = [0, *(place for code in _CODE.finditer(markdown) for place in code.span()), len(markdown)]
     parts = [markdown[begin:end] for begin, end in pairwise(ends)]
     for number in range(0, len(parts), 2):
-        text = _LIST.sub(r"\1\n\n", _LINK.sub(led, parts[number]))
+        text = _LIST.sub(r"\1\n\n", _AFTER_CODE.sub("\n\n", _LINK.sub(led, parts[number])))
         parts[number] = _SPAN.sub(lambda code: code[0].replace("\\|", "|"), text)
     return "".join(parts)
 
