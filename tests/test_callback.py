@@ -230,7 +230,7 @@ def test_trackers_are_told_and_the_loss_of_the_same_step_is_told_too(tmp_path):
     (written,) = (tmp_path / "wandb").glob("wandb/offline-run-*/*.wandb")
     for _ in range(60):  # its own process may still be writing
         records = [Record.FromString(data) for data in records_of(written.read_bytes())]
-        if records[-1].HasField("exit"):
+        if records and records[-1].HasField("exit"):
             break
         time.sleep(0.5)
     items = [item for record in records for item in record.history.item]

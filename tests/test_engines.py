@@ -426,7 +426,8 @@ def test_a_sweep_that_another_process_holds_is_refused(whole, tmp_path, capsys):
 
 def test_a_run_of_a_sweep_has_the_bytes_of_the_same_run_by_itself(whole, tmp_path):
     """One thread each, as a worker has."""
-    alone = ["learn", "--size", "micro", "--epochs", "1", "--seed", "1", "--set", "training.batch=12"]
-    assert main([*alone, "--out", str(tmp_path / "alone")]) == 0
+    alone = {"0..1": "1", "training.batch=6,12": "training.batch=12"}
+    words = [alone.get(word, word) for word in COMMAND[1 : COMMAND.index("--workers")]]
+    assert main([*words, "--out", str(tmp_path / "alone")]) == 0
     wanted = (tmp_path / "alone" / "metrics.parquet").read_bytes()
     assert sum((place / "metrics.parquet").read_bytes() == wanted for place in whole.iterdir() if place.is_dir()) == 1

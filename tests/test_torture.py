@@ -38,7 +38,7 @@ for number in range(20):
     place = out / str(number)
     if {always!r} or not place.exists():
         write_text(place, str({told}))
-    time.sleep(0.02)
+    time.sleep(0.1)
 """
 
 
