@@ -28,7 +28,8 @@ def test_a_probe_answers_with_its_verdicts_readings_and_tasks(folder, result, ca
     tuned = told["models"]["tuned"]
     assert tuned["verdict"] == "clustered" and tuned["sentence"] == result.verdict
     assert set(tuned) == {"verdict", "sentence", "readable", "clustered", "where_to_act", "tasks"}
-    assert tuned["where_to_act"]["by"] == "correlation" and tuned["where_to_act"]["layer"] == 1  # between first and last
+    where = tuned["where_to_act"]
+    assert where["by"] == "correlation" and where["layer"] == 1  # between the first and the last
     for reading in ("readable", "clustered"):
         one = tuned[reading]
         assert set(one) == {"value", "low", "high", "layer", "control", "control_value"}
