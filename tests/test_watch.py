@@ -63,6 +63,28 @@ def test_a_look_is_a_probe_of_the_network_as_it_was_then(watched, step):
     assert len(ours) > 100 and ours.equals(theirs)
 
 
+def test_a_look_under_autocast_reads_in_the_precision_of_the_weights(tmp_path):
+    given = {"tokenizer": tokenizer(), "every": 1, **QUICK}
+    results = []
+    for name in ("plain", "mixed"):
+        mixed = torch.autocast("cpu", dtype=torch.bfloat16, enabled=name == "mixed")
+        with nucleate.watch(network().train(), rows(), out=tmp_path / name, **given) as seen, mixed:
+            assert seen.step() is not None
+        results.append(seen.result.metrics)
+    assert results[0].equals(results[1])
+
+
+def test_several_processes_that_train_together_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with (
+        pytest.raises(Refused, match="several processes train together"),
+        nucleate.watch(network(), rows(), tokenizer=tokenizer(), out=tmp_path / "run", **QUICK),
+    ):
+        pass
+    assert not (tmp_path / "run").exists()
+
+
 def test_watching_changes_nothing(watched):
     _, model, _, _ = watched
     alone = network().train()

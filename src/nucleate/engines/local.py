@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _LOOK = 0.1  # seconds between two looks at the workers
 _TELL = 1.0  # seconds between two looks at how far they are
 _TAIL = 4096  # bytes of what a worker wrote last
+_STOPPED = 130  # the exit code after Ctrl-C, SIGTERM and SIGHUP
 _GRACE = 30.0  # seconds in which an interrupted run may close its folder; then it is killed, which harms it no more
 _FIRST_GUESS = 2**30  # bytes of a worker before any has been seen at work: interpreter and torch alone take 0.8 GiB
 _ONE_THREAD = {
@@ -194,7 +195,8 @@ class _Worker:
             memory = ", as the system does where memory runs out" if name == "SIGKILL" else ""
             return JobResult(self.job.name, "failed", seconds, f"killed by {name}{memory}", killed=True)
         last = next((line.strip() for line in reversed(lines) if line.strip()), f"exit code {code}")
-        return JobResult(self.job.name, "failed", seconds, last.removeprefix("nucleate: "))
+        stopped = code == _STOPPED  # politely, as a machine that shuts down does
+        return JobResult(self.job.name, "failed", seconds, last.removeprefix("nucleate: "), killed=stopped)
 
 
 def _room(running: Sequence[_Worker], largest: int) -> bool:

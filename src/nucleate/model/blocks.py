@@ -1,7 +1,8 @@
 """Blocks of prompts: what one forward pass reads, whole in itself, so that any process with the network can read it.
 
 Which prompts share a pass, and how they lie in it, decides the low bits of their states. It is therefore decided once,
-before anybody reads: workers that share the blocks out give the very bits of one that reads them all.
+before anybody reads: workers that share the blocks out, a thread each, give the very bits of one thread that reads
+them all.
 """
 
 import json

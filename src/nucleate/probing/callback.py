@@ -182,9 +182,7 @@ class ProbeCallback(TrainerCallback):
             if fraction is None and first:  # what is to be said of the prompts is said once
                 say(sentence)
 
-        network = inside_of(model)
-        with _as_it_is(network):
-            seen = self._probe.look(network, self._tokenizer, state.global_step, epoch, progress)
+        seen = self._probe.look(inside_of(model), self._tokenizer, state.global_step, epoch, progress)
         say(f"step {state.global_step}: {seen.words}")
         told = {"readable": seen.readable, "clustered": seen.clustered, "best_layer": seen.best_layer}
         logs = {f"probe/{name}": value for name, value in told.items() if value is not None}
@@ -248,18 +246,3 @@ def inside_of(model: Any) -> PreTrainedModel:
 
 
 _DEALT = "the network's weights are dealt over several processes: probe its checkpoints instead"
-
-
-@contextmanager
-def _as_it_is(network: Any) -> Iterator[None]:
-    """In the precision of its weights, as a saved checkpoint is read, and as its untrained control: without the mixed
-    precision that accelerate has wrapped around it for training."""
-    wrapped = vars(network).get("forward")
-    if wrapped is None or not hasattr(network, "_original_forward"):
-        yield
-        return
-    network.forward = network._original_forward
-    try:
-        yield
-    finally:
-        network.forward = wrapped

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 from nucleate.measures.clustering import KMeansJob, kmeans_many
 from nucleate.measures.held_out import LinearReading, read_linearly
 from nucleate.measures.labelling import Labelling
-from nucleate.measures.products import Part, products_of
+from nucleate.measures.products import LARGEST, Part, products_of
 from nucleate.measures.survey import Survey, survey
 from nucleate.probing.design import Design
 from nucleate.probing.halves import Side, shared_by, some_units
@@ -162,9 +162,10 @@ def _surveys(
 ) -> Iterator[tuple[Side, list[int], Survey]]:
     """A few layers at a time, so that not all of them need to be in memory; labels are read beside where that is
     asked for."""
-    effort, step = design.effort, design.effort.threads
     raw = any((split, "raw") in one.places for split, one in labellings.items())
-    who = shared_by(sides) if raw else None
+    who, effort, step = shared_by(sides) if raw else None, design.effort, design.effort.threads
+    if who is not None:  # a GiB of products, however many threads there are
+        step = min(step, max(1, (LARGEST // len(who)) ** 2))
     for first in range(0, len(layers), step):
         some, block = list(layers[first : first + step]), np.asarray(states[first : first + step])
         products = [] if who is None else products_of(block[:, who], effort.threads)

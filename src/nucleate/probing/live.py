@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -124,7 +125,7 @@ class LiveProbe:
         subject = _subject(network, tokenizer, step, epoch)
         began = time.perf_counter()
         cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-        with self._open(resume=True) as run, torch.random.fork_rng(devices=cuda):
+        with self._open(resume=True) as run, torch.random.fork_rng(devices=cuda), _as_it_is(network):
             work = workload_of(self.study, [subject], text=False, act=False)
             probe_one(self.study, subject, run, self.surface, work, progress, act=False)
             note_seconds(run, began, self.study.reading)
@@ -193,3 +194,18 @@ def _forget(run: RunWriter, look: Subject) -> None:
 def _differing(begun: str, asked: str) -> list[str]:
     """As for any run, but for the looks, which grow."""
     return [one for one in differing(begun, asked, ProbeSettings) if one.split(" ")[0] not in ("models", "base")]
+
+
+@contextmanager
+def _as_it_is(network: Any) -> Iterator[None]:
+    """In the precision of its weights, as a saved checkpoint is read, and as its untrained control: without the mixed
+    precision that accelerate, or whoever trains, has wrapped around it."""
+    wrapped = vars(network).get("forward") if hasattr(network, "_original_forward") else None
+    if wrapped is not None:
+        network.forward = network._original_forward
+    try:
+        with torch.autocast(where_it_runs(network)[0].type, enabled=False):
+            yield
+    finally:
+        if wrapped is not None:
+            network.forward = wrapped

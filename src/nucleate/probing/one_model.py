@@ -324,6 +324,8 @@ def finish(run: RunWriter, study: ProbeStudy, subjects: Sequence[Subject], compa
         join(run, study, subjects, compared)
         pieces.rename(joined)
     shutil.rmtree(joined, ignore_errors=True)  # gone whole, or not at all
+    for left in ("spill", "blocks"):  # by a kill after the last model was written
+        shutil.rmtree(run.folder / left, ignore_errors=True)
 
 
 def join(run: RunWriter, study: ProbeStudy, subjects: Sequence[Subject], compared: str | None) -> None:

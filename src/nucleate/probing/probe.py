@@ -174,7 +174,9 @@ def _announcement(study: ProbeStudy, subject: Subject) -> str:
     tokens = tokens_of(prompts)
     needed = subject.estimate(count, tokens, layers=len(subject.layers(settings.layers)))
     passes = 2.5 if prompts.has_inputs else 2  # trained, untrained, and the few distinct neutral prompts
-    products = thread_count() * 4 * count**2 if count <= LARGEST else 0  # of a layer's points with each other
+    products = (
+        min(4 * LARGEST**2, thread_count() * 4 * count**2) if count <= LARGEST else 0
+    )  # of points with each other
     beside = needed.weight_bytes + 2 * 4 * count * MOST_FEATURES + products + _LIBRARIES  # untrained network, n-grams
     measuring = measuring_seconds(needed.state_bytes / 4, count)
     moving = moving_seconds(study, subject, needed.seconds)

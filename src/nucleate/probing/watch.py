@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from nucleate.data.sources import Source
@@ -67,6 +68,9 @@ class watch:  # named as what is done with it
         self._probe = LiveProbe.of(data, Path(out), settings)
 
     def __enter__(self) -> Self:
+        together = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if together and torch.distributed.get_world_size() > 1:
+            raise Refused("several processes train together: use a Trainer and ProbeCallback, or probe checkpoints")
         self._probe.begin(
             inside_of(self._model),
             self._tokenizer,
