@@ -13,6 +13,7 @@ import pytest
 from nucleate.files import last_line
 from nucleate.parts import LAYOUT, METRICS, metrics_frame
 from nucleate.refusal import Refused
+from nucleate.run_in_words import _example
 from nucleate.runs import find_runs, load_run, open_run
 from nucleate.threads import thread_count
 
@@ -272,3 +273,10 @@ def test_the_last_line_is_found_without_reading_what_stands_before_it(before, la
     log.write_bytes(b"a line before\n" * before + last)
     wanted = last or (b"a line before\n" if before else b"")
     assert last_line(log) == wanted
+
+
+def test_a_table_that_holds_controls_alone_is_told_in_words_too():
+    row = {"measure": "knn_share", "control": "shuffled", "split": "test", "space": "raw", "layer": 1}
+    assert _example(pl.DataFrame([row])).startswith("run.metrics.filter(measure='knn_share', control='shuffled'")
+    own = _example(pl.DataFrame([row | {"control": "none"}, row]))
+    assert "control='none'" in own and _example(pl.DataFrame([row]).clear()) == ""

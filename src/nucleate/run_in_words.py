@@ -96,7 +96,8 @@ def _example(metrics: pl.DataFrame) -> str:
     if metrics.is_empty():
         return ""
     plain = pl.col("measure").eq(_telling(metrics)[0]) & pl.col("control").eq("none")
-    row = metrics.filter(plain).row(-1, named=True)
+    own = metrics.filter(plain)
+    row = (metrics if own.is_empty() else own).row(-1, named=True)  # a table may hold controls alone
     named = {name: row[name] for name in ("measure", "control", "split", "space", "layer") if row[name] is not None}
     return f"run.metrics.filter({', '.join(f'{name}={value!r}' for name, value in named.items())})"
 
