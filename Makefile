@@ -1,4 +1,4 @@
-# Seven upkeep verbs. Each sets up what it needs; continuous integration calls these and nothing else.
+# Eight upkeep verbs. Each sets up what it needs; continuous integration calls these and nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= runs/demo

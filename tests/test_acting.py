@@ -244,7 +244,7 @@ def test_without_outputs_or_inputs_the_layer_that_reads_labels_is_told_as_correl
     read = main_read(seen.metrics).filter(measure="linear_accuracy", split="validation", control="none")
     read = dict(read.select("layer", "value").rows())
     assert where.layer == max((1, 2), key=lambda layer: read[layer])  # between the embedding and the norm
-    told = f"no vector is added at layer {best:.0f}, but at layer {where.layer}"
+    told = f"no vector can be added there: at layer {where.layer} one can"
     assert (told in where.sentence) == (best in (0, 3))
     assert set(seen.steering_vector("french").layers) == {where.layer}
     assert f"labels are read best off layer {best:.0f}" in where.sentence and "correlation, no cause" in where.sentence
@@ -280,12 +280,12 @@ def test_a_layer_at_which_no_vector_is_added_is_told_with_the_best_one_between(r
         value=pl.when(measure="best_readable_layer", control="none").then(3.0).otherwise(pl.col("value"))
     )
     where = where_to_act(last, "taught")
-    assert where.layer in (1, 2) and f"at layer 3, but at layer {where.layer} (" in where.sentence
+    assert where.layer in (1, 2) and f"there: at layer {where.layer} one can, off which" in where.sentence
     between = last.with_columns(
         value=pl.when(measure="best_readable_layer", control="none").then(1.0).otherwise(pl.col("value"))
     )
     where = where_to_act(between, "taught")
-    assert where.layer == 1 and "no vector is added" not in where.sentence
+    assert where.layer == 1 and "no vector can be added" not in where.sentence
 
 
 # --- at what price ----------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import Popen
 
 import polars as pl
 import pytest
@@ -422,6 +423,17 @@ def test_a_sweep_that_another_process_holds_is_refused(whole, tmp_path, capsys):
     with locks.locked(folder, "sweep"):
         assert main([*COMMAND, "--out", str(folder), "--resume"]) == 2
     assert "in use by another sweep" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("code", "killed"), [("os.kill(os.getpid(), 9)", True), ("sys.exit(130)", True), ("sys.exit(1)", False)]
+)
+def test_who_is_killed_or_stopped_is_told_from_who_fails(code, killed, monkeypatch):
+    """A machine that shuts down stops its workers by SIGTERM, after which the command line ends with 130."""
+    words = [sys.executable, "-c", f"import os, sys; {code}"]
+    monkeypatch.setattr(local.subprocess, "Popen", lambda _, **how: Popen(words, **how))
+    outcome = local._Worker.started(Job("toy", ("learn",))).outcome()
+    assert outcome.state == "failed" and outcome.killed == killed
 
 
 def test_a_run_of_a_sweep_has_the_bytes_of_the_same_run_by_itself(whole, tmp_path):

@@ -23,6 +23,7 @@ from nucleate.probing import probe as door
 from nucleate.probing.findings import summary_lines
 from nucleate.probing.settings import ProbeSettings
 from nucleate.refusal import Refused
+from nucleate.runs import RunWriter
 
 TASKS, PROMPTS, WORDS = 4, 16, 3
 QUICK = {"iterations": 250, "repeats": 2, "initialisations": 2}
@@ -230,6 +231,25 @@ def test_what_transformers_is_told_when_it_loads_is_passed_on_and_kept(folder, t
     assert 'loading = ["attn_implementation=sdpa"]' in (out / "config.toml").read_text(encoding="utf-8")
     assert main(["probe", *asked, "--loading", "attn_implementation=none-such", "--out", str(tmp_path / "no")]) == 2
     assert "cannot be loaded" in capsys.readouterr().err
+
+
+def test_a_probe_killed_when_all_is_written_leaves_no_states_behind(folder, monkeypatch, tmp_path):
+    asked = {"data": folder / "prompts.jsonl", "settings": ProbeSettings(columns={"task": "label"}, **QUICK)}
+    monkeypatch.setattr(study, "total_memory", lambda: 0)  # with the states on disk
+    log = RunWriter.log
+
+    def killed(self, event, **facts):
+        if event == "probed":
+            raise KeyboardInterrupt
+        log(self, event, **facts)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RunWriter, "log", killed)
+        door.probe_into(tmp_path / "run", str(folder / "base"), **asked)
+    assert (tmp_path / "run" / "spill").is_dir()
+    monkeypatch.setattr(door.Subject, "load", lambda self: pytest.fail("read again"))
+    assert door.probe_into(tmp_path / "run", str(folder / "base"), resume=True, **asked)
+    assert not any((tmp_path / "run" / name).exists() for name in ("spill", "blocks", "pieces"))
 
 
 def test_a_probe_killed_after_its_first_model_and_resumed_gives_the_same_bytes(folder, monkeypatch, tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow
 import pytest
 
 from nucleate.config import DataSettings
@@ -138,7 +139,7 @@ SOURCES: dict[str, Callable[[Path, list[Row]], Any]] = {
     "datasets folder": lambda path, rows: write_datasets_folder(path / "my", pl.DataFrame(rows)),
     "data frame": lambda _, rows: pl.DataFrame(rows),
     "lazy frame": lambda _, rows: pl.DataFrame(rows).lazy(),
-    "table of pyarrow": lambda _, rows: pytest.importorskip("pyarrow").Table.from_pylist(rows),
+    "table of pyarrow": lambda _, rows: pyarrow.Table.from_pylist(rows),
     "whatever has Arrow's columns": lambda _, rows: Arrow(pl.DataFrame(rows)),
     "dataset": lambda _, rows: PlayedDataset(rows),
     "pandas data frame": lambda _, rows: as_pandas(pl.DataFrame(rows)),

@@ -1,5 +1,7 @@
 """Task by task, on states whose structure is planted: what is separate, what is confused, which labels are wrong."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -10,6 +12,7 @@ from nucleate.measures.neighbours import Labels
 from nucleate.measures.scores import cluster_scores
 from nucleate.measures.shares import NeighbourShares, TaskDeals, neighbour_shares
 from nucleate.measures.survey import Effort, survey
+from nucleate.probing import layers
 from nucleate.probing.changes import change, difference
 from nucleate.probing.design import Design
 from nucleate.probing.findings import doubted_in_words
@@ -261,6 +264,37 @@ def test_a_layer_is_clustered_where_it_exceeds_every_control_and_a_task_that_is_
     found = flags(words)  # as good as the words: held, and no more than they
     assert found["clustered"] == found["readable"] == 0 and held(found) == 1
     assert all(task["clustered"] == task["readable"] == 0 and held(task) == 1 for task in words.by_task)
+
+
+@pytest.mark.parametrize("some", [0, 1, slice(None)], ids=["all", "validation", "every side"])
+def test_sides_that_share_their_products_measure_what_each_measures_alone(design, some, monkeypatch):
+    sides = design.sides[some] if isinstance(some, slice) else (design.sides[some],)
+    points = np.stack([states(design.labels, strength=strength) for strength in (0, 1, 3)])
+    shared = measure_layers(design, points, [0, 1, 2], lambda what, done, of: None, sides=sides)
+    made = []
+    monkeypatch.setattr(layers, "shared_by", lambda sides: made.append(sides))
+    alone = measure_layers(design, points, [0, 1, 2], lambda what, done, of: None, sides=sides)
+    assert made and len(shared.rows) == len(alone.rows) > 0
+    for one, other in zip(shared.rows, alone.rows, strict=True):
+        assert {**one, "value": 0} == {**other, "value": 0}
+        same = one["measure"].startswith(("knn", "hard", "linear", "variance"))
+        assert one["value"] == other["value"] if same else one["value"] == pytest.approx(other["value"], abs=0.05), one
+    for place, share in shared.shares.items():
+        assert np.array_equal(share, alone.shares[place], equal_nan=True)
+
+
+def test_no_more_products_are_held_at_once_than_fit(design, monkeypatch):
+    made, products_of = [], layers.products_of
+    monkeypatch.setattr(
+        layers, "products_of", lambda block, threads: made.append(len(block)) or products_of(block, threads)
+    )
+    points = np.stack([states(design.labels, strength=1)] * 4)
+    busy = replace(design, effort=replace(design.effort, threads=4))
+    for largest, at_once in ((2 * len(design.labels), [4]), (len(design.labels), [1, 1, 1, 1])):
+        monkeypatch.setattr(layers, "LARGEST", largest)
+        measure_layers(busy, points, [0, 1, 2, 3], lambda what, done, of: None)
+        assert made == at_once
+        made.clear()
 
 
 def test_labels_that_a_plane_parts_but_no_neighbourhood_are_readable_and_not_clustered(design):

@@ -10,7 +10,9 @@ from nucleate.measures.kmeans_pairwise import MOST_SWEEPS, STAYS, accumulate, ad
 from nucleate.measures.products import LARGEST, Part
 
 LARGEST_TABLE = 2**26  # entries of the (cluster, point) table of a large problem: 256 MiB in single precision
-ENOUGH = 0.005  # of the points: where fewer move, it has shown how good an initialisation is (benchmarks/kmeans.py)
+ENOUGH = (
+    0.005  # of the points: where fewer move, it has shown how good an initialisation is (benchmarks/kmeans.py --early)
+)
 _BLOCK = 2048  # points that are multiplied at once
 
 

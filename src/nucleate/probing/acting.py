@@ -111,13 +111,14 @@ def _correlated(metrics: pl.DataFrame, moves: pl.DataFrame, model: str) -> Where
     if between and best not in between:
         layer = max(sorted(between), key=lambda one: between[one])
         elsewhere = (
-            f"; no vector is added at layer {best}, but at layer {layer} ({percent(between[layer])} are read there)"
+            f"; no vector can be added there: at layer {layer} one can, off which {percent(between[layer])} are read"
         )
     why = "not measured (that takes outputs, inputs that tasks share, and a finished causal language model)"
     if not moves.is_empty():
         why = f"cannot be told by moving states: {_too_few(moves)}"
         count = min(_counts(moves, "transfer_turned_pairs"), default=None)
-        why += "" if count is None else f", and of {count:.0f} alone the own answer is the likelier of the two"
+        some = f"only {count:.0f}" if count else "none"
+        why += "" if count is None else f", and for {some} of them the own answer is the likelier of the two"
     verdict = verdict_of(metrics, model)
     no_more = f" ({verdict})" if verdict in (WORDS, NOT_HELD) else ""
     return WhereToAct(
